@@ -1,0 +1,43 @@
+# make run [RECIPE=demo] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
+# make test [TESTS=tests/fisher]                                                  the test suite
+# make check                                                                      style, types, import contract
+# make bench                                                                      side by side timings
+PYTHON ?= python3
+VENV   ?= .venv
+RECIPE ?= demo
+INPUT  ?=
+OUTPUT ?= out
+ARGS   ?=
+TESTS  ?=
+BIN    := $(VENV)/bin
+
+.PHONY: help install run test check bench clean
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+run: install
+	@$(BIN)/raymerge run --recipe $(RECIPE) --output $(OUTPUT) $(if $(INPUT),--input $(INPUT)) $(ARGS)
+
+test: install
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: install
+	$(BIN)/ruff check raymerge jobs tests
+	$(BIN)/ruff format --check raymerge jobs tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: install
+	@for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,265 @@
+"""What lies between stages: a folder with a manifest, committed whole or not at all, found again by its digest.
+
+An artifact lies under `<output>/<stage>/<digest>`; the digest is taken over the stage's inputs and configuration, so
+several configurations live in one output folder and nothing that is there is ever computed again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import raymerge
+from raymerge import storage
+from raymerge.errors import ArtifactError, InputError
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+
+FORMAT = 1  # raised when a change of the numerics or of the files makes older artifacts another thing
+MARKER = "raymerge.json"
+
+
+def digest_of(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def file_digest(url: str) -> str:
+    """SHA-256 of a file, read in pieces of 1 MiB."""
+    sha = hashlib.sha256()
+    with storage.open_file(url) as handle:
+        while piece := handle.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed folder: where it lies and what its manifest says."""
+
+    url: str
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Digest over the inputs and the configuration."""
+        return str(self.manifest["digest"])
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the stage said about its result."""
+        return dict(self.manifest["counts"])
+
+    def file(self, *parts: str) -> str:
+        """URL of a file or folder inside."""
+        return storage.join(self.url, *parts)
+
+    def json(self, *parts: str) -> Any:
+        """Content of a JSON file inside."""
+        return json.loads(storage.read_bytes(self.file(*parts)))
+
+    def verify(self) -> "Artifact":
+        """Check each file against the manifest; ArtifactError names the first that is missing or altered."""
+        for name, expected in self.manifest["files"].items():
+            try:
+                found = file_digest(self.file(name))
+            except InputError:
+                raise ArtifactError(f"{self.file(name)} is missing; delete {self.url} and run again") from None
+            if found != expected:
+                raise ArtifactError(
+                    f"{self.file(name)} was altered or truncated (sha256 {found[:12]}, manifest says {expected[:12]}); "
+                    f"delete {self.url} and run again"
+                )
+        return self
+
+
+def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
+    """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
+    url = storage.absolute(url)
+    try:
+        manifest = json.loads(storage.read_bytes(storage.join(url, storage.LAST_FILE)))
+        found = manifest["stage"]
+    except InputError:
+        raise ArtifactError(f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)") from None
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again") from None
+    if stage is not None and found != stage:
+        raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {stage!r}")
+    return Artifact(url, manifest).verify()
+
+
+@dataclass
+class Draft:
+    """An artifact in the making: put files into `folder`, say what there is in `counts`."""
+
+    folder: Path
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file that a person can read."""
+        (self.folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+class Output:
+    """The folder that holds everything that raymerge makes for somebody."""
+
+    def __init__(self, url: str) -> None:
+        self.url = storage.absolute(url)
+
+    def check(self) -> None:
+        """Refuse a place that cannot be written or a non-empty folder that is not ours."""
+        names = storage.list_folder(self.url)
+        if names and MARKER not in names:
+            raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
+        if storage.is_local(self.url) and os.path.isfile(self.url):
+            raise InputError(f"{self.url} is a file; --output must be a folder")
+
+    def open(self) -> "Output":
+        """Mark the folder as ours and clear what dead processes of this machine left in staging."""
+        self.check()
+        if storage.is_local(self.url):
+            with storage.disk_errors(self.url):
+                Path(self.url).mkdir(parents=True, exist_ok=True)
+            _clear_staging(Path(self.url) / ".staging")
+        marker = storage.join(self.url, MARKER)
+        if not storage.exists(marker):
+            with storage.disk_errors(self.url), storage.open_file(marker, "wb") as handle:
+                handle.write(json.dumps({"format": FORMAT}).encode())
+        return self
+
+    def locate(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> str:
+        """Where the artifact of these inputs and this configuration lies or will lie."""
+        key = {"stage": stage, "inputs": dict(inputs), "configuration": configuration, "format": FORMAT}
+        return storage.join(self.url, stage, digest_of(key))
+
+    def find(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
+        """The committed artifact, verified, or None if it has yet to be made."""
+        url = self.locate(stage, inputs=inputs, configuration=configuration)
+        return open_artifact(url, stage=stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
+
+    @contextmanager
+    def stage(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Iterator[Draft]:
+        """Make an artifact: the folder counts only once the block has ended without an error.
+
+        After an error, or a full disk, the staging folder is removed and everything committed before stays.
+        """
+        url = self.locate(stage, inputs=inputs, configuration=configuration)
+        folder = self._staging_folder()
+        try:
+            with storage.disk_errors(self.url):
+                draft = Draft(folder)
+                yield draft
+                manifest = {
+                    "stage": stage,
+                    "digest": url.rpartition("/")[2],
+                    "inputs": dict(inputs),
+                    "configuration": configuration,
+                    "counts": draft.counts,
+                    "format": FORMAT,
+                    "version": raymerge.__version__,
+                    "files": _digests(folder),
+                }
+                draft.write_json(storage.LAST_FILE, manifest)
+                storage.commit_folder(folder, url)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _staging_folder(self) -> Path:
+        if not storage.is_local(self.url):
+            return Path(tempfile.mkdtemp(prefix="raymerge-"))
+        folder = Path(self.url) / ".staging" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        with storage.disk_errors(self.url):
+            folder.mkdir(parents=True)
+        return folder
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file_digest(str(file)) for file in files}
+
+
+def _clear_staging(folder: Path) -> None:
+    for left in folder.glob(f"{socket.gethostname()}-*"):
+        pid = left.name.removeprefix(f"{socket.gethostname()}-").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors; the bytes depend on names and values only."""
+    contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    file.write_bytes(safetensors.torch.save(contiguous))
+
+
+def load_tensors(url: str) -> dict[str, Tensor]:
+    """Read a safetensors file; ArtifactError if it is not one."""
+    try:
+        return safetensors.torch.load(storage.read_bytes(url))
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{storage.without_credentials(url)} is not a safetensors file ({error})") from None
+
+
+def save_model(module: SequenceEncoder, folder: Path, *, items_url: str) -> None:
+    """Write `model.safetensors`, `config.json` and `items.parquet` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(dict(module.named_parameters()), folder / "model.safetensors")
+    config = {"num_items": module.num_items, **module.config.__dict__}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (folder / "items.parquet").write_bytes(storage.read_bytes(items_url))
+
+
+def load_model(url: str) -> SequenceEncoder:
+    """Load a model in eval mode from its folder, or from the artifact around it, which is then verified.
+
+    Raises ArtifactError where there is no model, or it was altered, or its tensors do not fit its configuration.
+    """
+    url = model_folder(url)
+    try:
+        settings = json.loads(storage.read_bytes(storage.join(url, "config.json")))
+        module = SequenceEncoder(settings.pop("num_items"), EncoderConfig(**settings))
+        module.load_state_dict(load_tensors(storage.join(url, "model.safetensors")))
+    except InputError:
+        raise ArtifactError(f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing") from None
+    except (RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"the model at {storage.without_credentials(url)} cannot be read: {_first_line(error)}") from None
+    return module.eval()
+
+
+def model_folder(url: str) -> str:
+    """The folder with the model files: the URL itself or `model/` of the artifact there; an artifact is verified."""
+    url = storage.absolute(url)
+    for artifact in (url, url.rpartition("/")[0]):
+        if storage.exists(storage.join(artifact, storage.LAST_FILE)):
+            open_artifact(artifact)
+    return storage.join(url, "model") if storage.exists(storage.join(url, "model")) else url
+
+
+def load_diagonal(url: str) -> dict[str, Tensor]:
+    """Load a Fisher diagonal (mean over users, by parameter name) from its artifact."""
+    return load_tensors(open_artifact(url, stage="fisher").file("diagonal.safetensors"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest over names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

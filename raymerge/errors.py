@@ -1,0 +1,41 @@
+"""What a user can do wrong, one class each.
+
+Each takes one message that says what is wrong, the value found and what to change. The command prints it as one
+line with exit code 2. All survive pickling, because the message is their only argument.
+"""
+
+
+class UserError(ValueError):
+    """Base of all mistakes that the user can correct."""
+
+
+class ConfigError(UserError):
+    """An unknown key, a value out of range, settings that contradict each other."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that no registry knows: recipe, objective, estimator, merge method, format."""
+
+
+class InputError(UserError):
+    """An interaction log, a history or an option that cannot be read as what it should be."""
+
+
+class ArtifactError(UserError):
+    """An artifact that is missing, truncated, altered, or not one of ours."""
+
+
+class MergeError(UserError):
+    """Models that cannot be merged, with the first difference found."""
+
+
+class ScoreError(UserError):
+    """A model whose scores or losses are not finite numbers."""
+
+
+class ResourceError(UserError):
+    """More CPUs, GPUs, memory or disk than there are, or a deadline that has passed."""
+
+
+class TrackingError(UserError):
+    """A tracking server that cannot be reached, or that does not accept us."""

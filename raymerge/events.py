@@ -1,0 +1,32 @@
+"""What stages say while they work: plain values that any process can send and the driver alone records and shows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Event:
+    """One figure of one run, recorded once by (run, key, step).
+
+    `run` names the stage and model it belongs to ("prepare", "train/duorec", "merge"), "" the pipeline as a whole;
+    `key` the figure ("loss", "ndcg@10"); `step` the epoch or whatever the stage counts, from 0.
+    """
+
+    run: str
+    key: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of `total` units, and in `note` what a person wants to know besides."""
+
+    run: str
+    done: float
+    total: float
+    note: str = ""
+
+
+Emit: TypeAlias = Callable[[Event | Progress], None]

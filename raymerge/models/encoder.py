@@ -1,0 +1,234 @@
+"""The transformer that every objective trains and every merge keeps: one shape, one cost.
+
+Shapes: B histories, L columns, d dimensions, V items, H heads. Index 0 is padding, 1..V the items, V + 1 the mask.
+Histories are padded on the left, oldest first; positions count back from the last column, so that padding and
+bucketing by length change nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymerge.errors import ConfigError, InputError
+from raymerge.models.dropout import Dropout
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """All settings of an encoder but the number of items. Models merge only if all of these are equal."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
+
+    attention: Literal["bidirectional", "causal"] = "bidirectional"
+    max_length: int = 50
+    dim: int = 64
+    blocks: int = 2
+    heads: int = 2
+    feed_forward: int = 256
+    dropout: float = 0.2
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    norm: Literal["pre", "post"] = "pre"
+    output_bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
+            value = getattr(self, name)
+            if not 1 <= value <= 65536:
+                raise ConfigError(f"encoder.{name} must be between 1 and 65536, got {value}")
+        if self.max_length < 2:
+            raise ConfigError(f"encoder.max_length must be at least 2, got {self.max_length}")
+        if self.dim % self.heads:
+            raise ConfigError(f"encoder.dim must be a multiple of encoder.heads, got {self.dim} and {self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"encoder.dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @property
+    def cloze(self) -> bool:
+        """Whether a mask stands at the prediction position (bidirectional) or the last item itself (causal)."""
+        return self.attention == "bidirectional"
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product self-attention."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, allowed: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, L, d] → [B, Q, d], queries at columns `at` int64[B, Q] (all if None).
+
+        `allowed` bool[B, 1, Q, L] says which query (row) sees which column.
+        """
+        batch, length, dim = x.shape
+        rows = self.qkv(x).view(batch, length, 3 * self.heads, dim // self.heads)
+        q, k, v = rows.split(self.heads, dim=2)
+        mixed = self._mix(pick(q, at).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), allowed)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+        if not self.dropout.active or q.device.type != "cpu":
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=allowed, dropout_p=self.dropout.rate if self.training else 0.0
+            )
+        # torch has no fused kernel with dropout for a CPU
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        return self.dropout(logits.masked_fill(~allowed, -torch.inf).softmax(-1)) @ v
+
+
+class FeedForward(nn.Module):
+    """Two layers applied to each position."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.dim, config.feed_forward)
+        self.outer = nn.Linear(config.feed_forward, config.dim)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] → [..., d]."""
+        return self.outer(self.activation(self.inner(x)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with dropout and a residual, normalised before (pre) or after (post)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = SelfAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, allowed: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, L, d] → [B, Q, d], the output at columns `at` int64[B, Q] only (all if None)."""
+        if self.pre:
+            x = pick(x, at) + self.dropout(self.attention(self.attention_norm(x), allowed, at))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(pick(x, at) + self.dropout(self.attention(x, allowed, at)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class SequenceEncoder(nn.Module):
+    """Next-item recommender: a transformer over the history, scored against the item embedding (tied).
+
+    Memory is (V + 2 + L)·d + O(blocks·d²) parameters; a forward pass over B histories costs
+    O(B·L·blocks·(d² + L·d)) and, with scores, B·V·d.
+    """
+
+    def __init__(self, num_items: int, config: EncoderConfig) -> None:
+        super().__init__()
+        if num_items < 1:
+            raise ConfigError(f"an encoder needs at least 1 item, got {num_items}")
+        self.num_items = num_items
+        self.config = config
+        self.item_embedding = nn.Embedding(num_items + 2, config.dim, padding_idx=0)
+        self.position_embedding = nn.Embedding(config.max_length, config.dim)
+        self.input_norm = nn.LayerNorm(config.dim)
+        self.input_dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.output_norm = nn.LayerNorm(config.dim)
+        self.output_bias = nn.Parameter(torch.zeros(num_items)) if config.output_bias else None
+        self.apply(_initialise)
+
+    @property
+    def mask_index(self) -> int:
+        """Row of the embedding that stands for an item to be guessed."""
+        return self.num_items + 1
+
+    def input_rows(self, histories: Tensor) -> Tensor:
+        """Rows of the embedding that stand at each input position: int64[B, L] → int64[B, ≤ max_length].
+
+        A cloze model gets the mask appended and drops the oldest item beyond max_length − 1; histories longer than
+        that keep their last items. Refuses anything but item indices padded on the left.
+        """
+        self._check(histories)
+        if not self.config.cloze:
+            return histories[:, -self.config.max_length :]
+        kept = histories[:, -(self.config.max_length - 1) :]
+        return torch.cat([kept, kept.new_full((len(kept), 1), self.mask_index)], dim=1)
+
+    def _check(self, histories: Tensor) -> None:
+        if histories.ndim != 2 or histories.shape[1] < 1:
+            raise InputError(f"histories must be int64[B, L] with L >= 1, got shape {tuple(histories.shape)}")
+        if not len(histories):
+            return
+        low, high = int(histories.min()), int(histories.max())
+        if low < 0 or high > self.num_items:
+            raise InputError(f"item indices must lie in 0..{self.num_items}, found {low if low < 0 else high}")
+        if not bool(histories[:, -1].all()):
+            raise InputError("a history must end with an item in its last column: pad on the left, leave none empty")
+
+    def embed(self, histories: Tensor) -> Tensor:
+        """Embedded input at each position, nothing else added: int64[B, L] → [B, L', d]."""
+        return self.item_embedding(self.input_rows(histories))
+
+    def encode(self, x: Tensor, histories: Tensor) -> Tensor:
+        """Hidden state at the prediction position (the last): [B, L', d] → [B, d]."""
+        real = self.input_rows(histories) != 0
+        last = torch.full((len(x), 1), x.shape[1] - 1, device=x.device)
+        return self.hidden_states(x, real, last)[:, 0]
+
+    def head(self) -> tuple[Tensor, Tensor | None, str | None]:
+        """Output weights [V, d], bias [V] or None, and the name of the embedding they are tied to."""
+        return self.item_embedding.weight[1 : self.num_items + 1], self.output_bias, "item_embedding.weight"
+
+    def hidden_states(self, x: Tensor, real: Tensor, at: Tensor | None = None) -> Tensor:
+        """States at columns `at` int64[B, Q] (all L if None): x [B, L, d], real bool[B, L] → [B, Q, d].
+
+        `real` is False at padding. Of the last block only keys and values are computed at the other columns.
+        """
+        length = x.shape[1]
+        distance_from_end = torch.arange(length - 1, -1, -1, device=x.device)
+        x = self.input_dropout(self.input_norm(x + self.position_embedding(distance_from_end)))
+        allowed = self.attention_mask(real)
+        for block in self.blocks[:-1]:
+            x = block(x, allowed)
+        return self.output_norm(self.blocks[-1](x, pick(allowed.transpose(1, 2), at).transpose(1, 2), at))
+
+    def attention_mask(self, real: Tensor) -> Tensor:
+        """Who sees whom: bool[B, L] → bool[B, 1, L, L].
+
+        Each position also sees itself: harmless for an item, and a padded row is never fully masked, so it has no NaN.
+        """
+        length = real.shape[1]
+        itself = torch.eye(length, dtype=torch.bool, device=real.device)
+        allowed = real[:, None, None, :] | itself
+        return allowed if self.config.cloze else allowed & torch.ones_like(itself).tril()
+
+    def scores(self, states: Tensor) -> Tensor:
+        """Logits over the catalogue, column j for item j + 1: [..., d] → [..., V]."""
+        weight, bias, _ = self.head()
+        return F.linear(states, weight, bias)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        """Next-item logits: int64[B, L] → [B, V]."""
+        return self.scores(self.encode(self.embed(histories), histories))
+
+
+def pick(x: Tensor, at: Tensor | None) -> Tensor:
+    """Columns `at` int64[B, Q] of each row: [B, L, ...] → [B, Q, ...]; x itself if None."""
+    if at is None:
+        return x
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + at).flatten()).unflatten(0, at.shape)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Truncated normal of σ 0.02 for weights, zero for biases and for the padding row (as BERT)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight.data[module.padding_idx])

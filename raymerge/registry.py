@@ -1,0 +1,47 @@
+"""Named choices: an objective, an estimator or a merge method is added by one decorated definition."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from raymerge.errors import UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to entries of one kind; refuses duplicates; an unknown name is answered with those known.
+
+    >>> colours = Registry[str]("colour")
+    >>> colours.add("red", "#f00")
+    '#f00'
+    >>> colours["blue"]
+    Traceback (most recent call last):
+    raymerge.errors.UnknownNameError: unknown colour 'blue'; known: red
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Add an entry under a new name and return it."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self._entries[name] = entry
+        return entry
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator form of `add`."""
+        return lambda entry: self.add(name, entry)
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; known: {', '.join(self._entries)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)

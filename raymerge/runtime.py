@@ -1,0 +1,248 @@
+"""Ray: start or join it, know what it has, and get each piece of work done exactly once."""
+
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from raymerge.errors import ConfigError, ResourceError, UserError
+from raymerge.events import Emit, Event, Progress
+
+MAX_ATTEMPTS = 4  # of one piece of work whose process died
+POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the work runs. Placement never changes a result; `workers` and `threads` may, in the last digits."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    address: str | None = None  # a cluster to join; without it RAY_ADDRESS, else Ray is started on this machine
+    gpus: int | None = None  # GPUs to use at most; without it all that the cluster has
+    actors: int | None = None  # processes for Fisher and evaluation; without it one for each CPU or GPU
+    base_workers: int = 1  # data-parallel processes of the base
+    base_threads: int = 2  # CPU threads of each of them
+    member_workers: int = 1  # data-parallel processes of each member
+    member_threads: int = 1
+    actor_threads: int = 1
+    deadline_hours: float = 48.0
+
+    def __post_init__(self) -> None:
+        for name in ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads", "actors"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 4096:
+                raise ConfigError(f"cluster.{name} must be between 1 and 4096, got {value}")
+        if self.gpus is not None and self.gpus < 0:
+            raise ConfigError(f"cluster.gpus must not be negative, got {self.gpus}")
+        if not self.deadline_hours > 0:
+            raise ConfigError(f"cluster.deadline_hours must be positive, got {self.deadline_hours}")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has, and what of it we may use."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+    def check(self, config: ClusterConfig) -> None:
+        """Refuse at once what could never be scheduled and would wait for ever."""
+        if config.gpus is not None and config.gpus > self.gpus:
+            raise ResourceError(f"cluster.gpus is {config.gpus}, but the cluster has {self.gpus:g} GPUs")
+        if self.cpus < 1:
+            raise ResourceError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed")
+
+    def usable_gpus(self, config: ClusterConfig) -> float:
+        """GPUs that the configuration lets us use."""
+        return self.gpus if config.gpus is None else min(self.gpus, float(config.gpus))
+
+    def share(self, config: ClusterConfig, processes: int) -> dict[str, float]:
+        """Resources of each of so many processes that run at once: whole GPUs, a share of one, or CPU shares.
+
+        Shares are rounded down to 1/100, so that all fit.
+        """
+        gpus = self.usable_gpus(config)
+        if gpus:
+            return {"GPU": _share(gpus, processes), "CPU": min(1.0, _share(self.cpus, processes))}
+        return {"CPU": _share(self.cpus, processes)}
+
+
+def _share(amount: float, processes: int) -> float:
+    share = amount / processes
+    return float(max(1, int(share))) if share >= 1 else max(0.01, int(share * 100) / 100)
+
+
+@contextmanager
+def session(config: ClusterConfig) -> Iterator[Capacity]:
+    """Join the cluster named, or start Ray on this machine for the length of the block.
+
+    A Ray started here listens on loopback with a random token, which is kept in this process' environment only.
+    """
+    if ray.is_initialized():
+        yield _checked(config)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        arguments["address"] = address
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        arguments |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ResourceError(f"cannot {where}: {str(error).strip().splitlines()[0]}") from error
+    try:
+        yield _checked(config)
+    finally:
+        ray.shutdown()
+
+
+def _checked(config: ClusterConfig) -> Capacity:
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    capacity = Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), nodes=nodes)
+    capacity.check(config)
+    return capacity
+
+
+class EventLog:
+    """Collects events from workers until the driver takes them. Launched as an actor without CPU."""
+
+    def __init__(self) -> None:
+        self._events: list[Event | Progress] = []
+
+    def add(self, events: list[Event | Progress]) -> None:
+        """Keep events in the order of arrival."""
+        self._events += events
+
+    def take(self) -> list[Event | Progress]:
+        """All events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+class Deadline:
+    """A moment after which the work is given up, in seconds of a monotonic clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def check(self, doing: str) -> None:
+        """ResourceError once the time is over."""
+        if time.monotonic() > self._end:
+            raise ResourceError(
+                f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to go on, "
+                "or raise cluster.deadline_hours"
+            )
+
+
+class Worker:
+    """Runs functions for the driver. A plain class: only `Pool` makes an actor of it."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result."""
+        return function(*arguments)
+
+
+class Pool:
+    """Actors that compute pieces of work, each taken once by its key.
+
+    One piece is under way per actor. An actor that dies is replaced and its piece is done again, up to `MAX_ATTEMPTS`
+    times; a mistake of the user that a worker found is raised here as it is. A function therefore returns a value for
+    its piece and changes nothing. The actors live as long as the block, so what a function caches is kept.
+    """
+
+    def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
+        self.size = config.actors or max(1, int(capacity.usable_gpus(config) or capacity.cpus))
+        self._resources = capacity.share(config, self.size)
+        self._threads = config.actor_threads
+        self._deadline = deadline
+        self._idle: list[Any] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._idle:
+            ray.kill(actor)
+        self._idle = []
+
+    def _launch(self) -> Any:
+        options = {"num_cpus": self._resources["CPU"], "num_gpus": self._resources.get("GPU", 0), "max_restarts": 0}
+        return ray.remote(**options)(Worker).remote(self._threads)
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        pieces: Mapping[str, tuple[Any, ...]],
+        *,
+        doing: str,
+        on_result: Callable[[str, Any], None],
+    ) -> None:
+        """Compute `function(*arguments)` for each piece; `on_result(key, value)` is called in order of completion.
+
+        Whoever sums results up must do it in the order of the keys.
+        """
+        waiting, attempts = deque(sorted(pieces)), dict.fromkeys(pieces, 0)
+        under_way: dict[Any, tuple[str, Any]] = {}
+        try:
+            while waiting or under_way:
+                self._deadline.check(doing)
+                while waiting and len(under_way) < self.size:
+                    key = waiting.popleft()
+                    attempts[key] += 1
+                    actor = self._idle.pop() if self._idle else self._launch()
+                    under_way[actor.run.remote(function, *pieces[key])] = key, actor
+                for reference in ray.wait(list(under_way), timeout=POLL_S)[0]:
+                    key, actor = under_way.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except RayTaskError as error:
+                        self._idle.append(actor)
+                        raise _cause(error) from error
+                    except RayActorError as error:
+                        if attempts[key] >= MAX_ATTEMPTS:
+                            raise ResourceError(f"{doing}: the process for {key} died {attempts[key]} times") from error
+                        waiting.appendleft(key)
+                    else:
+                        self._idle.append(actor)
+                        on_result(key, result)
+        finally:
+            for _, actor in under_way.values():
+                ray.kill(actor)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """The mistake of the user that ended a task, or the failure of the task itself."""
+    cause = error.cause
+    return cause if isinstance(cause, UserError) else error
+
+
+def pump(log: Any, emit: Emit) -> None:
+    """Hand what the event log has to the driver's callback."""
+    for event in ray.get(log.take.remote()):
+        emit(event)
+
+
+def launch_event_log() -> Any:
+    """Start the actor that collects events."""
+    return ray.remote(num_cpus=0, max_restarts=0)(EventLog).remote()
