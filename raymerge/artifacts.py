@@ -117,6 +117,7 @@ class Output:
 
     def __init__(self, url: str) -> None:
         self.url = storage.absolute(url)
+        self._opened = False
 
     def check(self) -> None:
         """Refuse a place that cannot be written or a non-empty folder that is not ours."""
@@ -127,7 +128,9 @@ class Output:
             raise InputError(f"{self.url} is a file; --output must be a folder")
 
     def open(self) -> "Output":
-        """Mark the folder as ours and clear what dead processes of this machine left in staging."""
+        """Mark the folder as ours and clear what dead processes of this machine left in staging, the first time."""
+        if self._opened:
+            return self
         self.check()
         if storage.is_local(self.url):
             with storage.disk_errors(self.url):
@@ -137,6 +140,7 @@ class Output:
         if not storage.exists(marker):
             with storage.disk_errors(self.url), storage.open_file(marker, "wb") as handle:
                 handle.write(json.dumps({"format": FORMAT}).encode())
+        self._opened = True
         return self
 
     def locate(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> str:
@@ -155,7 +159,7 @@ class Output:
 
         After an error, or a full disk, the staging folder is removed and everything committed before stays.
         """
-        url = self.locate(stage, inputs=inputs, configuration=configuration)
+        url = self.open().locate(stage, inputs=inputs, configuration=configuration)
         folder = self._staging_folder()
         try:
             with storage.disk_errors(self.url):

@@ -15,7 +15,7 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raymerge.errors import ConfigError, ResourceError, UserError
-from raymerge.events import Emit, Event, Progress
+from raymerge.events import Event, Progress
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
 POLL_S = 0.25
@@ -87,32 +87,33 @@ def _share(amount: float, processes: int) -> float:
 def session(config: ClusterConfig) -> Iterator[Capacity]:
     """Join the cluster named, or start Ray on this machine for the length of the block.
 
-    A Ray started here listens on loopback with a random token, which is kept in this process' environment only.
+    A Ray started here wants a random token, which is kept in this process' environment only.
     """
     if ray.is_initialized():
-        yield _checked(config)
+        yield cluster_capacity(config)
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         arguments["address"] = address
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token":
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         arguments |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(**arguments)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ResourceError(f"cannot {where}: {str(error).strip().splitlines()[0]}") from error
     try:
-        yield _checked(config)
+        yield cluster_capacity(config)
     finally:
         ray.shutdown()
 
 
-def _checked(config: ClusterConfig) -> Capacity:
+def cluster_capacity(config: ClusterConfig) -> Capacity:
+    """What the cluster has; ResourceError if it is less than the configuration asks for."""
     total = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     capacity = Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), nodes=nodes)
@@ -121,19 +122,19 @@ def _checked(config: ClusterConfig) -> Capacity:
 
 
 class EventLog:
-    """Collects events from workers until the driver takes them. Launched as an actor without CPU."""
+    """Collects what workers say until the driver takes it. Launched as an actor without CPU."""
 
     def __init__(self) -> None:
-        self._events: list[Event | Progress] = []
+        self._messages: list[Event | Progress | UserError] = []
 
-    def add(self, events: list[Event | Progress]) -> None:
-        """Keep events in the order of arrival."""
-        self._events += events
+    def add(self, messages: list[Event | Progress | UserError]) -> None:
+        """Keep messages in the order of arrival."""
+        self._messages += messages
 
-    def take(self) -> list[Event | Progress]:
-        """All events since the last call."""
-        events, self._events = self._events, []
-        return events
+    def take(self) -> list[Event | Progress | UserError]:
+        """All messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
 
 class Deadline:
@@ -235,14 +236,3 @@ def _cause(error: RayTaskError) -> Exception:
     """The mistake of the user that ended a task, or the failure of the task itself."""
     cause = error.cause
     return cause if isinstance(cause, UserError) else error
-
-
-def pump(log: Any, emit: Emit) -> None:
-    """Hand what the event log has to the driver's callback."""
-    for event in ray.get(log.take.remote()):
-        emit(event)
-
-
-def launch_event_log() -> Any:
-    """Start the actor that collects events."""
-    return ray.remote(num_cpus=0, max_restarts=0)(EventLog).remote()

@@ -85,6 +85,12 @@ def exists(url: str) -> bool:
     return bool(filesystem.exists(path))
 
 
+def modified(url: str) -> float:
+    """When a file was last written, in seconds since 1970."""
+    filesystem, path = _filesystem(url)
+    return float(filesystem.modified(path).timestamp())
+
+
 def list_folder(url: str) -> list[str]:
     """Names directly below a folder, sorted; empty if there is none."""
     filesystem, path = _filesystem(url)

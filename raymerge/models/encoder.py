@@ -5,6 +5,7 @@ Histories are padded on the left, oldest first; positions count back from the la
 bucketing by length change nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,10 @@ class SequenceEncoder(nn.Module):
         that keep their last items. Refuses anything but item indices padded on the left.
         """
         self._check(histories)
+        return self.prediction_rows(histories)
+
+    def prediction_rows(self, histories: Tensor) -> Tensor:
+        """As `input_rows`, unchecked: for histories that training made itself, which may hold the mask."""
         if not self.config.cloze:
             return histories[:, -self.config.max_length :]
         kept = histories[:, -(self.config.max_length - 1) :]

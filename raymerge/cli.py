@@ -1,0 +1,165 @@
+"""The `raymerge` command: `run` for the whole pipeline, and one subcommand for each of its stages."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from raymerge import __version__
+from raymerge.errors import InputError, UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Train several sequential recommenders, weigh them by Fisher information, merge them into one.
+
+    Start with `raymerge run`: it simulates a shop and does everything. A command that was cut off goes on where it was
+    when it is given again.
+    """
+    context.obj = debug
+
+
+def configured(command: F) -> F:
+    """The options that all commands with a configuration share."""
+    options = [
+        click.option("--recipe", help="A named configuration, or a YAML file that `raymerge config` printed."),
+        click.option("--output", default="out", show_default=True, help="Folder or URL for all that is made."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+        click.option("--address", help="A Ray cluster to join; without it RAY_ADDRESS, else Ray is started here."),
+        click.option("--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@configured
+def run(log: str | None, **options: Any) -> None:
+    """Do everything: from an interaction log to a merged model in MLflow, and a table of results."""
+    from raymerge.commands import run_pipeline
+
+    run_pipeline(log, **options)
+
+
+@cli.command()
+@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@configured
+def prepare(log: str | None, **options: Any) -> None:
+    """Clean an interaction log and write it as user partitions; prints the URL of the data."""
+    from raymerge.commands import run_prepare
+
+    run_prepare(log, **options)
+
+
+@cli.command()
+@click.option("--data", required=True, help="URL of data that `raymerge prepare` wrote.")
+@configured
+def train(data: str, **options: Any) -> None:
+    """Train the base and all members at the same time; prints the URL of each model."""
+    from raymerge.commands import run_train
+
+    run_train(data, **options)
+
+
+@cli.command()
+@click.option("--data", required=True, help="URL of prepared data.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
+@configured
+def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
+    """Compute the Fisher diagonal of each model; prints their URLs."""
+    from raymerge.commands import run_fisher
+
+    run_fisher(data, models, **options)
+
+
+@cli.command()
+@click.option("--data", help="URL of prepared data; needed to search coefficients on its validation split.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model; give two or more.")
+@click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")
+@configured
+def merge(data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], **options: Any) -> None:
+    """Merge models, also those of other runs, into one; prints its URL."""
+    from raymerge.commands import run_merge
+
+    run_merge(data, models, diagonals, **options)
+
+
+@cli.command()
+@click.option("--data", required=True, help="URL of prepared data.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
+@configured
+def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
+    """Rank every user's test item under each model; prints a table of metrics."""
+    from raymerge.commands import run_evaluate
+
+    run_evaluate(data, models, **options)
+
+
+@cli.command()
+@click.option("--model", required=True, help="URL of a model.")
+@click.option("--history", required=True, help="Own item ids, oldest first, separated by commas.")
+@click.option("--top", default=10, show_default=True, help="How many items to recommend.")
+@click.option("--include-seen", is_flag=True, help="Also recommend items of the history.")
+def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
+    """Recommend the next items after a history."""
+    from raymerge.commands import run_recommend
+
+    run_recommend(model, history, top=top, exclude_seen=not include_seen)
+
+
+@cli.command()
+@click.argument("url")
+@click.option("--html", help="File for the page; without it the table is printed.")
+def report(url: str, html: str | None) -> None:
+    """Show the report of a run again, or write it as one web page. URL: an output folder or a report in it."""
+    from raymerge.commands import run_report
+
+    run_report(url, html)
+
+
+@cli.command()
+@click.option("--recipe", default="demo", show_default=True, help="A named configuration or a YAML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@click.option("--list", "listing", is_flag=True, help="List the recipes.")
+def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
+    """Print the whole configuration of a recipe, as YAML that --recipe takes."""
+    from raymerge.commands import print_config
+
+    print_config(recipe, overrides, listing)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command: 0 when all is done, 2 for a mistake of the user's (one line), 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USER_ERROR)
+    except (UserError, click.exceptions.Abort, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        if isinstance(error, UserError):
+            click.echo(f"raymerge: {error}", err=True)
+            sys.exit(EXIT_USER_ERROR)
+        click.echo("raymerge: interrupted; give the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,128 @@
+"""What can be configured: one frozen, typed tree; unknown keys are refused.
+
+The settings of each stage are defined beside the stage; here they are put together and checked against each other.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raymerge.data.prepare import PrepareConfig
+from raymerge.errors import ConfigError
+from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.fisher.weights import FisherConfig
+from raymerge.merging.methods import MergeConfig
+from raymerge.models.encoder import EncoderConfig
+from raymerge.models.objectives import ObjectiveConfig, check_objective
+from raymerge.runtime import ClusterConfig
+from raymerge.training.config import TrainingConfig
+
+
+RESERVED = ("base", "average", "fisher", "fine-tuned", "control")
+
+
+class TrackingConfig(BaseModel):
+    """Where MLflow keeps what is logged, and under which names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str | None = None  # a server or database; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db
+    experiment: str = "raymerge"
+    model_name: str | None = None  # in the model registry; without it the recipe's name
+
+
+class Config(BaseModel):
+    """A whole run. `raymerge config --recipe NAME` prints it resolved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    prepare: PrepareConfig = PrepareConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    base: ObjectiveConfig | None = None  # what the common encoder learns first; without it members start from scratch
+    training: TrainingConfig = TrainingConfig()  # of the base, or of members that start from scratch
+    members: dict[str, ObjectiveConfig] = Field(min_length=1)
+    fine_tuning: TrainingConfig = TrainingConfig()  # of each member from the base
+    fisher: FisherConfig = FisherConfig()
+    merge: MergeConfig = MergeConfig()
+    after_merge: TrainingConfig | None = None  # of the merged model, and of the control that it is compared with
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for objective in [*self.members.values(), *([self.base] if self.base else [])]:
+            check_objective(objective, self.encoder)
+        for name in self.members:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ConfigError(f"members are named by letters, digits, - and _, got {name!r}")
+            if name in RESERVED:
+                raise ConfigError(f"a member may not be named {name!r}: that is another model of the run")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON and YAML can hold it."""
+        return self.model_dump(mode="json")
+
+
+def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """The configuration with `--set key.key=value` overrides applied; values are read as YAML.
+
+    Raises ConfigError in one line for an unknown key, a wrong type or a value out of range.
+    """
+    tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(values)))
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set takes key=value, such as training.epochs=3, got {override!r}")
+    *sections, last = path.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            if tree.get(section, {}) is not None or section not in tree:
+                known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
+                raise ConfigError(f"unknown section {section!r} in --set {override}; known: {known}")
+            tree[section] = {}
+        tree = tree[section]
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value in --set {override} cannot be read; put text with special signs in quotes") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing wrong, where it is, what was found, and what would be right."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown configuration key {where}; known there: {', '.join(_known(first['loc'][:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    kind: Any = Config
+    for part in location:
+        fields = getattr(kind, "model_fields", None) or {}
+        if part in fields:
+            kind = _inner(fields[part].annotation)
+    names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return list(names)
+
+
+def _inner(annotation: Any) -> Any:
+    """The class in `Class | None`, `dict[str, Class]` or `Class`."""
+    options = [one for one in getattr(annotation, "__args__", ()) if one not in (str, type(None))]
+    return options[0] if options else annotation

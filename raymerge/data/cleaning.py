@@ -1,0 +1,110 @@
+"""Cleaning of one partition of users at a time: order, repeated interactions, and rare items and users.
+
+Arrays: U users, n interactions; histories lie one after the other, so that lengths sum to n.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+
+from raymerge.data.ids import own_ids
+
+Duplicates = Literal["keep", "exact", "first", "last"]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Users text[U] in the order of their ids, their numbers of interactions int64[U], and their items int32[n]."""
+
+    users: pa.StringArray
+    lengths: np.ndarray
+    items: np.ndarray
+
+    @property
+    def owners(self) -> np.ndarray:
+        """Which user each interaction is of: int64[n]."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each user's items start, and where the last one's end: int64[U + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def lists(self) -> pa.ListArray:
+        """Each user's items as an Arrow list: list<int32>[U]."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.items, pa.int32()))
+
+    def save(self, path: Path) -> None:
+        """Write to a local file, over one that is there."""
+        batch = pa.record_batch({"users": self.users, "items": self.lists()})
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    @classmethod
+    def load(cls, path: Path) -> "Histories":
+        """Read what `save` wrote."""
+        with pa.OSFile(str(path)) as source:
+            batch = pa.ipc.open_file(source).get_batch(0)
+        items = batch["items"]
+        return cls(batch["users"], pc.list_value_length(items).to_numpy().astype(np.int64), items.flatten().to_numpy())
+
+
+def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplicates) -> Histories:
+    """Histories of a partition's rows, each in order of time, rows of equal time in the order of the log.
+
+    Users are in numerical order if their ids are whole numbers, else in that of their UTF-8 bytes.
+    """
+    encoded = rows["user"].combine_chunks().dictionary_encode()
+    order = pc.sort_indices(own_ids(encoded.dictionary, whole_numbers=whole_numbers)).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    columns = [rank[encoded.indices.to_numpy()], *(rows[name].to_numpy() for name in ("item", "whole", "fraction"))]
+    users, items, whole, fraction = _select(columns, np.lexsort((columns[3], columns[2], columns[0])))
+    users, items = _select([users, items], ~repeated(users, items, whole, fraction, duplicates=duplicates))
+    return Histories(encoded.dictionary.take(pa.array(order)), np.bincount(users, minlength=len(order)), items)
+
+
+def _select(columns: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+    return [column[rows] for column in columns]
+
+
+def repeated(
+    users: np.ndarray, items: np.ndarray, whole: np.ndarray, fraction: np.ndarray, *, duplicates: Duplicates
+) -> np.ndarray:
+    """Which interactions, given in order of time, are repetitions to be dropped: four [n] → bool[n].
+
+    `exact`: those equal in user, item and time to an earlier one; `first` (`last`): all but the first (last) of a user
+    with an item; `keep`: none.
+    """
+    drop = np.zeros(len(users), bool)
+    if duplicates == "keep" or not len(users):
+        return drop
+    keys = [users, items, whole, fraction] if duplicates == "exact" else [users, items]
+    order = np.lexsort(keys[::-1])
+    same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
+    drop[order[:-1] if duplicates == "last" else order[1:]] = same
+    return drop
+
+
+def count_items(histories: Histories, num_items: int) -> np.ndarray:
+    """Interactions with each item: int64[num_items]."""
+    return np.bincount(histories.items, minlength=num_items)
+
+
+def keep_frequent(histories: Histories, item_counts: np.ndarray, *, min_item: int, min_user: int) -> Histories:
+    """Drop items with a count below `min_item`, and then users with fewer than `min_user` interactions left."""
+    owners = histories.owners
+    frequent = item_counts[histories.items] >= min_item
+    lengths = np.bincount(owners[frequent], minlength=len(histories.lengths))
+    stay = lengths >= min_user
+    return Histories(histories.users.filter(pa.array(stay)), lengths[stay], histories.items[frequent & stay[owners]])
+
+
+def training_counts(histories: Histories, num_items: int) -> np.ndarray:
+    """Interactions with each item but each user's last two, which validate and test: int64[num_items]."""
+    from_end = histories.offsets[1:][histories.owners] - np.arange(len(histories.items))
+    return np.bincount(histories.items[from_end > 2], minlength=num_items)

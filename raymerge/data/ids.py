@@ -1,0 +1,94 @@
+"""Users' and items' own ids: compared as text, kept as whole numbers where all are, hashed the same on any machine.
+
+So a log gives the same partitions whether its ids arrive as `12` or as `"12"`, from CSV or from Parquet.
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+
+from raymerge.errors import InputError
+
+WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,18})$"
+LARGEST = str(2**63 - 1)
+
+
+def check_id_type(kind: pa.DataType, *, column: str, url: str) -> None:
+    """Refuse, with an InputError, a column that cannot hold ids."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    number = pa.types.is_integer(inner) or pa.types.is_floating(inner)
+    if not (number or is_text(inner) or pa.types.is_null(inner)):
+        raise InputError(f"column {column!r} of {url} holds {kind}; ids must be whole numbers or text")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether the type is one of Arrow's kinds of string."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def encode_ids(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
+    """Distinct ids as text and, for each row, which of them it holds: n rows → (text[k], int64[n] with −1 for none).
+
+    Missing, blank and not-a-number ids are none; blanks around an id are not part of it. A column of whole numbers
+    that was turned into floats by missing values is read as the whole numbers; other fractions are refused.
+    """
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    texts = pc.utf8_trim_whitespace(_text(encoded.dictionary))
+    distinct = pc.if_else(pc.not_equal(texts, ""), texts, pa.scalar(None, pa.string())).dictionary_encode()
+    code_of = np.append(_codes(distinct.indices), -1)  # its last entry, number −1, stands for none
+    return distinct.dictionary, code_of[_codes(encoded.indices)]
+
+
+def _codes(indices: pa.Array) -> np.ndarray:
+    return pc.fill_null(indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+
+
+def _text(ids: pa.Array) -> pa.StringArray:
+    if pa.types.is_floating(ids.type):
+        ids = pc.if_else(pc.is_finite(ids), ids, pa.scalar(None, ids.type))
+        try:
+            ids = ids.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise InputError(f"ids must be whole numbers or text, found a fraction ({error})") from None
+    return ids.cast(pa.string())
+
+
+def are_whole_numbers(ids: pa.StringArray) -> np.ndarray:
+    """Which ids are int64 in their usual spelling, so that text and number stand for each other: text[n] → bool[n].
+
+    >>> are_whole_numbers(pa.array(["12", "-3", "012", "1.0", "9223372036854775808"])).tolist()
+    [True, True, False, False, False]
+    """
+    digits = pc.utf8_ltrim(ids, characters="-")
+    fits = pc.or_(pc.less(pc.utf8_length(digits), len(LARGEST)), pc.less_equal(digits, LARGEST))
+    return pc.and_(pc.match_substring_regex(ids, WHOLE_NUMBER), fits).to_numpy(zero_copy_only=False)
+
+
+def own_ids(ids: pa.StringArray, *, whole_numbers: bool) -> pa.Array:
+    """Ids in the type in which they are kept: int64 if all of the log's are whole numbers, else text."""
+    return ids.cast(pa.int64()) if whole_numbers else ids
+
+
+def stable_keys(ids: pa.StringArray) -> np.ndarray:
+    """64-bit hash of each id, the same in every process and on every machine: text[n] → int64[n].
+
+    Whole numbers take SplitMix64's finaliser, a bijection, so that no two of them collide (Steele et al., "Fast
+    splittable pseudorandom number generators", 2014); other texts the first 8 bytes of BLAKE2b over UTF-8.
+    """
+    keys = np.empty(len(ids), np.int64)
+    whole = are_whole_numbers(ids)
+    keys[whole] = split_mix(ids.filter(pa.array(whole)).cast(pa.int64()).to_numpy())
+    texts = ids.filter(pa.array(~whole)).to_pylist()
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    keys[~whole] = np.frombuffer(b"".join(digests), "<i8")
+    return keys
+
+
+def split_mix(numbers: np.ndarray) -> np.ndarray:
+    """SplitMix64's next value from each state: int64[n] → int64[n]."""
+    z = numbers.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))).view(np.int64)

@@ -1,0 +1,235 @@
+"""Reading interaction logs: each format gives the same record batches, columns `user`, `item` and `timestamp`.
+
+A log is streamed: what is in memory is one batch, whatever the log's size.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from pyarrow import compute as pc
+from pyarrow import parquet as pq
+
+from raymerge.data.ids import check_id_type
+from raymerge.data.timestamps import check_timestamp_type
+from raymerge.errors import ConfigError, InputError
+from raymerge.registry import Registry
+from raymerge.storage import open_file, without_credentials
+
+BATCH_ROWS = 1 << 18
+BLOCK_BYTES = 4 << 20
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How an interaction log is to be read.
+
+    `user`, `item` and `timestamp` name columns of CSV, TSV and Parquet; without a timestamp column (`None`) the order
+    of the rows is the order in time. `column_names` are the columns, in order, of a CSV or TSV file without a header.
+    `movielens` (`user::item::rating::timestamp`) and `sequences` (`user item item …`, oldest first) have no names.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    format: str = "auto"
+    user: str = "user"
+    item: str = "item"
+    timestamp: str | None = "timestamp"
+    column_names: tuple[str, ...] = ()
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format != "auto":
+            FORMATS[self.format]
+        if len(set(self.columns)) != len(self.columns):
+            raise ConfigError(f"data.user, .item and .timestamp must name different columns, got {self.columns}")
+        if self.delimiter is not None and len(self.delimiter.encode()) != 1:
+            raise ConfigError(f"data.delimiter must be a single byte, got {self.delimiter!r}")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns to read, in the order user, item, timestamp."""
+        return [self.user, self.item] + ([] if self.timestamp is None else [self.timestamp])
+
+
+@dataclass
+class LogReader:
+    """An open log: record batches of the columns in `schema`, each of any type that ids and timestamps may have."""
+
+    schema: pa.Schema
+    batches: Iterable[pa.RecordBatch] = ()
+    malformed: int = 0
+    """Rows so far that had too few or too many columns; no batch holds them."""
+    size: int = 0
+    position: Callable[[], int] = field(default=int)
+    """Bytes of the file, and of those how many have been read."""
+
+
+Format = Callable[[io.BufferedReader, LogConfig, str], LogReader]
+FORMATS: Registry[Format] = Registry("format")
+
+
+@contextmanager
+def open_log(url: str, config: LogConfig) -> Iterator[LogReader]:
+    """Open a log and check that it can be one, before any row is read.
+
+    Raises InputError for a missing or empty file, a missing column (names those found), and columns of wrong types;
+    while batches are read, for content that is not of the format.
+    """
+    shown = without_credentials(url)
+    with open_file(url) as file:
+        size = file.seek(0, io.SEEK_END)
+        if not size:
+            raise InputError(f"{shown} is empty; an interaction log has at least a row for each user and item")
+        file.seek(0)
+        stream = io.BufferedReader(_decompressed(file, url), BLOCK_BYTES)
+        with _reading(shown):
+            name = detect_format(shown, stream.peek(4096)) if config.format == "auto" else config.format
+            log = FORMATS[name](stream, config, shown)
+        _check_types(log.schema, config, shown)
+        log.batches, log.size, log.position = (_guarded(log.batches, shown), size, file.tell)
+        yield log
+
+
+def _decompressed(file: IO[bytes], url: str) -> Any:
+    codec = COMPRESSIONS.get(PurePosixPath(url).suffix.lower())
+    return file if codec is None else pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+
+
+@contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except CANNOT_READ as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{shown} cannot be read: {reason}; name its kind with data.format") from error
+
+
+def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.RecordBatch]:
+    with _reading(shown):
+        yield from batches
+
+
+def _check_types(schema: pa.Schema, config: LogConfig, shown: str) -> None:
+    names = dict(zip(("user", "item", "timestamp"), config.columns, strict=False))
+    for column in schema:
+        check = check_timestamp_type if column.name == "timestamp" else check_id_type
+        check(column.type, column=names.get(column.name, column.name), url=shown)
+
+
+def detect_format(url: str, head: bytes) -> str:
+    """Name of the format that a file has by its suffix, or else by its first line; InputError if it has none.
+
+    >>> detect_format("log.csv", b""), detect_format("ratings.dat", b"1::1193::5::978300760")
+    ('csv', 'movielens')
+    """
+    suffixes = [suffix.lower() for suffix in PurePosixPath(url).suffixes]
+    suffixes = [suffix for suffix in suffixes if suffix not in COMPRESSIONS]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        return SUFFIXES[suffixes[-1]]
+    line = head.partition(b"\n")[0]
+    marks = ((b"::", "movielens"), (b",", "csv"), (b"\t", "tsv"), (b" ", "sequences"))
+    found = "parquet" if head.startswith(b"PAR1") else next((name for mark, name in marks if mark in line), None)
+    if found is None:
+        raise InputError(f"{url} is of no known kind; set data.format to one of {', '.join(FORMATS)}")
+    return found
+
+
+def _columns_found(wanted: Sequence[str], found: Sequence[str], shown: str) -> None:
+    for name in wanted:
+        if name not in found:
+            raise InputError(
+                f"{shown} has no column {name!r}, it has {', '.join(found)}; "
+                f"set data.user, data.item and data.timestamp (null if the rows are in order of time)"
+            )
+
+
+@FORMATS.register("csv")
+def read_csv(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
+    """Comma-separated values, quoted where needed; ids and timestamps are read as text."""
+    return _read_with_header(stream, config, url, delimiter=config.delimiter or ",")
+
+
+@FORMATS.register("tsv")
+def read_tsv(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
+    """Tab-separated values."""
+    return _read_with_header(stream, config, url, delimiter=config.delimiter or "\t")
+
+
+def _read_with_header(stream: io.BufferedReader, config: LogConfig, url: str, *, delimiter: str) -> LogReader:
+    names = list(config.column_names)
+    if not names:
+        names = next(csv.reader([stream.readline().decode("utf-8-sig")], delimiter=delimiter), [])
+    _columns_found(config.columns, names, url)
+    return _read_delimited(stream, names, config.columns, pa_csv.ParseOptions(delimiter=delimiter))
+
+
+@FORMATS.register("movielens")
+def read_movielens(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
+    """MovieLens `ratings.dat`: `user::item::rating::timestamp`, each rating an interaction."""
+    names = ["user", "", "item", " ", "rating", "  ", "timestamp"]  # every second colon ends an empty column
+    options = pa_csv.ParseOptions(delimiter=":", quote_char=False)
+    return _read_delimited(stream, names, ["user", "item", "timestamp"], options)
+
+
+def _read_delimited(
+    stream: io.BufferedReader, names: list[str], wanted: list[str], options: pa_csv.ParseOptions
+) -> LogReader:
+    """Delimited text from where the stream stands on; `wanted` are the user, item and perhaps timestamp columns."""
+    log = LogReader(pa.schema([(name, pa.string()) for name in ("user", "item", "timestamp")[: len(wanted)]]))
+
+    def skip(row: pa_csv.InvalidRow) -> str:
+        log.malformed += 1
+        return "skip"
+
+    options.invalid_row_handler = skip
+    convert = pa_csv.ConvertOptions(include_columns=wanted, column_types={name: pa.string() for name in wanted})
+    read = pa_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        if stream.peek(1):  # a file may hold nothing but a header
+            reader = pa_csv.open_csv(stream, read_options=read, parse_options=options, convert_options=convert)
+            yield from (batch.rename_columns(log.schema.names) for batch in reader)
+
+    log.batches = batches()
+    return log
+
+
+@FORMATS.register("parquet")
+def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
+    """Parquet, read a group of rows at a time."""
+    file = pq.ParquetFile(stream)
+    _columns_found(config.columns, file.schema_arrow.names, url)
+    names = ("user", "item", "timestamp")[: len(config.columns)]
+    schema = pa.schema(
+        [(new, file.schema_arrow.field(old).type) for new, old in zip(names, config.columns, strict=True)]
+    )
+    batches = file.iter_batches(BATCH_ROWS, columns=config.columns)
+    return LogReader(schema, (batch.select(config.columns).rename_columns(names) for batch in batches))
+
+
+@FORMATS.register("sequences")
+def read_sequences(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
+    """Sequence text: a line a user, `user item item …`, separated by blanks, oldest first."""
+    lines = iter(lambda: stream.readlines(BLOCK_BYTES), [])
+    schema = pa.schema([("user", pa.string()), ("item", pa.string())])
+    return LogReader(schema, (_explode(block, schema) for block in lines))
+
+
+def _explode(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows (user, item) of lines; a user without an item gives one row whose item is missing."""
+    text = pc.utf8_trim_whitespace(pa.array(lines, pa.binary()).cast(pa.string()))
+    words = pc.utf8_split_whitespace(text.filter(pc.not_equal(text, "")))
+    users = pc.list_element(words, 0)
+    items = pc.list_slice(words, 1)
+    items = pc.if_else(pc.equal(pc.list_value_length(items), 0), pa.scalar([None], items.type), items)
+    return pa.record_batch([users.take(pc.list_parent_indices(items)), pc.list_flatten(items)], schema=schema)

@@ -1,0 +1,253 @@
+"""From interaction logs to user partitions, in memory bounded by one partition and the catalogue.
+
+Four passes: the log is read and its rows spilled by user; each partition is sorted; rare items and users are dropped;
+the partitions and the catalogue are written.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+from pyarrow import parquet as pq
+
+from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
+from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
+from raymerge.data.interactions import LogConfig, LogReader, open_log
+from raymerge.data.spill import Spill
+from raymerge.data.timestamps import parse_timestamps
+from raymerge.errors import ConfigError, InputError
+from raymerge.storage import list_files
+
+Core = Literal["iterated", "once"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is to do."""
+
+PARTITIONS_FOLDER = "partitions"
+ITEMS_FILE = "items.parquet"
+MAX_PARTITIONS = 65536
+
+
+@dataclass(frozen=True)
+class PrepareConfig(LogConfig):
+    """How an interaction log becomes user partitions.
+
+    `duplicates` are kept, dropped if equal in user, item and time (`exact`), or dropped but the `first` or `last` of a
+    user with an item. `core` says how rare items and users go: `once` drops items with fewer than `min_item_count`
+    interactions and then users with fewer than `min_user_count` left, in one pass each, as is common for SASRec;
+    `iterated` repeats this until all that is left has the counts (the k-core). Up to `max_bad_share` of the rows may
+    lack a user, an item or a timestamp that parses; they are dropped and counted.
+    """
+
+    duplicates: Duplicates = "keep"
+    core: Core = "iterated"
+    min_item_count: int = 5
+    min_user_count: int = 5
+    partitions: int = 8
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("min_item_count", "min_user_count"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.partitions <= MAX_PARTITIONS:
+            raise ConfigError(f"data.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"data.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
+        for name, known in (("duplicates", get_args(Duplicates)), ("core", get_args(Core))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"data.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def prepare(
+    sources: list[str], config: PrepareConfig, folder: Path, *, progress: Progress | None = None
+) -> dict[str, int]:
+    """Write `partitions/part-*.parquet` and `items.parquet` below a local folder; return what was counted.
+
+    A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
+    history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
+    whose order the indices are) and `count` (interactions without each user's last two). The bytes depend on the log
+    and the configuration alone.
+
+    Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids` and `bad_timestamps`, then `duplicates` and
+    `rare` interactions, and the `users`, `items`, `interactions` and `partitions` that are left.
+
+    Raises InputError for what cannot be read, before anything is written; for too many bad rows; and if nothing is left.
+    """
+    report = progress or (lambda what, done, total: None)
+    files = [file for source in sources for file in list_files(source)]
+    sizes = list(_check(files, config))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as scratch:
+        intake = Intake(Spill(Path(scratch), config.partitions))
+        starts = np.cumsum([0, *sizes]).tolist()
+        for file, start in zip(files, starts[:-1], strict=True):
+            intake.read(file, config, partial(_report_read, report, start, starts[-1]))
+        intake.refuse_bad(config.max_bad_share)
+        partitions = [Path(scratch) / f"histories-{number:05d}.arrow" for number in range(config.partitions)]
+        counts = _sort(intake, partitions, config, report)
+        interactions = int(counts.sum())
+        counts = _keep_core(partitions, counts, config, report)
+        written = _write(partitions, intake, counts, folder, report)
+    dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
+    return {"files": len(files), **intake.counts, **dropped, **written}
+
+
+def _report_read(report: Progress, start: int, total: int, done: int) -> None:
+    report("read", start + done, total)
+
+
+def _check(files: list[str], config: LogConfig) -> Iterator[int]:
+    """Sizes in bytes of files that can all be opened as logs."""
+    for file in files:
+        with open_log(file, config) as log:
+            yield log.size
+
+
+@dataclass
+class Intake:
+    """The rows of logs on their way to the spill: bad ones are counted, items numbered as they appear."""
+
+    spill: Spill
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"rows": 0, "malformed_rows": 0, "bad_ids": 0, "bad_timestamps": 0}
+    )
+    item_codes: dict[str, int] = field(default_factory=dict)
+    whole_number_users: bool = True
+    whole_number_items: bool = True
+
+    @property
+    def good(self) -> int:
+        """Rows that were spilled."""
+        return self.counts["rows"] - sum(count for name, count in self.counts.items() if name != "rows")
+
+    def read(self, url: str, config: LogConfig, report: Callable[[int], None]) -> None:
+        """Spill all good rows of a log; `report` is called with the number of bytes read so far."""
+        with open_log(url, config) as log:
+            for batch in log.batches:
+                self._add(batch)
+                report(log.position())
+            self._add_malformed(log)
+
+    def _add_malformed(self, log: LogReader) -> None:
+        self.counts["rows"] += log.malformed
+        self.counts["malformed_rows"] += log.malformed
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        users, user_codes = encode_ids(batch["user"])
+        items, item_codes = encode_ids(batch["item"])
+        known = (user_codes >= 0) & (item_codes >= 0)
+        timed = np.ones(len(batch), bool)
+        whole, fraction = np.zeros(len(batch), np.int64), np.zeros(len(batch))
+        if "timestamp" in batch.schema.names:
+            whole, fraction, timed = parse_timestamps(batch["timestamp"])
+        good = known & timed
+        self.counts["rows"] += len(batch)
+        self.counts["bad_ids"] += int((~known).sum())
+        self.counts["bad_timestamps"] += int((known & ~timed).sum())
+        users, user_codes = _used(users, user_codes[good])
+        items, item_codes = _used(items, item_codes[good])
+        self.whole_number_users &= bool(are_whole_numbers(users).all())
+        self.whole_number_items &= bool(are_whole_numbers(items).all())
+        self.spill.append(users, user_codes, [self._numbered(items)[item_codes], whole[good], fraction[good]])
+
+    def _numbered(self, items: pa.StringArray) -> np.ndarray:
+        codes = self.item_codes
+        return np.fromiter((codes.setdefault(item, len(codes)) for item in items.to_pylist()), np.int32, len(items))
+
+    def refuse_bad(self, max_share: float) -> None:
+        """Raise InputError if there are no rows, or more bad ones than the share allows."""
+        rows, bad = self.counts["rows"], self.counts["rows"] - self.good
+        if not rows:
+            raise InputError("the interaction log has no rows")
+        if bad > max_share * rows:
+            kinds = ", ".join(f"{name} {count}" for name, count in self.counts.items() if count and name != "rows")
+            raise InputError(
+                f"{bad} of {rows} rows are bad ({kinds}), more than the share {max_share}; "
+                "correct the columns or the log, or raise data.max_bad_share"
+            )
+
+
+def _used(distinct: pa.StringArray, codes: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
+    """The ids that rows use, and the rows' codes among those."""
+    used, renumbered = np.unique(codes, return_inverse=True)
+    return distinct.take(pa.array(used)), renumbered
+
+
+def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report: Progress) -> np.ndarray:
+    """Turn spilled rows into histories, partition by partition; counts of the items int64[number of codes]."""
+    counts = np.zeros(len(intake.item_codes), np.int64)
+    for number, path in enumerate(_each(partitions, "sort", report)):
+        rows = intake.spill.take(number)
+        histories = sorted_histories(rows, whole_numbers=intake.whole_number_users, duplicates=config.duplicates)
+        histories.save(path)
+        counts += count_items(histories, len(counts))
+    return counts
+
+
+def _each(partitions: list[Path], what: str, report: Progress) -> Iterable[Path]:
+    for number, path in enumerate(partitions):
+        yield path
+        report(what, number + 1, len(partitions))
+
+
+def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress) -> np.ndarray:
+    """Drop rare items and users from all partitions, once or until none is rare; the counts that are left."""
+    while True:
+        left = np.zeros_like(counts)
+        for path in _each(partitions, "filter", report):
+            histories = keep_frequent(
+                Histories.load(path), counts, min_item=config.min_item_count, min_user=config.min_user_count
+            )
+            histories.save(path)
+            left += count_items(histories, len(left))
+        if not left.any():
+            raise InputError(
+                f"no item with {config.min_item_count} interactions and user with {config.min_user_count} is left; "
+                "lower data.min_item_count and data.min_user_count"
+            )
+        if config.core == "once" or left.sum() == counts.sum():
+            return left
+        counts = left
+
+
+def _write(
+    partitions: list[Path], intake: Intake, counts: np.ndarray, folder: Path, report: Progress
+) -> dict[str, int]:
+    """Write the partitions and the catalogue; how many users, items, interactions and partitions there are."""
+    present = np.flatnonzero(counts)
+    texts = pa.array(list(intake.item_codes), pa.string()).take(pa.array(present))
+    items = own_ids(texts, whole_numbers=intake.whole_number_items)
+    order = pc.sort_indices(items)
+    index_of = np.zeros(len(counts), np.int32)
+    index_of[present[order.to_numpy()]] = np.arange(1, len(present) + 1)
+    users, training = 0, np.zeros(len(present) + 1, np.int64)
+    (folder / PARTITIONS_FOLDER).mkdir(exist_ok=True)
+    for number, path in enumerate(_each(partitions, "write", report)):
+        histories = Histories.load(path)
+        histories = replace(histories, items=index_of[histories.items])
+        _write_partition(
+            histories, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet", intake.whole_number_users
+        )
+        training += training_counts(histories, len(training))
+        users += len(histories.users)
+    _write_items(items.take(order), training[1:], folder / ITEMS_FILE)
+    totals = {"users": users, "items": len(present), "interactions": int(counts.sum())}
+    return totals | {"partitions": len(partitions)}
+
+
+def _write_partition(histories: Histories, path: Path, whole_numbers: bool) -> None:
+    users = own_ids(histories.users, whole_numbers=whole_numbers)
+    columns = {"user": users, "key": stable_keys(histories.users), "items": histories.lists()}
+    pq.write_table(pa.table(columns), path)
+
+
+def _write_items(items: pa.Array, training: np.ndarray, path: Path) -> None:
+    indices = pa.array(np.arange(1, len(items) + 1), pa.int32())
+    pq.write_table(pa.table({"index": indices, "item": items, "count": training}), path)

@@ -1,0 +1,160 @@
+"""Partitions and catalogues in memory, as tensors.
+
+Shapes: U users, n interactions, L columns, V items. Item indices are 1..V; 0 is padding, on the left.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from pyarrow import compute as pc
+from pyarrow import parquet as pq
+from torch import Tensor
+
+from raymerge.data.ids import stable_keys
+from raymerge.errors import ArtifactError, InputError
+from raymerge.storage import open_file, without_credentials
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Users' whole histories, oldest first, one after the other.
+
+    `items` int32[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1]; `keys` int64[U] are the
+    stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]).
+    """
+
+    items: Tensor
+    offsets: Tensor
+    keys: Tensor
+    users: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Interactions of each user: int64[U]."""
+        return self.offsets.diff()
+
+    def select(self, users: Tensor, starts: Tensor, ends: Tensor) -> "Sequences":
+        """Some users, each with the part of `items` from `starts` to before `ends`: three int64[S] → S users."""
+        items, offsets = slices(self.items, starts, ends)
+        return Sequences(items, offsets, self.keys[users], self.users.take(pa.array(users.numpy())))
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue: own ids `ids` (Arrow array of int64 or string [V], that of index 1 first) and `counts` int64[V].
+
+    Counts are of interactions in the training part.
+    """
+
+    ids: pa.Array
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def own_ids(self, indices: Tensor) -> list:
+        """Own ids of item indices int64[k] in 1..V."""
+        if len(indices) and not 1 <= int(indices.min()) <= int(indices.max()) <= len(self):
+            raise InputError(f"item indices must lie in 1..{len(self)}, got {indices.tolist()}")
+        return self.ids.take(pa.array((indices - 1).numpy())).to_pylist()
+
+    def indices(self, ids: Sequence[int | str]) -> Tensor:
+        """Item indices int64[k] of own ids, given as they are or as text; InputError names those that are unknown."""
+        wanted = pa.array([str(one).strip() for one in ids], pa.string())
+        found = pc.index_in(wanted, value_set=self.ids.cast(pa.string()))
+        if found.null_count:
+            unknown = wanted.filter(found.is_null()).to_pylist()
+            raise InputError(f"the catalogue of {len(self)} items has no item {', '.join(map(repr, unknown[:5]))}")
+        return torch.tensor(found.to_pylist(), dtype=torch.int64) + 1
+
+
+def read_partition(url: str) -> Sequences:
+    """Read a partition that `prepare` wrote; ArtifactError if it is not one."""
+    table = _read_table(url, ["user", "key", "items"])
+    lists = table["items"].combine_chunks()
+    lengths = pc.list_value_length(lists)
+    return Sequences(
+        items=_tensor(lists.flatten(), pa.int32()),
+        offsets=bounds(_tensor(lengths, pa.int64())),
+        keys=_tensor(table["key"].combine_chunks(), pa.int64()),
+        users=table["user"].combine_chunks(),
+    )
+
+
+def read_items(url: str) -> Items:
+    """Read the catalogue, `items.parquet`; ArtifactError if it is not one."""
+    table = _read_table(url, ["index", "item", "count"])
+    indices = _tensor(table["index"].combine_chunks(), pa.int64())
+    if not torch.equal(indices, torch.arange(1, len(indices) + 1)):
+        raise ArtifactError(f"{without_credentials(url)} does not number its items 1, 2, …; prepare the log again")
+    return Items(table["item"].combine_chunks(), _tensor(table["count"].combine_chunks(), pa.int64()))
+
+
+def _read_table(url: str, columns: list[str]) -> pa.Table:
+    with open_file(url) as file:
+        try:
+            return pq.read_table(file, columns=columns).select(columns)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ArtifactError(
+                f"{without_credentials(url)} is not as prepared ({reason}); prepare it again"
+            ) from error
+
+
+def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
+    return torch.from_numpy(array.cast(kind).to_numpy(zero_copy_only=False).copy())
+
+
+def concatenate(parts: Sequence[Sequences]) -> Sequences:
+    """All users of several partitions, at least one, in the order given."""
+    return Sequences(
+        items=torch.cat([part.items for part in parts]),
+        offsets=bounds(torch.cat([part.lengths for part in parts])),
+        keys=torch.cat([part.keys for part in parts]),
+        users=pa.concat_arrays([part.users for part in parts]),
+    )
+
+
+def from_lists(histories: Sequence[Sequence[int]], users: Sequence[int | str] | None = None) -> Sequences:
+    """Sequences of histories at hand, of the users given or else of users 1, 2, …"""
+    ids = pa.array(range(1, len(histories) + 1) if users is None else users)
+    ids = ids if len(ids) else pa.array([], pa.int64())
+    return Sequences(
+        items=torch.tensor([item for history in histories for item in history], dtype=torch.int32),
+        offsets=bounds(torch.tensor([len(history) for history in histories], dtype=torch.int64)),
+        keys=torch.from_numpy(stable_keys(ids.cast(pa.string()))),
+        users=ids,
+    )
+
+
+def bounds(lengths: Tensor) -> Tensor:
+    """Where each of the parts of given lengths starts, and where the last one ends: int64[U] → int64[U + 1]."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def slices(items: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Parts of `items` from `starts` to before `ends`, one after the other: (items[n], offsets int64[S + 1])."""
+    lengths = ends - starts
+    offsets = bounds(lengths)
+    shift = torch.repeat_interleave(starts - offsets[:-1], lengths)
+    return items[shift + torch.arange(len(shift))], offsets
+
+
+def pad_left(items: Tensor, starts: Tensor, ends: Tensor, width: int) -> Tensor:
+    """Parts of `items` from `starts` to before `ends`, their last `width` items, as rows padded with 0 on the left.
+
+    int[n], int64[S], int64[S] → int64[S, width].
+
+    >>> pad_left(torch.tensor([7, 8, 9]), torch.tensor([0, 1]), torch.tensor([1, 3]), 2).tolist()
+    [[0, 7], [8, 9]]
+    """
+    positions = ends[:, None] + torch.arange(-width, 0)
+    real = positions >= starts[:, None]
+    rows = torch.zeros(positions.shape, dtype=torch.int64)
+    rows[real] = items[positions[real]].long()
+    return rows

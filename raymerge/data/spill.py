@@ -1,0 +1,57 @@
+"""Rows of a log on local disk, split by user: what does not fit into memory whole is read a partition at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raymerge.data.ids import stable_keys
+
+SCHEMA = pa.schema([("user", pa.string()), ("item", pa.int32()), ("whole", pa.int64()), ("fraction", pa.float64())])
+
+
+def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
+    """Partition that each user belongs to, by the stable hash of the user's id: int64[n] → int64[n] in 0..P−1."""
+    return (keys.view(np.uint64) % np.uint64(partitions)).astype(np.int64)
+
+
+class Spill:
+    """Files of Arrow messages, one a partition, to which batches of rows are appended in the order of the log.
+
+    No file stays open between batches, so that there may be more partitions than open files.
+    """
+
+    def __init__(self, folder: Path, partitions: int) -> None:
+        self.folder = folder
+        self.partitions = partitions
+
+    def append(self, users: pa.StringArray, codes: np.ndarray, columns: list[np.ndarray]) -> None:
+        """Add n rows: distinct users' ids text[k], which of them each row has int64[n], and the other columns."""
+        partitions = partition_of(stable_keys(users), self.partitions)[codes]
+        order = np.argsort(partitions, kind="stable")
+        present, starts, counts = np.unique(partitions[order], return_index=True, return_counts=True)
+        arrays = [users.take(pa.array(codes[order])), *(pa.array(column[order]) for column in columns)]
+        rows = pa.record_batch(arrays, schema=SCHEMA)
+        for partition, start, count in zip(present, starts, counts, strict=True):
+            with self._file(partition).open("ab") as file:
+                file.write(rows.slice(start, count).serialize())
+
+    def take(self, partition: int) -> pa.Table:
+        """All rows of a partition in the order of the log; its file is gone afterwards."""
+        file = self._file(partition)
+        if not file.exists():
+            return SCHEMA.empty_table()
+        table = pa.Table.from_batches(_messages(file), SCHEMA)
+        file.unlink()
+        return table
+
+    def _file(self, partition: int) -> Path:
+        return self.folder / f"rows-{partition:05d}.arrow"
+
+
+def _messages(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(path)) as stream:
+        size = stream.size()
+        while stream.tell() < size:
+            yield pa.ipc.read_record_batch(pa.ipc.read_message(stream), SCHEMA)

@@ -1,0 +1,159 @@
+"""Negatives for sampled ranking: each user's own, the same on any machine and in any batch.
+
+Shapes: U users, V items, n negatives a user.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import InputError
+from raymerge.evaluation.draws import Stream, uniform
+
+DRAWS_PER_NEGATIVE = 4
+CHUNK_ENTRIES = 1 << 21
+
+
+class Ragged(Protocol):
+    """Items of each user: those of user i are items[offsets[i]:offsets[i + 1]]."""
+
+    @property
+    def items(self) -> Tensor:
+        """Item indices, integer[total]."""
+
+    @property
+    def offsets(self) -> Tensor:
+        """Where each user's items begin, and the end: int64[U + 1]."""
+
+
+def user_item_pairs(ragged: Ragged, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Pairs (user − first, item) of users first..last − 1: two int64[pairs]."""
+    offsets = ragged.offsets[first : last + 1]
+    users = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
+    return users, ragged.items[int(offsets[0]) : int(offsets[-1])].to(torch.int64)
+
+
+def check_items(what: str, items: Tensor, num_items: int) -> None:
+    """Raise InputError unless all of the items lie in 1..V."""
+    if not items.numel():
+        return
+    low, high = int(items.min()), int(items.max())
+    if low < 1 or high > num_items:
+        raise InputError(f"{what} must be item indices in 1..{num_items}, found {low if low < 1 else high}")
+
+
+def draw_negatives(
+    keys: Tensor, seen: Ragged, targets: Tensor, num_items: int, n: int, seed: int, counts: Tensor | None = None
+) -> Tensor:
+    """Draw for each user n distinct items that are neither seen nor the target: int64[U, n].
+
+    Items are drawn one after the other without replacement, uniformly, or with chances in proportion to `counts`
+    (int64[V], item j at j − 1; an item of count 0 is never drawn). A user's negatives depend on the seed, the key
+    (int64[U]), the seen items and the target only. Where fewer than n items can be drawn the rest of the row is 0,
+    and `sampled_ranks` ranks among those that exist. All tensors lie on the CPU.
+
+    The first 4·n numbers of a user are tried by rejection, O(n log n) each whatever the catalogue; who is not done
+    by then (has seen most of what is drawn) gets the rest from a race of all items, O(V) a user. Both give the law
+    of successive draws, since the race goes on from the items accepted so far. Memory is bounded: users are taken in
+    chunks. Raises InputError for arguments that do not fit each other.
+    """
+    _check(keys, seen, targets, num_items, n, counts)
+    chances = torch.ones(num_items, dtype=torch.int64) if counts is None else counts.to(torch.int64)
+    chunk = max(1, CHUNK_ENTRIES // max(1, DRAWS_PER_NEGATIVE * n))
+    rows = [
+        _draw_chunk(keys[first : first + chunk], *_excluded(seen, targets, first, chunk), chances, n, seed)
+        for first in range(0, len(keys), chunk)
+    ]
+    return torch.cat(rows) if rows else torch.zeros(0, n, dtype=torch.int64)
+
+
+def _check(keys: Tensor, seen: Ragged, targets: Tensor, num_items: int, n: int, counts: Tensor | None) -> None:
+    if not len(keys) == len(targets) == len(seen.offsets) - 1:
+        raise InputError(
+            f"keys, targets and seen must be of the same users, got {len(keys)}, {len(targets)} "
+            f"and {len(seen.offsets) - 1}"
+        )
+    if n < 1:
+        raise InputError(f"at least 1 negative must be drawn, got {n}")
+    check_items("seen items", seen.items, num_items)
+    check_items("targets", targets, num_items)
+    if counts is not None and len(counts) != num_items:
+        raise InputError(f"popularity counts must be given for all {num_items} items, got {len(counts)}")
+    if counts is not None and (int(counts.min()) < 0 or not counts.any()):
+        raise InputError(f"popularity counts must be at least 0 and not all 0, found {int(counts.min())}")
+
+
+def _excluded(seen: Ragged, targets: Tensor, first: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Pairs (row, item) that may not be drawn for the users of a chunk: seen items and targets."""
+    targets = targets[first : first + chunk]
+    users, items = user_item_pairs(seen, first, first + len(targets))
+    return torch.cat([users, torch.arange(len(targets))]), torch.cat([items, targets])
+
+
+def _draw_chunk(keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, n: int, seed: int) -> Tensor:
+    """Negatives of one chunk, int64[C, n], from the excluded pairs (users, items)."""
+    drawn = _draw_with_replacement(keys, chances, DRAWS_PER_NEGATIVE * n, seed)
+    accepted = ~_among(drawn, users, items, len(chances)) & _first_of_its_kind(drawn)
+    place = accepted.cumsum(1) - 1
+    accepted &= place < n
+    negatives = torch.zeros(len(keys), n, dtype=torch.int64)
+    rows, columns = accepted.nonzero(as_tuple=True)
+    negatives[rows, place[rows, columns]] = drawn[rows, columns]
+    race_at_once = max(1, CHUNK_ENTRIES // len(chances))
+    for unfinished in (negatives[:, -1] == 0).nonzero()[:, 0].split(race_at_once):
+        negatives[unfinished] = _race(negatives, unfinished, keys, users, items, chances, seed)
+    return negatives
+
+
+def _draw_with_replacement(keys: Tensor, chances: Tensor, draws: int, seed: int) -> Tensor:
+    """Items in proportion to their chances, by inversion of the cumulated counts: int64[C, draws]."""
+    cumulated = chances.cumsum(0)
+    numbers = uniform(seed, Stream.NEGATIVES, keys[:, None], torch.arange(draws))
+    positions = (numbers * int(cumulated[-1])).to(torch.int64)
+    return torch.searchsorted(cumulated, positions, right=True).clamp_(max=len(chances) - 1) + 1
+
+
+def _among(drawn: Tensor, users: Tensor, items: Tensor, num_items: int) -> Tensor:
+    """Which of drawn[C, draws] stand, with their row, among the pairs (users, items): bool[C, draws]."""
+    stride = num_items + 1
+    pairs = (users * stride + items).sort().values
+    wanted = torch.arange(len(drawn))[:, None] * stride + drawn
+    return pairs[torch.searchsorted(pairs, wanted).clamp_(max=len(pairs) - 1)] == wanted
+
+
+def _first_of_its_kind(drawn: Tensor) -> Tensor:
+    """Which entries have no equal to their left in the same row: bool of the same shape."""
+    ordered, order = drawn.sort(dim=1, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(first).scatter_(1, order, first)
+
+
+def _race(
+    negatives: Tensor, rows: Tensor, keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, seed: int
+) -> Tensor:
+    """Fill the zeros of negatives[rows] with the items that arrive first at exponential times: int64[rows, n].
+
+    An item's time has the rate of its chance, so the order of arrival is that of successive draws (Efraimidis and
+    Spirakis, "Weighted random sampling with a reservoir", 2006). The numbers follow those used for rejection.
+    """
+    kept = negatives[rows]
+    counters = torch.arange(1, len(chances) + 1) + DRAWS_PER_NEGATIVE * kept.shape[1]
+    times = -uniform(seed, Stream.NEGATIVES, keys[rows][:, None], counters).log_() / chances  # chance 0: never
+    local = torch.full((len(keys),), -1).index_put_((rows,), torch.arange(len(rows)))[users]
+    times[local[local >= 0], items[local >= 0] - 1] = torch.inf
+    taken_rows, taken_columns = kept.nonzero(as_tuple=True)
+    times[taken_rows, kept[taken_rows, taken_columns] - 1] = torch.inf
+    arrival, winners = times.topk(min(kept.shape[1], len(chances)), dim=1, largest=False)
+    arrived = torch.where(arrival.isinf(), 0, winners + 1)
+    return _append(kept, arrived)
+
+
+def _append(kept: Tensor, arrived: Tensor) -> Tensor:
+    """Write the arrived items, in order, where the rows of kept end: both int64 with zeros last."""
+    place = (kept != 0).sum(1, keepdim=True) + torch.arange(arrived.shape[1])
+    fits = place < kept.shape[1]
+    rows, columns = fits.nonzero(as_tuple=True)
+    kept[rows, place[rows, columns]] = arrived[rows, columns]
+    return kept

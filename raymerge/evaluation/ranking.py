@@ -1,0 +1,298 @@
+"""Where a model ranks each user's held-out item, and what it would recommend. Never users × items at once.
+
+Shapes: U users, B users of a chunk, L columns, d dimensions, V items, n negatives a user.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError, InputError
+from raymerge.evaluation.negatives import Ragged, check_items, draw_negatives, user_item_pairs
+from raymerge.evaluation.scoring import (
+    MEMORY_BYTES,
+    CatalogueScores,
+    Recommender,
+    encode,
+    evaluation_mode,
+    finite,
+    inside_block,
+    user_chunks,
+    working_dtype,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How rankings are measured and compared. `uniN` and `popN` rank among N uniform or popular negatives."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
+
+    rankings: tuple[str, ...] = ("full", "uni100", "pop100")
+    filter_seen: bool = True
+    ks: tuple[int, ...] = (5, 10, 20)
+    replicates: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+    memory_mib: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("rankings", "ks"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"evaluation.{name} needs at least one entry and none twice, got {list(values)}")
+        for ranking in self.rankings:
+            parse_ranking(ranking)
+        for k in self.ks:
+            _check_range("ks", k, 1, 10**6)
+        _check_range("replicates", self.replicates, 100, 10**6)
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("memory_mib", self.memory_mib, 1, 2**20)
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"evaluation.confidence must lie between 0 and 1, got {self.confidence}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"evaluation.{name} must be between {low} and {high}, got {value}")
+
+
+def parse_ranking(name: str) -> tuple[str, int]:
+    """Kind (full, uni or pop) and number of negatives of a ranking; raises ConfigError if there is none of the name.
+
+    >>> parse_ranking("full"), parse_ranking("pop100")
+    (('full', 0), ('pop', 100))
+    """
+    if name == "full":
+        return "full", 0
+    match = re.fullmatch(r"(uni|pop)([1-9]\d{0,5})", name)
+    if match is None:
+        raise ConfigError(f"unknown ranking {name!r}; known: full, uniN and popN, such as uni100 and pop100")
+    return match[1], int(match[2])
+
+
+class Examples(Protocol):
+    """Users with a held-out item each (`raymerge.data.split.Examples`)."""
+
+    @property
+    def histories(self) -> Tensor:
+        """int64[U, L], padded on the left."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Held-out items, int64[U]."""
+
+    @property
+    def keys(self) -> Tensor:
+        """The users' identities for seeding, int64[U]."""
+
+    @property
+    def seen(self) -> Ragged:
+        """All items of the untruncated histories."""
+
+
+def rank_targets(
+    module: Recommender, examples: Examples, *, config: EvaluationConfig, counts: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Rank of each user's target by each of the configured rankings, from one encoding: {"full": int64[U], ...}.
+
+    `counts` (int64[V]) is the items' popularity, needed by popN. Sampled negatives are never seen items, whatever
+    `filter_seen` says, which is about the full ranking. Raises ConfigError for popN without counts, InputError for
+    items outside the catalogue, ScoreError for scores that are not finite.
+    """
+    memory = config.memory_mib << 20
+    ranks = {}
+    with evaluation_mode(module):
+        states = encode(module, examples.histories, memory_bytes=memory)
+        for name in config.rankings:
+            if name == "full":
+                seen = examples.seen if config.filter_seen else None
+                ranks[name] = _full_ranks(module, states, examples.targets, seen, memory)
+            else:
+                negatives = negatives_for(name, examples, len(module.head()[0]), config.seed, counts)
+                ranks[name] = _sampled_ranks(module, states, examples.targets, negatives, memory)
+    return ranks
+
+
+def negatives_for(name: str, examples: Examples, num_items: int, seed: int, counts: Tensor | None) -> Tensor:
+    """The negatives int64[U, n] that a ranking `uniN` or `popN` uses; raises ConfigError for popN without counts."""
+    kind, n = parse_ranking(name)
+    if kind == "pop" and counts is None:
+        raise ConfigError(f"ranking {name} needs the items' popularity counts; give counts or leave it out")
+    popularity = counts if kind == "pop" else None
+    return draw_negatives(examples.keys, examples.seen, examples.targets, num_items, n, seed, popularity)
+
+
+def full_ranks(
+    module: Recommender,
+    histories: Tensor,
+    targets: Tensor,
+    *,
+    seen: Ragged | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Tensor:
+    """Rank of each target in the whole catalogue: 1 + how many other items score at least as high: int64[U].
+
+    Ties count against the model, so a constant scorer has rank V; scores that differ by no more than the rounding of
+    the matrix product are ties. Items of `seen` are left out of the ranking, the target itself never. Users are
+    encoded once; scores stream in blocks that keep to memory_bytes. Time is O(U·V·d), twice that where a block cannot
+    hold the catalogue for 64 users. Raises InputError for items outside the catalogue and for lengths that differ,
+    ScoreError for scores that are not finite.
+    """
+    with evaluation_mode(module):
+        states = encode(module, histories, memory_bytes=memory_bytes)
+        return _full_ranks(module, states, targets, seen, memory_bytes)
+
+
+def sampled_ranks(
+    module: Recommender, histories: Tensor, targets: Tensor, negatives: Tensor, *, memory_bytes: int = MEMORY_BYTES
+) -> Tensor:
+    """Rank of each target among its negatives int64[U, n], where 0 stands for none: int64[U] from 1 to n + 1.
+
+    Ties count against the model. Time and memory do not depend on V. Raises as `full_ranks`.
+    """
+    with evaluation_mode(module):
+        states = encode(module, histories, memory_bytes=memory_bytes)
+        return _sampled_ranks(module, states, targets, negatives, memory_bytes)
+
+
+def top_k(
+    module: Recommender,
+    histories: Tensor,
+    k: int,
+    *,
+    exclude: Ragged | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each user, best first, and their scores: int64[U, k], float[U, k].
+
+    Equal scores are ordered by item index. Where fewer than k items are left beside those of `exclude`, the rest of
+    the row is item 0 with score −inf. Streams as `full_ranks` does. Raises InputError unless 1 <= k <= V.
+    """
+    with evaluation_mode(module):
+        num_items = len(module.head()[0])
+        if not 1 <= k <= num_items:
+            raise InputError(f"between 1 and {num_items} items can be recommended (the catalogue), got {k}")
+        states = encode(module, histories, memory_bytes=memory_bytes)
+        items = torch.zeros(len(states), k, dtype=torch.int64)
+        scores = torch.zeros(len(states), k, dtype=working_dtype(states))
+        for rows, blocks in user_chunks(module, states, memory_bytes):
+            best = _top_of_chunk(blocks, k, *_pairs(exclude, rows, states.device))
+            items[rows], scores[rows] = (part.cpu() for part in best)
+    return items, scores
+
+
+def _pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pairs (row of the chunk, item) that are left out of the ranking, none for None: two int64[pairs]."""
+    if ragged is None:
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return nothing, nothing
+    users, items = user_item_pairs(ragged, rows.start, rows.stop)
+    return users.to(device), items.to(device)
+
+
+def _full_ranks(module: Recommender, states: Tensor, targets: Tensor, seen: Ragged | None, memory_bytes: int) -> Tensor:
+    weight, bias, _ = module.head()
+    _check_targets(states, targets, len(weight))
+    if seen is not None:
+        _check_users("seen items", len(seen.offsets) - 1, len(states))
+        check_items("seen items", seen.items, len(weight))
+    ranks = torch.empty(len(states), dtype=torch.int64)
+    for rows, blocks in user_chunks(module, states, memory_bytes):
+        items = targets[rows].to(states.device)
+        bar = blocks.of(items) - _rounding(states[rows], weight, bias, items)
+        ranks[rows] = _ranks_of_chunk(blocks, bar, items, *_pairs(seen, rows, states.device)).cpu()
+    return ranks
+
+
+def _check_targets(states: Tensor, targets: Tensor, num_items: int) -> None:
+    _check_users("targets", len(targets), len(states))
+    check_items("targets", targets, num_items)
+
+
+def _check_users(what: str, found: int, users: int) -> None:
+    if found != users:
+        raise InputError(f"{what} must be of the same users as the histories, got {found} and {users} users")
+
+
+def _rounding(states: Tensor, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
+    """By how much the scores of two equal items may differ in rounding, seen in a target's own score: [B].
+
+    A matrix product sums the columns at the edge of a tile in another order than those inside. Measured on equal
+    rows at d up to 300: a third of this, eps·(‖h‖·‖w‖ + |b|).
+    """
+    dtype = working_dtype(weight)
+    size = states.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
+    return torch.finfo(dtype).eps * (size if bias is None else size + bias[items - 1].to(dtype).abs())
+
+
+def _ranks_of_chunk(blocks: CatalogueScores, bar: Tensor, targets: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    """1 + the items that reach the bar [B], beside the target and the pairs (user, item): int64[B]."""
+    users = torch.cat([users, torch.arange(blocks.users, device=users.device)])
+    items = torch.cat([items, targets])
+    ranks = torch.ones_like(targets)
+    for first, scores in blocks:
+        scores[inside_block(scores, first, users, items)] = -torch.inf
+        ranks += (scores >= bar[:, None]).sum(dim=1, dtype=torch.int32)  # several times faster than int64
+    return ranks
+
+
+def _sampled_ranks(
+    module: Recommender, states: Tensor, targets: Tensor, negatives: Tensor, memory_bytes: int
+) -> Tensor:
+    weight, bias, _ = module.head()
+    _check_targets(states, targets, len(weight))
+    _check_users("negatives", len(negatives), len(states))
+    check_items("negatives", negatives[negatives != 0], len(weight))
+    dtype = working_dtype(weight)
+    users = max(1, memory_bytes // (2 * dtype.itemsize * (negatives.shape[1] + 1) * weight.shape[1]))
+    ranks = torch.empty(len(states), dtype=torch.int64)
+    for first in range(0, len(states), users):
+        rows = slice(first, first + users)
+        items = targets[rows].to(states.device)
+        others = negatives[rows].to(states.device)
+        candidates = (torch.cat([items[:, None], others], dim=1) - 1).clamp_(min=0)  # one gather: both round alike
+        scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), states[rows].to(dtype))
+        scores = finite(scores if bias is None else scores + bias[candidates].to(dtype))
+        bar = scores[:, 0] - _rounding(states[rows], weight, bias, items)
+        ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
+    return ranks
+
+
+def _top_of_chunk(blocks: CatalogueScores, k: int, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Best k of each block, then of all: int64[B, k], scores [B, k]; a stable sort keeps the lower index first."""
+    found = []
+    for first, scores in blocks:
+        scores[inside_block(scores, first, users, items)] = -torch.inf
+        columns, values = _select(scores, min(k, scores.shape[1]))
+        found.append((columns + first + 1, values))
+    best_items, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    order = best.argsort(dim=1, descending=True, stable=True)[:, :k]
+    best_items, best = best_items.gather(1, order), best.gather(1, order)
+    return best_items.masked_fill_(best == -torch.inf, 0), best
+
+
+def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Columns of the k highest scores, the leftmost of equal ones, in column order: int64[B, k], [B, k].
+
+    `topk` promises no order among equal scores, so rows whose k-th and next score are equal are chosen anew.
+    """
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    tied = (
+        values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
+    )
+    columns = columns[:, :k]
+    columns[tied] = _leftmost(scores[tied], values[tied, k - 1 : k], k)
+    columns = columns.sort(dim=1).values
+    return columns, scores.gather(1, columns)
+
+
+def _leftmost(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """Columns of the k highest scores when the k-th, the threshold [B, 1], stands in further columns: int64[B, k]."""
+    above, equal = scores > threshold, scores == threshold
+    wanted = k - above.sum(dim=1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+    return chosen.nonzero()[:, 1].view(-1, k)

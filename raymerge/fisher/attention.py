@@ -1,0 +1,111 @@
+"""Multi-head self-attention for many probes: activations once a user, the backward pass for all its probes.
+
+With mixed_t = Σ_s A_ts v_s and logits q_t·k_s/√c, the softmax is folded into the values: ∂mixed_t/∂logit_ts =
+A_ts (v_s - mixed_t), one [L, c] matrix a position and head that all probes share. Shapes: see transformer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymerge.fisher.squares import Squares, with_one
+from raymerge.models.encoder import SelfAttention
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """Inputs followed by a 1 [B, L, d + 1]; q, k, v [B, H, L, c]; A [B, H, Q, L] and mixed [B, H, Q, c] of Q queries.
+
+    The queries are all positions, or the last alone.
+    """
+
+    name: str
+    module: SelfAttention
+    inputs: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    probabilities: Tensor
+    mixed: Tensor
+
+    @classmethod
+    def of(
+        cls, name: str, module: SelfAttention, x: Tensor, allowed: Tensor, queries: int
+    ) -> tuple["AttentionState", Tensor]:
+        """The state and the output [B, Q, d] of the last Q positions."""
+        heads = module.qkv(x).unflatten(2, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (part.contiguous() for part in heads)
+        logits = q[:, :, -queries:] @ k.transpose(2, 3) * q.shape[3] ** -0.5
+        probabilities = logits.masked_fill_(~allowed[:, :, -queries:], -torch.inf).softmax(dim=3)
+        state = cls(name, module, with_one(x), q, k, v, probabilities, probabilities @ v)
+        return state, module.out(state.merged)
+
+    @property
+    def merged(self) -> Tensor:
+        """What the output projection sees: [B, Q, d]."""
+        return self.mixed.transpose(1, 2).flatten(2)
+
+    def slopes(self, head: int | slice) -> Tensor:
+        """∂mixed_t/∂(q_t·k_s), a vector of c for each query t and position s: [B, (H,) Q, L, c]."""
+        values, mixed = self.v[:, head].unsqueeze(-3), self.mixed[:, head].unsqueeze(-2)
+        return (values - mixed).mul_(self.probabilities[:, head, ..., None] * self.v.shape[3] ** -0.5)
+
+    def backward(self, g: Tensor, squares: Squares) -> Tensor:
+        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d], all positions being queries."""
+        squares.linear(self.name + ".out", with_one(self.merged), g)
+        dim, size = g.shape[3], self.v.shape[3]
+        out = torch.empty_like(g)
+        for head in range(self.module.heads):
+            for kind, part in enumerate(self._through_head(head, g)):
+                first = kind * dim + head * size
+                squares.linear(self.name + ".qkv", self.inputs, part, first=first)
+                rows = self.module.qkv.weight[first : first + size]
+                out.view(-1, dim).addmm_(part.view(-1, size), rows, beta=int(first > 0))
+        return out
+
+    def _through_head(self, head: int, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cotangents of one head's queries, keys and values: [B, L, P, c]."""
+        batch, length, probes, _ = g.shape
+        size = self.v.shape[3]
+        mixed_g = g @ self.module.out.weight[:, head * size : (head + 1) * size]
+        logits_g = self.slopes(head).flatten(0, 1) @ mixed_g.flatten(0, 1).transpose(1, 2)  # [B·L, s, P]
+        keys = self.k[:, head, None].expand(-1, length, -1, -1).flatten(0, 1)
+        query_g = logits_g.transpose(1, 2) @ keys
+        key_g = logits_g.view(batch, length, -1).transpose(1, 2) @ self.q[:, head]
+        value_g = self.probabilities[:, head].transpose(1, 2) @ mixed_g.flatten(2)
+        shape = (batch, length, probes, size)
+        return query_g.view(shape), key_g.view(shape), value_g.view(shape)
+
+    def backward_last(self, g: Tensor, squares: Squares) -> Tensor:
+        """Cotangent of the output at the last position [B, 1, P, d], the only query → of the input [B, L, P, d].
+
+        The gradient of the query weights is (cotangent) × (last input), of the key weights (query) × (inputs weighed by
+        the logits' cotangents), of the value weights (cotangent) × (mean input): no sums over positions. That of the
+        key bias is 0, as adding a constant to all logits changes nothing.
+        """
+        squares.linear(self.name + ".out", with_one(self.merged), g)
+        heads, dim = self.module.heads, g.shape[3]
+        query_rows, key_rows, value_rows = self.module.qkv.weight.view(3, heads, -1, dim)  # [H, c, d]
+        mixed_g = (g @ self.module.out.weight)[:, 0].unflatten(2, (heads, -1)).transpose(1, 2)  # [B, H, P, c]
+        logits_g = self.slopes(slice(None))[:, :, 0] @ mixed_g.transpose(2, 3)  # [B, H, L, P]
+        query_g = (logits_g.transpose(2, 3) @ self.k).transpose(1, 2).flatten(2)[:, None]
+        self._add_last(squares, query_g, logits_g, mixed_g)
+        values = (mixed_g @ value_rows).flatten(2)  # [B, H, P·d]
+        keys = (self.q[:, :, -1:] @ key_rows)[:, :, 0]  # [B, H, d]
+        out = (self.probabilities[:, :, 0].transpose(1, 2) @ values).view(len(g), -1, dim)
+        out.baddbmm_(logits_g.permute(0, 2, 3, 1).flatten(1, 2), keys)
+        out = out.view(len(g), -1, *g.shape[2:])
+        out[:, -1:] += query_g @ query_rows.flatten(0, 1)
+        return out
+
+    def _add_last(self, squares: Squares, query_g: Tensor, logits_g: Tensor, mixed_g: Tensor) -> None:
+        """Squares of the query, key and value weights and biases for a single query."""
+        name, dim, size = self.name + ".qkv", query_g.shape[3], self.v.shape[3]
+        squares.linear(name, self.inputs[:, -1:], query_g)
+        reads = logits_g.transpose(2, 3) @ self.inputs[:, None, :, :-1]  # [B, H, P, d]
+        means = self.probabilities @ self.inputs[:, None]  # [B, H, 1, d + 1]
+        for head in range(self.module.heads):
+            first = dim + head * size
+            squares.rows(name + ".weight", self.q[:, head, -1:], reads[:, head, None], first=first)
+            squares.linear(name, means[:, head], mixed_g[:, head, None], first=dim + first)

@@ -1,0 +1,76 @@
+"""What the engine asks of a model: `embed`, `encode` and `head`, and which parameters its head is made of."""
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from raymerge.errors import ConfigError
+
+
+class Parts(Protocol):
+    """A next-item model in three parts. It may also have `input_rows`, see `input_rows` below."""
+
+    def embed(self, histories: Tensor) -> Tensor:
+        """int64[B, L] → [B, L', d]."""
+
+    def encode(self, x: Tensor, histories: Tensor) -> Tensor:
+        """[B, L', d] → hidden state at the prediction position [B, d]."""
+
+    def head(self) -> tuple[Tensor, Tensor | None, str | None]:
+        """Output weights [V, d], bias [V] or None, and the name of the embedding they are tied to, if any."""
+
+
+def parts_of(module: nn.Module) -> Parts:
+    """The module itself; raises ConfigError if one of the three parts is missing."""
+    for name in ("embed", "encode", "head"):
+        if not callable(getattr(module, name, None)):
+            raise ConfigError(f"{type(module).__name__} has no method {name}: the engine needs embed, encode and head")
+    return cast(Parts, module)
+
+
+def input_rows(module: nn.Module, histories: Tensor) -> Tensor:
+    """Row of the embedding that stands at each input position, 0 at padding: int64[B, L'].
+
+    What the module's own `input_rows` says, or the histories as they are.
+    """
+    own = getattr(module, "input_rows", None)
+    return histories if own is None else own(histories)
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """Where the head's tensors live: parameter and its row for column 0. A name is None if that part is a constant."""
+
+    weight: str | None
+    bias: str | None
+    first: int = 0
+    first_bias: int = 0
+    tied: bool = False
+
+    @classmethod
+    def of(cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None) -> "HeadNames":
+        """From what `head` gave. Raises ConfigError if that is not made of the parameters it is said to be."""
+        name, first = _locate(module, weight, "weight")
+        bias_name, first_bias = (None, 0) if bias is None else _locate(module, bias, "bias")
+        if tied is not None and (name is None or module.get_parameter(tied) is not module.get_parameter(name)):
+            raise ConfigError(f"head() says that its weight is tied to {tied!r}, but it is {name or 'not a parameter'}")
+        return cls(name, bias_name, first, first_bias, tied is not None)
+
+    def columns(self, rows: Tensor, items: int) -> Tensor | None:
+        """The column scored by each row that is read, -1 if none; None if the head is not tied: int64[G, K]."""
+        if not self.tied:
+            return None
+        columns = rows - self.first
+        return columns.masked_fill((rows == 0) | (columns < 0) | (columns >= items), -1)
+
+
+def _locate(module: nn.Module, tensor: Tensor, what: str) -> tuple[str | None, int]:
+    """Name of the parameter that a tensor is, or is a run of rows of, and its first row; None for a constant."""
+    for name, parameter in module.named_parameters():
+        same = parameter.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        if same and parameter.shape[1:] == tensor.shape[1:] and parameter.stride() == tensor.stride():
+            return name, (tensor.storage_offset() - parameter.storage_offset()) // parameter.stride(0)
+    if tensor.grad_fn is not None:
+        raise ConfigError(f"head() gave a {what} computed from parameters: give the parameter or a run of its rows")
+    return None, 0

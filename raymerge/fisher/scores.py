@@ -1,0 +1,95 @@
+"""The softmax over the catalogue for a batch of users, read tile by tile so that nothing is as large as users × items.
+
+Shapes: G groups of S users (S is 1 but for batch-wise estimators), B = G·S users, d dimensions, V items. Items are
+named by column here: 0..V-1, column j for item j + 1. A tile is a run of columns of fixed length, so that sums over
+the catalogue do not depend on how users are chunked.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ScoreError
+
+TILE = 2048
+
+
+@dataclass(frozen=True)
+class Head:
+    """Output side of a model: logits = (W h + bias) / temperature."""
+
+    weight: Tensor
+    bias: Tensor | None
+    temperature: float = 1.0
+
+    @property
+    def items(self) -> int:
+        """V, the number of items."""
+        return len(self.weight)
+
+    def logits(self, hidden: Tensor, columns: slice | Tensor) -> Tensor:
+        """[B, d] → [B, columns]."""
+        bias = None if self.bias is None else self.bias[columns]
+        return torch.nn.functional.linear(hidden, self.weight[columns], bias) / self.temperature
+
+
+class Scores:
+    """Probabilities p = softmax(logits) of G·S users over all items, never held at once."""
+
+    def __init__(self, head: Head, hidden: Tensor, stream: Tensor) -> None:
+        """`hidden` [G, S, d]; `stream` int64[G, S], one stream of random numbers a user (see draws)."""
+        self.head = head
+        self.hidden = hidden
+        self.stream = stream
+        self.groups, self.group_size, self.dim = hidden.shape
+        self.flat = hidden.reshape(-1, self.dim)
+        self.log_normaliser = self._log_normaliser()
+
+    def tiles(self) -> Iterator[slice]:
+        """Runs of columns that cover the catalogue."""
+        for start in range(0, self.head.items, TILE):
+            yield slice(start, min(start + TILE, self.head.items))
+
+    def _log_normaliser(self) -> Tensor:
+        total = self.flat.new_full((len(self.flat),), -torch.inf)
+        for columns in self.tiles():
+            logits = self.head.logits(self.flat, columns)
+            if not bool(torch.isfinite(logits).all()):
+                bad = logits[~torch.isfinite(logits)][0].item()
+                raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower rate")
+            total = torch.logaddexp(total, logits.logsumexp(dim=1))
+        return total
+
+    def probabilities(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
+        """p of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
+        return (self.head.logits(self.flat[users], columns) - self.log_normaliser[users, None]).exp_()
+
+    def probabilities_of(self, items: Tensor) -> Tensor:
+        """p of each user's own columns: int64[B, n] → [B, n]."""
+        logits = torch.bmm(self.head.weight[items], self.flat[:, :, None]).squeeze(2)
+        if self.head.bias is not None:
+            logits = logits + self.head.bias[items]
+        return (logits / self.head.temperature - self.log_normaliser[:, None]).exp_()
+
+    def mean_weight(self) -> Tensor:
+        """μ = Σ_j p_j W_j: [B, d]."""
+        mean = torch.zeros_like(self.flat)
+        for columns in self.tiles():
+            mean.addmm_(self.probabilities(columns), self.head.weight[columns])
+        return mean
+
+    def top(self, value: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Columns of the `count` largest values, largest first; `value` gives [n, columns] → int64[n, count]."""
+        best: Tensor | None = None
+        where: Tensor | None = None
+        for columns in self.tiles():
+            new = value(columns)
+            index = torch.arange(columns.start, columns.stop, device=new.device).expand_as(new)
+            if best is not None and where is not None:
+                new, index = torch.cat([best, new], dim=1), torch.cat([where, index], dim=1)
+            best, order = new.topk(min(count, new.shape[1]), dim=1)
+            where = index.gather(1, order)
+        assert where is not None
+        return where

@@ -1,0 +1,216 @@
+"""Squared gradients of a SequenceEncoder for many users and probes at once, by a backward pass written by hand.
+
+What makes it fast. (1) Activations are computed once a user; probes share them, attention probabilities included.
+(2) In the last block only the last position reaches h, so its weight gradients are outer products of vectors, whose
+squared sum over users and probes is one matrix product; its keys and values reach the other positions through H
+directions a user, not through matrices. (3) In other blocks a weight's gradient is a sum over positions; for all probes
+of a user it is one matrix product, squared and added up while it is in cache.
+
+Shapes: B users in G groups of S (S = 1 but for batch-wise estimators), L positions, P probes, d dimensions, H heads
+of c dimensions. Cotangents are [B, L, P, ·]: positions before probes, so that sums over positions are products.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from raymerge.fisher.attention import AttentionState
+from raymerge.fisher.inputs import InputSide
+from raymerge.fisher.squares import Squares, with_one
+from raymerge.fisher.sums import SquareSums
+from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
+
+
+@dataclass(frozen=True)
+class NormState:
+    """LayerNorm: normalised x̂ [B, L, d] and 1/σ [B, L, 1] of its input."""
+
+    name: str
+    module: nn.LayerNorm
+    normed: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, name: str, module: nn.LayerNorm, x: Tensor) -> tuple["NormState", Tensor]:
+        """The state and the output."""
+        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        inverse = (variance + module.eps).rsqrt()
+        normed = (x - mean) * inverse
+        return cls(name, module, normed, inverse), torch.addcmul(module.bias, normed, module.weight)
+
+    def backward(self, g: Tensor, squares: Squares, residual: Tensor | None = None) -> Tensor:
+        """Cotangent of the input, 1/σ (gγ - mean(gγ) - x̂ mean(gγ x̂)), plus that of a residual (overwritten).
+
+        All [B, L, P, d].
+        """
+        weighted = g * self.normed[:, :, None]
+        squares.vector(self.name + ".weight", weighted)
+        squares.vector(self.name + ".bias", g)
+        gamma = self.module.weight
+        means = torch.stack([g @ gamma, weighted @ gamma], dim=-1).flatten(0, 1)  # [B·L, P, 2], times d
+        basis = torch.stack([torch.ones_like(self.normed), self.normed], dim=2) * self.inverse[..., None]
+        scale = (self.inverse * gamma)[:, :, None]
+        out = torch.mul(g, scale, out=weighted) if residual is None else residual.addcmul_(g, scale)
+        out.flatten(0, 1).baddbmm_(means, basis.flatten(0, 1), alpha=-1 / len(gamma))
+        return out
+
+
+@dataclass(frozen=True)
+class FeedForwardState:
+    """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, f]."""
+
+    name: str
+    module: FeedForward
+    inputs: Tensor
+    active: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, name: str, module: FeedForward, x: Tensor) -> tuple["FeedForwardState", Tensor]:
+        """The state and the output [B, L, d]."""
+        with torch.enable_grad():
+            before = module.inner(x).detach().requires_grad_()
+            after = module.activation(before)
+            (slope,) = torch.autograd.grad(after.sum(), before)
+        active = after.detach()
+        return cls(name, module, with_one(x), with_one(active), slope), module.outer(active)
+
+    def backward(self, g: Tensor, squares: Squares) -> Tensor:
+        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d]."""
+        squares.linear(self.name + ".outer", self.active, g)
+        inner_g = (g @ self.module.outer.weight).mul_(self.slope[:, :, None])
+        squares.linear(self.name + ".inner", self.inputs, inner_g)
+        return inner_g @ self.module.inner.weight
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """One block's activations. The last block has those of the last position only, beside its keys and values."""
+
+    pre: bool
+    last: bool
+    attention_norm: NormState
+    attention: AttentionState
+    feed_forward_norm: NormState
+    feed_forward: FeedForwardState
+
+    @classmethod
+    def of(cls, name: str, block: Block, x: Tensor, allowed: Tensor, last: bool) -> tuple["BlockState", Tensor]:
+        """The state and the output, [B, L, d] or of the last position [B, 1, d]."""
+        queries = 1 if last else x.shape[1]
+        parts = (name + ".attention", block.attention), (name + ".feed_forward", block.feed_forward)
+        if block.pre:
+            first, normed = NormState.of(name + ".attention_norm", block.attention_norm, x)
+            attention, out = AttentionState.of(*parts[0], normed, allowed, queries)
+            x = x[:, -queries:] + out
+            second, normed = NormState.of(name + ".feed_forward_norm", block.feed_forward_norm, x)
+            feed_forward, out = FeedForwardState.of(*parts[1], normed)
+            x = x + out
+        else:
+            attention, out = AttentionState.of(*parts[0], x, allowed, queries)
+            first, x = NormState.of(name + ".attention_norm", block.attention_norm, x[:, -queries:] + out)
+            feed_forward, out = FeedForwardState.of(*parts[1], x)
+            second, x = NormState.of(name + ".feed_forward_norm", block.feed_forward_norm, x + out)
+        return cls(block.pre, last, first, attention, second, feed_forward), x
+
+    def backward(self, g: Tensor, squares: Squares) -> Tensor:
+        """Cotangent of the output (which is overwritten) → of the input: [B, L or 1, P, d] → [B, L, P, d]."""
+        return self._backward_pre(g, squares) if self.pre else self._backward_post(g, squares)
+
+    def _backward_pre(self, g: Tensor, squares: Squares) -> Tensor:
+        g = self.feed_forward_norm.backward(self.feed_forward.backward(g, squares), squares, residual=g)
+        inner_g = self._through_attention(g, squares)
+        if not self.last:
+            return self.attention_norm.backward(inner_g, squares, residual=g)
+        inner_g = self.attention_norm.backward(inner_g, squares)
+        inner_g[:, -1:] += g
+        return inner_g
+
+    def _backward_post(self, g: Tensor, squares: Squares) -> Tensor:
+        g = self.feed_forward_norm.backward(g, squares)
+        g = self.feed_forward.backward(g, squares).add_(g)
+        g = self.attention_norm.backward(g, squares)
+        inner_g = self._through_attention(g, squares)
+        inner_g[:, -g.shape[1] :] += g
+        return inner_g
+
+    def _through_attention(self, g: Tensor, squares: Squares) -> Tensor:
+        return self.attention.backward_last(g, squares) if self.last else self.attention.backward(g, squares)
+
+
+@dataclass(frozen=True)
+class EncoderState:
+    """Activations of B users, all that a backward pass from h needs."""
+
+    input_norm: NormState
+    blocks: list[BlockState]
+    output_norm: NormState
+
+    @classmethod
+    def of(cls, module: SequenceEncoder, histories: Tensor) -> "EncoderState":
+        """Run the encoder in eval mode on histories int64[B, L]."""
+        rows = module.input_rows(histories)
+        positions = module.position_embedding.weight[: rows.shape[1]].flip(0)
+        input_norm, x = NormState.of("input_norm", module.input_norm, module.item_embedding.weight[rows] + positions)
+        allowed = module.attention_mask(rows != 0)
+        states = []
+        for number, block in enumerate(module.blocks):
+            last = number == len(module.blocks) - 1
+            state, x = BlockState.of(f"blocks.{number}", cast(Block, block), x, allowed, last)
+            states.append(state)
+        return cls(input_norm, states, NormState.of("output_norm", module.output_norm, x)[0])
+
+    def backward(self, g: Tensor, squares: Squares) -> Tensor:
+        """Cotangents of h [B, 1, P, d] → of the embedded input [B, L, P, d]."""
+        g = self.output_norm.backward(g, squares)
+        for block in reversed(self.blocks):
+            g = block.backward(g, squares)
+        return self.input_norm.backward(g, squares)
+
+
+class EncoderBackward:
+    """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget in bytes."""
+
+    skips_padding = True
+    """Positions count from the end, so columns that are padding for all users of a batch can go."""
+
+    def __init__(self, module: SequenceEncoder, sums: SquareSums, memory_bytes: int) -> None:
+        self.module = module
+        self.sums = sums
+        self.memory_bytes = memory_bytes
+
+    def table_read(self, histories: Tensor, rows: Tensor) -> str:
+        """Name of the embedding whose rows the embedded input is."""
+        return "item_embedding.weight"
+
+    def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
+        """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
+        groups, probes, size, _ = cotangents.shape
+        squares = Squares(self.sums, size)
+        many_groups, many_probes = self._chunk(histories.shape[1] + 1, size, probes)
+        for start in range(0, groups, many_groups):
+            some = slice(start, start + many_groups)
+            state = EncoderState.of(self.module, histories[start * size : (start + many_groups) * size])
+            for first in range(0, probes, many_probes):
+                run = slice(first, first + many_probes)
+                g = cotangents[some, run].transpose(1, 2).flatten(0, 1)[:, None]
+                self._add_inputs(state.backward(g, squares), inputs, some, run)
+        squares.flush()
+
+    def _add_inputs(self, g: Tensor, inputs: InputSide, groups: slice, probes: slice) -> None:
+        """Squares of the position embedding and of the rows that are read, from cotangents [B, L, P, d]."""
+        size = inputs.hidden.shape[1]
+        by_user = g.unflatten(0, (-1, size))
+        positions = by_user.sum(1).square_() if size > 1 else g.square()
+        self.sums.add("position_embedding.weight", positions.sum((0, 2)).flip(0))
+        inputs.add_positions(by_user.flatten(1, 2), groups, probes)
+
+    def _chunk(self, length: int, size: int, probes: int) -> tuple[int, int]:
+        """How many groups and how many probes at a time fit the budget."""
+        config = self.module.config
+        wide = config.feed_forward + length * config.heads + 10 * config.dim
+        one = size * length * wide * self.module.item_embedding.weight.element_size()
+        fit = max(1, self.memory_bytes // one)
+        return max(1, fit // probes), min(fit, probes)

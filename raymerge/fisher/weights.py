@@ -1,0 +1,309 @@
+"""The estimators: how much each item of the catalogue weighs in a user's Fisher diagonal.
+
+F = 1/N Σ_i Σ_j w_ij (∇ log p_ij)², squared per user and item before any sum. An estimator is one decorated function
+that turns a batch of users' scores into probes; it then shows in the configuration, the command and the tests.
+Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log p_i,π_i(j))² summed over the group, where
+π_i aligns the items of its users: by identity (the same item) or by rank (user i's j-th most probable item).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError
+from raymerge.fisher.draws import integers, uniforms
+from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
+from raymerge.fisher.scores import Scores
+from raymerge.registry import Registry
+
+PAPER = "https://arxiv.org/abs/2307.05476"
+SAMPLING = "Kunstner, Hennig, Balles 2019, https://arxiv.org/abs/1905.12558"
+HUTCHINSON = "Hutchinson 1990, https://doi.org/10.1080/03610919008812866"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an estimator may need beside the scores: `targets` int64[G, S] and `columns` int64[G, K] are columns."""
+
+    samples: int
+    align: str
+    targets: Tensor | None
+    columns: Tensor | None
+
+
+Build = Callable[[Scores, Request], Probes]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A way to weigh the items, with what a reader must know to choose it.
+
+    `samples` says what the number n is, or is None if there is none; `distinct` if it cannot exceed the catalogue;
+    `alignments` of the batch-wise form, none if there is no such form.
+    """
+
+    build: Build
+    formula: str
+    unbiased: bool
+    passes: str
+    source: str
+    samples: str | None = None
+    distinct: bool = False
+    alignments: tuple[str, ...] = ()
+
+
+ESTIMATORS = Registry[Estimator]("estimator")
+
+
+def estimator(
+    name: str,
+    *,
+    formula: str,
+    unbiased: bool,
+    passes: str,
+    source: str = PAPER,
+    samples: str | None = None,
+    distinct: bool = False,
+    alignments: tuple[str, ...] = (),
+) -> Callable[[Build], Build]:
+    """Register a function as an estimator under a name."""
+
+    def add(build: Build) -> Build:
+        ESTIMATORS.add(name, Estimator(build, formula, unbiased, passes, source, samples, distinct, alignments))
+        return build
+
+    return add
+
+
+@dataclass(frozen=True)
+class FisherConfig:
+    """Which estimator of the Fisher diagonal, and its settings; a diagonal depends on nothing else but its inputs.
+
+    `batch_size` B makes the paper's batch-wise form, over groups of B users in the order given (diagonals of
+    different B do not compare).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    estimator: str = "exact"
+    samples: int | None = None
+    temperature: float = 1.0
+    batch_size: int | None = None
+    align: Literal["identity", "rank"] = "rank"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        entry = ESTIMATORS[self.estimator]
+        self._check_samples(entry)
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"fisher.temperature must be a positive number, got {self.temperature}")
+        if self.align not in ("identity", "rank"):
+            raise ConfigError(f"fisher.align must be identity or rank, got {self.align!r}")
+        if self.batch_size is None:
+            return
+        if self.batch_size < 1:
+            raise ConfigError(f"fisher.batch_size must be at least 1, got {self.batch_size}")
+        if self.align not in entry.alignments:
+            allowed = [name for name in ESTIMATORS if self.align in ESTIMATORS[name].alignments]
+            raise ConfigError(
+                f"estimator {self.estimator!r} has no batch-wise form aligned by {self.align}; "
+                f"leave out fisher.batch_size or use one of {', '.join(allowed)}"
+            )
+
+    def _check_samples(self, entry: Estimator) -> None:
+        if entry.samples is None and self.samples is not None:
+            raise ConfigError(f"estimator {self.estimator!r} takes no fisher.samples, got {self.samples}: leave it out")
+        if entry.samples is not None and self.samples is None:
+            raise ConfigError(f"estimator {self.estimator!r} needs fisher.samples: {entry.samples}")
+        if self.samples is not None and self.samples < 1:
+            raise ConfigError(f"fisher.samples must be at least 1, got {self.samples}")
+
+    def check_model(self, *, items: int, dim: int) -> None:
+        """Raise ConfigError if a model of this many items and dimensions cannot give so many samples."""
+        entry = ESTIMATORS[self.estimator]
+        most = items if entry.distinct else dim if self.estimator.startswith("rank") else None
+        if most is not None and self.samples is not None and self.samples > most:
+            what = f"{items} items" if entry.distinct else f"{dim} dimensions"
+            raise ConfigError(f"fisher.samples is {self.samples}, but the model has {what}: at most {most}")
+
+
+@estimator(
+    "exact", formula="w_j = p_j", unbiased=True, passes="d", source="F = Jᵀ C J, C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ"
+)
+def exact(scores: Scores, request: Request) -> Probes:
+    """The Fisher diagonal over all items, without error."""
+    return from_all(scores, request.columns)
+
+
+@estimator(
+    "model",
+    formula="w_j = (draws of j in n draws from p) / n",
+    unbiased=True,
+    passes="min(d, n)",
+    source=SAMPLING,
+    samples="draws a user, with replacement",
+    alignments=("rank",),
+)
+def model(scores: Scores, request: Request) -> Probes:
+    """Items drawn from the model's own distribution; in groups each user's draws are aligned by probability."""
+    items = _draw(scores, request.samples)
+    if scores.group_size > 1:
+        order = scores.probabilities_of(items).argsort(dim=1, descending=True, stable=True)
+        items = items.gather(1, order)
+    return _evenly(scores, request, items)
+
+
+@estimator(
+    "random",
+    formula="w_j = p_j V / n on n items drawn uniformly without replacement",
+    unbiased=True,
+    passes="min(d, n)",
+    samples="items a user",
+    distinct=True,
+    alignments=("identity", "rank"),
+)
+def random(scores: Scores, request: Request) -> Probes:
+    """Items drawn uniformly, weighed so that the mean over draws is exact; high variance."""
+    return _by_probability(scores, request, _pick(scores, request), scale=scores.head.items / request.samples)
+
+
+@estimator(
+    "random_unweighted",
+    formula="w_j = 1 / n on n items drawn uniformly without replacement",
+    unbiased=False,
+    passes="min(d, n)",
+    samples="items a user",
+    distinct=True,
+    alignments=("identity", "rank"),
+)
+def random_unweighted(scores: Scores, request: Request) -> Probes:
+    """Items drawn uniformly, all weighing the same: another quantity, as the paper's text can be read."""
+    return _evenly(scores, request, _pick(scores, request))
+
+
+@estimator(
+    "topk",
+    formula="w_j = p_j on the n most probable items",
+    unbiased=False,
+    passes="min(d, n)",
+    samples="items a user",
+    distinct=True,
+    alignments=("identity", "rank"),
+)
+def topk(scores: Scores, request: Request) -> Probes:
+    """The most probable items: a lower bound, by a share that differs between models."""
+    if request.align == "identity":
+        items = _of_groups(scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples))
+    else:
+        items = scores.top(lambda run: scores.head.logits(scores.flat, run), request.samples)
+    return _by_probability(scores, request, items)
+
+
+@estimator("target", formula="w_j = 1 on the observed next item", unbiased=False, passes="1", alignments=("rank",))
+def target(scores: Scores, request: Request) -> Probes:
+    """The item that did follow: the empirical Fisher."""
+    if request.targets is None:
+        raise ConfigError("estimator 'target' needs targets: the item that followed each history")
+    return _evenly(scores, request, request.targets.reshape(-1, 1))
+
+
+@estimator(
+    "rank",
+    formula="the n largest eigenvectors of C",
+    unbiased=False,
+    passes="n",
+    source="Σ_i≤n (J_kᵀ q_i + a_ki h)², a lower bound of every entry",
+    samples="eigenvectors a user",
+)
+def rank(scores: Scores, request: Request) -> Probes:
+    """The directions of h that matter most: never above the exact diagonal, and equal to it on rows not read."""
+    return from_all(scores, request.columns, rank=request.samples)
+
+
+@estimator(
+    "rank_unbiased",
+    formula="the n largest eigenvectors of C, and one random-sign probe over the rest",
+    unbiased=True,
+    passes="n + 1",
+    source=HUTCHINSON,
+    samples="eigenvectors a user",
+)
+def rank_unbiased(scores: Scores, request: Request) -> Probes:
+    """`rank` and an unbiased, never negative estimate of what it leaves out."""
+    return completed(from_all(scores, request.columns, rank=request.samples), from_signs(scores, request.columns, 1))
+
+
+@estimator(
+    "hutchinson",
+    formula="n random-sign probes Σ_j ξ_j √p_j (W_j - μ), each weighing 1/n",
+    unbiased=True,
+    passes="n",
+    source=HUTCHINSON,
+    samples="probes a user",
+)
+def hutchinson(scores: Scores, request: Request) -> Probes:
+    """Random combinations of all items: `rank_unbiased` without an eigenvector, the cheapest unbiased estimator."""
+    return from_signs(scores, request.columns, request.samples)
+
+
+def _evenly(scores: Scores, request: Request, items: Tensor) -> Probes:
+    """Each of the items int64[B, n] weighs 1/n for each user."""
+    items = items.view(scores.groups, scores.group_size, -1)
+    share = scores.group_size / items.shape[2]
+    weights = scores.flat.new_full((scores.groups, items.shape[2]), share)
+    return from_choice(scores, Choice(items, weights), request.columns)
+
+
+def _by_probability(scores: Scores, request: Request, items: Tensor, scale: float = 1.0) -> Probes:
+    """Each of the items int64[B, n] weighs its probability times `scale`."""
+    weights = _group_sum(scores, scores.probabilities_of(items)) * scale
+    items = items.view(scores.groups, scores.group_size, -1)
+    return from_choice(scores, Choice(items, weights), request.columns)
+
+
+def _group_sum(scores: Scores, values: Tensor) -> Tensor:
+    """[B, n] → [G, n], the sum over each group's users."""
+    return values.view(scores.groups, scores.group_size, -1).sum(1)
+
+
+def _of_groups(scores: Scores, items: Tensor) -> Tensor:
+    """The same items for each user of a group: [G, n] → [B, n]."""
+    return items.repeat_interleave(scores.group_size, dim=0)
+
+
+def _pick(scores: Scores, request: Request) -> Tensor:
+    """n items (or, aligned by rank in groups, the items at n ranks) drawn uniformly, one draw a group: int64[B, n]."""
+    stream = scores.stream[:, 0]
+
+    def lots(run: slice) -> Tensor:
+        return integers(stream, torch.arange(run.start, run.stop, device=stream.device))
+
+    picked = _of_groups(scores, scores.top(lots, request.samples))
+    if scores.group_size == 1 or request.align == "identity":
+        return picked
+    everything = slice(0, scores.head.items)
+    ordered = [scores.head.logits(h[None], everything)[0].argsort(descending=True, stable=True) for h in scores.flat]
+    return torch.stack([order[ranks] for order, ranks in zip(ordered, picked, strict=True)])
+
+
+def _draw(scores: Scores, count: int) -> Tensor:
+    """`count` draws from each user's p, with replacement, by inverting its cumulative sum: int64[B, count]."""
+    total = sum(_cumulative(scores, run)[:, -1] for run in scores.tiles())
+    level = uniforms(scores.stream.flatten(), count) * torch.as_tensor(total)[:, None]
+    items = torch.zeros_like(level, dtype=torch.int64)
+    below = torch.zeros_like(level[:, 0])
+    for run in scores.tiles():
+        cumulative = _cumulative(scores, run) + below[:, None]
+        here = (level >= below[:, None]) & (level < cumulative[:, -1:])
+        found = torch.searchsorted(cumulative, level, right=True)
+        items = torch.where(here, found + run.start, items)
+        below = cumulative[:, -1]
+    return items
+
+
+def _cumulative(scores: Scores, columns: slice) -> Tensor:
+    """Cumulative sum of p over a run of columns, in float64: [B, columns]."""
+    return scores.probabilities(columns).double().cumsum(1)

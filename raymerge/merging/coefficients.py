@@ -1,0 +1,157 @@
+"""Choose how much each model counts, on data that none of them was trained on.
+
+The score of a point λ of the simplex is any function, such as the validation NDCG@10 of the merge that λ gives. It is
+piecewise constant and dear, so the search uses no gradients and few trials, and it is deterministic.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, permutations
+from math import comb, isfinite
+from typing import Generic, TypeVar
+
+from raymerge.errors import ConfigError, ScoreError
+
+Point = tuple[float, ...]
+S = TypeVar("S")
+SMALLEST_MOVE = 1 / 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best coefficients, their score, and every point that was tried, in order."""
+
+    coefficients: Point
+    score: float
+    trials: tuple[tuple[Point, float], ...]
+
+
+@dataclass(frozen=True)
+class Choice(Generic[S]):
+    """The best setting with what was found under it, and what was found under each, in the order given."""
+
+    setting: S
+    found: Found
+    searches: tuple[tuple[S, Found], ...]
+
+
+class _OutOfBudget(Exception):
+    """Ends a search from inside: the trials made so far are its result."""
+
+
+class _Trials:
+    """Scores of the points asked for: each computed once, no more than the budget in all, the best remembered."""
+
+    def __init__(self, score: Callable[[Point], float], budget: int, known: Mapping[Point, float]) -> None:
+        self._score, self._budget = score, budget
+        self._known = {_rounded(point): value for point, value in known.items()}
+        self._computed = 0
+        self.scores: dict[Point, float] = {}
+
+    def __call__(self, point: Point) -> None:
+        """Score a point if it is new; raises _OutOfBudget when that would be one too many."""
+        point = _rounded(point)
+        if point in self.scores:
+            return
+        if point not in self._known and self._computed == self._budget:
+            raise _OutOfBudget
+        value = self._known[point] if point in self._known else self._compute(point)
+        if not isfinite(value):
+            raise ScoreError(f"the score of coefficients {point} is {value}: a merge must score a finite number")
+        self.scores[point] = value
+
+    def _compute(self, point: Point) -> float:
+        self._computed += 1
+        return float(self._score(point))
+
+    def best(self) -> Point:
+        """The highest score; of equal ones the point nearest to equal coefficients, then the one tried first."""
+        return max(self.scores, key=lambda point: (self.scores[point], -_inequality(point)))
+
+
+def search(
+    score: Callable[[Point], float], members: int, *, budget: int = 48, known: Mapping[Point, float] | None = None
+) -> Found:
+    """Coefficients (each >= 0, sum 1) of the highest score that `budget` calls of `score` find.
+
+    Equal coefficients come first, then one model at half of the mass or more, then a grid of the simplex as fine as
+    half of the budget allows, its corners (single models) included. From the best of these, mass moves between pairs
+    of models, by steps that halve where no move helps. `known` scores, such as those of the single models, cost
+    nothing. Ties go to the more equal coefficients. Raises ConfigError for less than 1 model or trial and ScoreError
+    for a score that is not finite.
+    """
+    if members < 1 or budget < 1:
+        raise ConfigError(f"a search needs at least 1 model and 1 trial, got {members} and {budget}")
+    trials = _Trials(score, budget, known or {})
+    divisions = _divisions(members, budget)
+    try:
+        for point in _starts(members, divisions):
+            trials(point)
+        _refine(trials, step=0.5 / max(2, divisions))
+    except _OutOfBudget:
+        pass
+    best = trials.best()
+    return Found(best, trials.scores[best], tuple(trials.scores.items()))
+
+
+def search_settings(
+    score: Callable[[S, Point], float], settings: Sequence[S], members: int, *, budget: int = 48
+) -> Choice[S]:
+    """Search the coefficients under each setting, with an equal part of the budget, and take the best of all.
+
+    Ties go to the earlier setting. Single models are scored under the first setting only, since a merge of one model
+    is that model under any. Raises ConfigError unless there is a trial for each setting.
+    """
+    if not 1 <= len(settings) <= budget:
+        raise ConfigError(f"a search needs 1 trial or more for each setting, got {budget} for {len(settings)} settings")
+    searches: list[tuple[S, Found]] = []
+    known: dict[Point, float] = {}
+    for setting in settings:
+        found = search(partial(score, setting), members, budget=budget // len(settings), known=known)
+        known |= {point: value for point, value in found.trials if max(point) == 1}
+        searches.append((setting, found))
+    setting, found = max(searches, key=lambda entry: entry[1].score)
+    return Choice(setting, found, tuple(searches))
+
+
+def _rounded(point: Point) -> Point:
+    """The same point however it was reached: sums of steps differ in the last bits."""
+    return tuple(round(value, 9) + 0.0 for value in point)
+
+
+def _inequality(point: Point) -> float:
+    """Sum of squares, least for equal coefficients; rounded, so that mirrored points tie."""
+    return round(sum(value * value for value in point), 9)
+
+
+def _divisions(members: int, budget: int) -> int:
+    """Into how many parts the grid divides the mass, at most 10, so that its points take half of the budget or less."""
+    fitting = (parts for parts in range(1, 11) if comb(parts + members - 1, members - 1) <= budget / 2)
+    return max(fitting, default=0)
+
+
+def _starts(members: int, divisions: int) -> Iterator[Point]:
+    yield (1 / members,) * members
+    for leading in range(members):
+        yield tuple(0.5 / members + 0.5 * (model == leading) for model in range(members))
+    yield from _grid(members, divisions)
+
+
+def _grid(members: int, divisions: int) -> Iterator[Point]:
+    """All points whose coefficients are multiples of 1 / divisions (stars and bars); none for 0 divisions."""
+    for bars in combinations(range(divisions + members - 1), members - 1) if divisions else ():
+        edges = (-1, *bars, divisions + members - 1)
+        yield tuple((right - left - 1) / divisions for left, right in zip(edges, edges[1:], strict=False))
+
+
+def _refine(trials: _Trials, step: float) -> None:
+    """Try all moves of `step` from the best point; go on from there if a better one was found, else halve the step."""
+    while step >= SMALLEST_MOVE:
+        start = trials.best()
+        for giver, taker in permutations(range(len(start)), 2):
+            moved = min(step, start[giver])
+            if moved:
+                trials(tuple(value + moved * ((i == taker) - (i == giver)) for i, value in enumerate(start)))
+        if trials.best() == start:
+            step /= 2

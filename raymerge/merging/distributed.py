@@ -1,0 +1,66 @@
+"""Scoring candidate merges on Ray: each process merges the members itself and ranks the validation users of its part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from raymerge.artifacts import load_diagonal, load_model
+from raymerge.evaluation.distributed import worker_examples
+from raymerge.evaluation.metrics import ndcg
+from raymerge.evaluation.ranking import full_ranks
+from raymerge.merging.methods import MergeSetting, merge
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.runtime import Pool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to merge: everything that the merged parameters depend on."""
+
+    models: tuple[str, ...]
+    diagonals: tuple[str, ...]  # empty for a method that needs none
+    method: str
+    coefficients: tuple[float, ...]
+    setting: MergeSetting
+
+
+@lru_cache(maxsize=1)
+def _members(models: tuple[str, ...], diagonals: tuple[str, ...]) -> tuple[list[SequenceEncoder], list[dict[str, Tensor]]]:
+    return [load_model(url) for url in models], [load_diagonal(url) for url in diagonals]
+
+
+@lru_cache(maxsize=1)
+def merged_model(candidate: Candidate) -> SequenceEncoder:
+    """The merged model of a candidate; members stay in memory for the next one."""
+    modules, diagonals = _members(candidate.models, candidate.diagonals)
+    parameters = merge(
+        modules,
+        diagonals or None,
+        method=candidate.method,
+        coefficients=candidate.coefficients,
+        normalise=candidate.setting.normalise,
+        epsilon=candidate.setting.epsilon,
+    )
+    merged = SequenceEncoder(modules[0].num_items, modules[0].config)
+    merged.load_state_dict(parameters)
+    return merged.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def validate_partition(candidate: Candidate, partition: str, filter_seen: bool) -> tuple[float, int]:
+    """Sum of validation NDCG@10 (full ranking) over the users of a partition, and their number (runs in a worker)."""
+    module = merged_model(candidate)
+    found = worker_examples(partition, "validation", module.config.max_length)
+    ranks = full_ranks(module, found.histories, found.targets, seen=found.seen if filter_seen else None)
+    return float(ndcg(ranks, 10).sum()), len(ranks)
+
+
+def validate(pool: Pool, candidate: Candidate, partitions: Sequence[str], *, filter_seen: bool) -> float:
+    """Mean validation NDCG@10 over all users; sums are added in the order of the partitions."""
+    sums: dict[str, tuple[float, int]] = {}
+    pieces = {partition: (candidate, partition, filter_seen) for partition in partitions}
+    pool.run(validate_partition, pieces, doing="validating a merge", on_result=sums.__setitem__)
+    total = sum(sums[partition][0] for partition in partitions)
+    return total / max(1, sum(sums[partition][1] for partition in partitions))

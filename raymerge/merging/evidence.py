@@ -1,0 +1,70 @@
+"""Diagonals made comparable before they weigh: scaled between models, floored within a tensor, read block by block.
+
+Shapes: M models, n entries of a block of one tensor.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError
+from raymerge.merging.checks import Tensors, check_epsilon
+
+Normalise = Literal["none", "model", "tensor"]
+NORMALISATIONS: tuple[Normalise, ...] = ("none", "model", "tensor")
+ENTRIES_AT_ONCE = 1 << 18
+
+
+def blocks(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The same blocks of M tensors of one shape, flattened, side by side: f64[M, n <= 2^18]."""
+    flattened = (tensor.reshape(-1).split(ENTRIES_AT_ONCE) for tensor in tensors)
+    for block in zip(*flattened, strict=True):
+        yield torch.stack([part.to(device, torch.float64) for part in block])
+
+
+class Evidence:
+    """What each model knows about each parameter entry: its diagonal F, times the scale that `normalise` gives.
+
+    none: 1. model: 1 / mean of F over all entries of the model. tensor: 1 / mean of F over the tensor of that model.
+    A mean of 0 is left as it is. Raises ConfigError for an unknown normalisation, MergeError for ε out of range.
+    """
+
+    def __init__(self, diagonals: Sequence[Tensors], normalise: Normalise, epsilon: float) -> None:
+        check_epsilon(epsilon)
+        if normalise not in NORMALISATIONS:
+            raise ConfigError(f"unknown normalisation {normalise!r}; known: {', '.join(NORMALISATIONS)}")
+        self._diagonals = diagonals
+        self._epsilon = epsilon
+        self._means = [{name: _mean(tensor) for name, tensor in diagonal.items()} for diagonal in diagonals]
+        self._scales = [_scales(*pair, normalise) for pair in zip(diagonals, self._means, strict=True)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._diagonals[0]
+
+    def floor(self, name: str) -> float:
+        """ε of a tensor: `epsilon` times the mean of the scaled diagonals over its entries and the models."""
+        scaled = (means[name] * scales[name] for means, scales in zip(self._means, self._scales, strict=True))
+        return self._epsilon * sum(scaled) / len(self._diagonals)
+
+    def blocks(self, name: str, device: torch.device) -> Iterator[Tensor]:
+        """Scaled diagonals of a tensor, block by block: f64[M, n]."""
+        scales = torch.tensor([[scales[name]] for scales in self._scales], dtype=torch.float64, device=device)
+        for block in blocks([diagonal[name] for diagonal in self._diagonals], device):
+            yield block.mul_(scales)
+
+
+def _mean(tensor: Tensor) -> float:
+    return float(tensor.sum(dtype=torch.float64)) / max(1, tensor.numel())
+
+
+def _scales(diagonal: Tensors, means: dict[str, float], normalise: Normalise) -> dict[str, float]:
+    """By tensor name, what a model's diagonal is multiplied by."""
+    if normalise == "none":
+        return dict.fromkeys(means, 1.0)
+    if normalise == "tensor":
+        return {name: 1 / mean if mean else 1.0 for name, mean in means.items()}
+    entries = sum(tensor.numel() for tensor in diagonal.values())
+    overall = sum(means[name] * tensor.numel() for name, tensor in diagonal.items()) / max(1, entries)
+    return dict.fromkeys(means, 1 / overall if overall else 1.0)

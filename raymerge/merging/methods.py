@@ -1,0 +1,224 @@
+"""Merge models by a weighted mean of each parameter: θ*_k = Σ_m λ_m w_mk θ_mk / Σ_m λ_m w_mk.
+
+Shapes: M models, n entries of a block of one tensor. Methods see blocks in float64, so that a merge needs little
+memory beside its result, whatever the size of the models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product, repeat
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError, MergeError
+from raymerge.merging.checks import (
+    Model,
+    Tensors,
+    check_coefficients,
+    check_diagonals,
+    check_epsilon,
+    check_models,
+    check_unmerged,
+    diagonal_names,
+    tensors_of,
+)
+from raymerge.merging.evidence import ENTRIES_AT_ONCE, NORMALISATIONS, Evidence, Normalise, blocks
+from raymerge.registry import Registry
+
+EPSILONS = (1e-6, 1e-3, 1e-1)
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """How M values of a parameter become one, entry by entry.
+
+    `combine(values f64[M, n], coefficients f64[M, 1])` gives f64[n]; the coefficients sum to 1. A method that
+    `needs_diagonals` is given two further arguments, the diagonals f64[M, n] and the floor ε of their tensor.
+    """
+
+    combine: Callable[..., Tensor]
+    needs_diagonals: bool
+
+
+METHODS: Registry[MergeMethod] = Registry("merge method")
+
+
+def average(values: Tensor, coefficients: Tensor) -> Tensor:
+    """Σ_m λ_m θ_m (Wortsman et al., "Model soups", ICML 2022)."""
+    return (coefficients * values).sum(dim=0)
+
+
+def fisher(values: Tensor, coefficients: Tensor, diagonals: Tensor, floor: float) -> Tensor:
+    """Σ_m λ_m (F_m + ε) θ_m / Σ_m λ_m (F_m + ε), with the λ-weighted mean where that is 0 / 0.
+
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", NeurIPS 2022, eq. 4; ε is ours.
+    """
+    return (fisher_shares(coefficients, diagonals, floor) * values).sum(dim=0)
+
+
+def fisher_shares(coefficients: Tensor, diagonals: Tensor, floor: float) -> Tensor:
+    """What part of each merged entry comes from each model: f64[M, n], columns sum to 1."""
+    weights = coefficients * (diagonals + floor)
+    total = weights.sum(dim=0)
+    return torch.where(total > 0, weights / total, coefficients)
+
+
+METHODS.add("average", MergeMethod(average, needs_diagonals=False))
+METHODS.add("fisher", MergeMethod(fisher, needs_diagonals=True))
+
+
+@dataclass(frozen=True)
+class MergeSetting:
+    """How diagonals are scaled and floored before they weigh: one candidate of a search on validation."""
+
+    normalise: Normalise = "none"
+    epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How members become one model. What is "search" is chosen on the validation split, within `budget` trials."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
+
+    method: str = "fisher"
+    coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"
+    normalise: Literal["none", "model", "tensor", "search"] = "search"
+    epsilon: float | Literal["search"] = 1e-6
+    budget: int = 48
+
+    def __post_init__(self) -> None:
+        METHODS[self.method]
+        if self.normalise not in (*NORMALISATIONS, "search"):
+            raise ConfigError(f"merge.normalise must be {', '.join(NORMALISATIONS)} or search, got {self.normalise!r}")
+        if not isinstance(self.coefficients, str):
+            check_coefficients(self.coefficients, len(self.coefficients), ConfigError)
+        elif self.coefficients not in ("search", "equal"):
+            raise ConfigError(f"merge.coefficients must be numbers, equal or search, got {self.coefficients!r}")
+        if not isinstance(self.epsilon, str):
+            check_epsilon(self.epsilon, ConfigError)
+        elif self.epsilon != "search":
+            raise ConfigError(f"merge.epsilon must be a number or search, got {self.epsilon!r}")
+        if not 1 <= self.budget <= 10**6:
+            raise ConfigError(f"merge.budget must be between 1 and 1000000 trials, got {self.budget}")
+
+    def settings(self) -> list[MergeSetting]:
+        """The candidates for normalisation and ε, the plainest first; a single one where nothing is to be chosen."""
+        if not METHODS[self.method].needs_diagonals:
+            return [MergeSetting()]
+        normalise = NORMALISATIONS if self.normalise == "search" else (self.normalise,)
+        epsilon = EPSILONS if isinstance(self.epsilon, str) else (self.epsilon,)
+        return [MergeSetting(*candidate) for candidate in product(normalise, epsilon)]
+
+
+@torch.no_grad()
+def merge(
+    models: Sequence[Model],
+    diagonals: Sequence[Tensors] | None = None,
+    *,
+    method: str = "fisher",
+    coefficients: Sequence[float] | None = None,
+    normalise: Normalise = "none",
+    epsilon: float = 1e-6,
+) -> dict[str, Tensor]:
+    """Merge modules or state dicts of one shape: name → new tensor, in the dtype and on the device of the first model.
+
+    `diagonals` hold, by `named_parameters()` name, the Fisher diagonal of each model; `coefficients` are the λ_m >= 0
+    (equal without them; their sum does not matter). ε is `epsilon` times the mean of the diagonals over the tensor
+    and the models: entries on which no model has information take the λ-weighted mean, and nothing becomes NaN.
+    `normalise` scales the diagonals between models first: not at all, each model's by its overall mean ("model"), or
+    each tensor of each model by its own mean ("tensor").
+
+    Parameters are merged; of a state dict that is every floating-point tensor. All other tensors (buffers,
+    parameters that no diagonal has) must be equal in all models and are copied. Nothing that is given is changed.
+    Beside the result memory is O(M · 2^18) float64 numbers: tensors are merged block by block.
+
+    Raises MergeError, with the first difference, for models that differ in settings, catalogue, names, shapes or
+    dtypes, for diagonals that do not belong to them, and for coefficients or ε out of range; UnknownNameError for an
+    unknown method.
+
+    >>> models = [{"w": torch.tensor([0.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}]
+    >>> merge(models, method="average", coefficients=[3, 1])
+    {'w': tensor([0.2500, 0.2500])}
+    >>> merge(models, [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}])
+    {'w': tensor([0.5000, 1.0000])}
+    """
+    chosen = METHODS[method]
+    check_models(models)
+    evidence = _evidence(method, models, diagonals, normalise, epsilon)
+    lambdas = _sum_to_one(coefficients, len(models))
+    names = diagonal_names(models[0])
+    members = [tensors_of(model) for model in models]
+    merged = {}
+    for name in members[0]:
+        values = [member[name] for member in members]
+        if name not in names or (evidence is not None and names[name] not in evidence):
+            check_unmerged(name, values)
+            merged[name] = values[0].clone()
+        else:
+            merged[name] = _merge_tensor(chosen.combine, values, lambdas, evidence, names[name])
+    return merged
+
+
+@torch.no_grad()
+def shares(
+    diagonals: Sequence[Tensors],
+    *,
+    coefficients: Sequence[float] | None = None,
+    normalise: Normalise = "none",
+    epsilon: float = 1e-6,
+) -> dict[str, list[float]]:
+    """What part of each tensor of a Fisher merge comes from each model: name → M numbers that sum to 1.
+
+    A part is the mean over the tensor's entries of λ_m (F_m + ε) / Σ λ (F + ε), with the arguments of `merge`.
+    """
+    evidence = Evidence(diagonals, normalise, epsilon)
+    lambdas = _sum_to_one(coefficients, len(diagonals))
+    parts = {}
+    for name, tensor in diagonals[0].items():
+        total = torch.zeros(len(diagonals), dtype=torch.float64)
+        for block in evidence.blocks(name, total.device):
+            total += fisher_shares(lambdas, block, evidence.floor(name)).sum(dim=1)
+        parts[name] = (total / tensor.numel()).tolist()
+    return parts
+
+
+def _evidence(
+    method: str, models: Sequence[Model], diagonals: Sequence[Tensors] | None, normalise: Normalise, epsilon: float
+) -> Evidence | None:
+    """The diagonals that a method needs, checked; None for a method that needs none."""
+    needed = METHODS[method].needs_diagonals
+    if needed and diagonals is None:
+        raise MergeError(f"method {method!r} needs the models' diagonals: estimate them, or merge by 'average'")
+    if not needed and diagonals is not None:
+        raise MergeError(f"method {method!r} uses no diagonals: leave them out, or merge by 'fisher'")
+    if diagonals is None:
+        return None
+    check_diagonals(models, diagonals)
+    return Evidence(diagonals, normalise, epsilon)
+
+
+def _sum_to_one(coefficients: Sequence[float] | None, members: int) -> Tensor:
+    """Checked coefficients that sum to 1, equal ones for None: f64[M, 1]."""
+    coefficients = [1.0] * members if coefficients is None else coefficients
+    check_coefficients(coefficients, members)
+    lambdas = torch.tensor(coefficients, dtype=torch.float64)[:, None] / max(coefficients)  # sums cannot overflow
+    return lambdas / lambdas.sum()
+
+
+def _merge_tensor(
+    combine: Callable[..., Tensor], values: Sequence[Tensor], lambdas: Tensor, evidence: Evidence | None, name: str
+) -> Tensor:
+    """One merged tensor, filled block by block."""
+    device = values[0].device
+    merged = torch.empty_like(values[0], memory_format=torch.contiguous_format)
+    arguments: Iterator[tuple[Any, ...]] = ((block,) for block in blocks(values, device))
+    if evidence is not None:
+        floor = repeat(evidence.floor(name))
+        arguments = zip(blocks(values, device), evidence.blocks(name, device), floor, strict=False)
+    lambdas = lambdas.to(device)
+    for output, (theta, *rest) in zip(merged.view(-1).split(ENTRIES_AT_ONCE), arguments, strict=True):
+        output.copy_(combine(theta, lambdas, *rest))
+    return merged

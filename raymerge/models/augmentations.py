@@ -1,0 +1,91 @@
+"""Views of a history for contrastive learning: crop, mask and reorder (CL4SRec, arXiv 2010.14395, section 3.2).
+
+Whole batches at once, on the histories' device, with no loop over users. Histories are int64[B, W] padded on the
+left, and so are the views. A row's draws depend on its seed alone (int64[B]), never on the rows beside it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.registry import Registry
+
+
+class Augmentation(Protocol):
+    """Changes the given share of each history: int64[B, W] → int64[B, W]."""
+
+    def __call__(self, histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor: ...
+
+
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
+
+
+def lengths(histories: Tensor) -> Tensor:
+    """Items in each history: int64[B, W] → int64[B]."""
+    return (histories != 0).sum(1)
+
+
+def column_draws(histories: Tensor, seeds: Tensor, stream: Stream) -> Tensor:
+    """A number in [0, 1) for each column, which no padding on the left changes: float64[B, W]."""
+    from_the_end = torch.arange(histories.shape[1] - 1, -1, -1, device=histories.device)
+    return uniform(stream, seeds[:, None], from_the_end)
+
+
+def _columns(histories: Tensor) -> Tensor:
+    return torch.arange(histories.shape[1], device=histories.device)
+
+
+def _segment(histories: Tensor, seeds: Tensor, size: Tensor) -> Tensor:
+    """First column of a run of `size` items, each place equally likely: int64[B]."""
+    spare = lengths(histories) - size
+    return histories.shape[1] - spare - size + (uniform(Stream.VIEW_START, seeds) * (spare + 1)).long()
+
+
+@AUGMENTATIONS.register("crop")
+def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
+    """A run of ⌊share · n⌋ successive items (at least one) of each history of n, all others left out (equation 5)."""
+    size = (lengths(histories) * share).long().clamp(min=1)
+    columns, width = _columns(histories), histories.shape[1]
+    source = columns + (_segment(histories, seeds, size) + size - width)[:, None]
+    kept = columns >= (width - size)[:, None]
+    return torch.where(kept, histories.gather(1, source.clamp(min=0)), 0)
+
+
+@AUGMENTATIONS.register("mask")
+def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
+    """⌊share · n⌋ of the items of each history, drawn without replacement, become the mask (equation 6)."""
+    keys = column_draws(histories, seeds, Stream.VIEW_COLUMNS).masked_fill(histories == 0, 2.0)
+    chosen = keys.argsort(1).argsort(1) < (lengths(histories) * share).long()[:, None]
+    return histories.masked_fill(chosen, mask_index)
+
+
+@AUGMENTATIONS.register("reorder")
+def reorder(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
+    """A run of ⌊share · n⌋ successive items of each history is shuffled (equation 7)."""
+    size = (lengths(histories) * share).long()[:, None]
+    first = _segment(histories, seeds, size[:, 0])[:, None]
+    columns = _columns(histories)
+    inside = (columns >= first) & (columns < first + size)
+    keys = torch.where(inside, first + size * column_draws(histories, seeds, Stream.VIEW_COLUMNS), columns)
+    return histories.gather(1, keys.argsort(dim=1, stable=True))
+
+
+def two_views(
+    histories: Tensor, seeds: Tensor, *, shares: Sequence[tuple[str, float]], mask_index: int
+) -> tuple[Tensor, Tensor]:
+    """Two views of each history by two of the named augmentations, different ones where there are several.
+
+    `shares` names each augmentation to draw from and its share of the history.
+    """
+    numbers = torch.arange(len(shares), device=histories.device)
+    order = uniform(Stream.VIEW_KIND, seeds[:, None], numbers).argsort(1)
+    views = []
+    for view in range(2):
+        view_seeds = hashed(Stream.VIEW, seeds, view)
+        made = [AUGMENTATIONS[name](histories, view_seeds, share=s, mask_index=mask_index) for name, s in shares]
+        kind = order[:, view % len(shares)]
+        views.append(torch.stack(made)[kind, torch.arange(len(kind), device=kind.device)])
+    return views[0], views[1]

@@ -1,0 +1,139 @@
+"""The two losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+LOGIT_BYTES = 2**28  # no more than this is ever held of a positions × items matrix
+CACHE_ROWS = 256  # on a CPU, chunks of so many rows stay in its cache
+
+
+def catalogue_cross_entropy(
+    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, logit_bytes: int = LOGIT_BYTES
+) -> Tensor:
+    """Sum over rows of −log softmax(W h + b)[target] over all V items.
+
+    states [n, d], targets int64[n] in 0..V − 1, weight [V, d], bias [V] or None → scalar. The gradients are formed in
+    the forward pass, chunk by chunk of rows, while the probabilities are at hand: the logits are computed once, and
+    no more than `logit_bytes` of them are held (one row at the least).
+    """
+    rows = max(1, logit_bytes // (len(weight) * 4))
+    if states.device.type == "cpu":
+        rows = min(rows, CACHE_ROWS)
+    return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows)
+
+
+class _CatalogueCrossEntropy(torch.autograd.Function):
+    """Loss and its three gradients in one pass over chunks of rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, rows: int
+    ) -> Tensor:
+        total = torch.zeros((), dtype=weight.dtype, device=weight.device)
+        wanted = any(ctx.needs_input_grad)
+        grads = [torch.empty_like(states), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+        for start in range(0, len(states), rows):
+            h, target = states[start : start + rows], targets[start : start + rows, None]
+            logits = F.linear(h, weight, bias).to(weight.dtype)
+            likeliest, at_target = logits.amax(1), logits.gather(1, target).sum()
+            p = logits.softmax(1)
+            # log Σ exp(z) = max z − log max p, exact however small the target's probability is
+            total += (likeliest - p.amax(1).log()).sum() - at_target
+            if wanted:
+                p.scatter_add_(1, target, p.new_full((len(p), 1), -1.0))
+                _add_gradients(p, h, weight, grads, start)
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
+        return states, None, weight, bias, None
+
+
+def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, grads: list[Tensor | None], start: int) -> None:
+    """Add what the rows with logit gradients dz [n, V] and states h [n, d] give to the gradients, in place."""
+    states_grad, weight_grad, bias_grad = grads
+    assert states_grad is not None and weight_grad is not None
+    states_grad[start : start + len(h)] = dz @ weight
+    if dz.device.type == "cpu" and h.dtype == dz.dtype:
+        weight_grad.addmm_(dz.t(), h)
+    else:
+        weight_grad += dz.t() @ h  # under autocast the product is of lower precision, the sum is not
+    if bias_grad is not None:
+        bias_grad += dz.sum(0)
+
+
+def info_nce(
+    first: Tensor,
+    second: Tensor,
+    *,
+    similarity: Literal["cosine", "dot"],
+    temperature: float,
+    targets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE between two views of B rows: (sum over the 2B anchors, their number int64).
+
+    Row i of `first` [B, d] and row i of `second` are each other's positive; the views of all other rows, **of all
+    ranks**, are negatives, but for those of the same target (int64[B]) where targets are given: −log of
+    exp(sim(a, a⁺)/τ) / (exp(sim(a, a⁺)/τ) + Σ exp(sim(a, a⁻)/τ)) (CL4SRec, equation 3; DuoRec, arXiv 2110.05730,
+    equations 8 and 13).
+    """
+    if similarity == "cosine":
+        first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    everyone, offset = gather_rows(torch.stack([first, second], dim=1))
+    own = torch.arange(len(first), device=first.device)
+    logits = torch.einsum("avd,wbd->vawb", torch.stack([first, second], 1), everyone.transpose(0, 1)) / temperature
+    excluded = _excluded(own + offset, len(everyone), targets)
+    positive = torch.stack([logits[0, own, 1, own + offset], logits[1, own, 0, own + offset]])
+    negatives = logits.masked_fill(excluded[None, :, None, :], -torch.inf).flatten(2)
+    total = torch.cat([positive[..., None], negatives], dim=-1).logsumexp(-1).sum() - positive.sum()
+    return total, torch.tensor(2 * len(first), device=first.device)
+
+
+def _excluded(rows: Tensor, world_rows: int, targets: Tensor | None) -> Tensor:
+    """Which rows of the world are no negatives of which own ones: bool[B, N]."""
+    everyone = torch.arange(world_rows, device=rows.device)
+    if targets is None:
+        return rows[:, None] == everyone
+    return targets[:, None] == gather_rows(targets)[0]  # a row's own target is among them
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """Rows of all ranks in their order, and where this rank's begin: [n, ...] → ([N, ...], offset), differentiable.
+
+    Ranks may hold different numbers of rows, also none. In one process: (x, 0).
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    counts = [int(size) for size in sizes]
+    return _GatherRows.apply(x, counts), sum(counts[: dist.get_rank()])
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of row counts that differ; the gradient of a row is the sum of all ranks' gradients of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        start = sum(counts[: dist.get_rank()])
+        ctx.own = slice(start, start + len(x))
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        grad = outer[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.own], None

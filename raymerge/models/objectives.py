@@ -1,0 +1,328 @@
+"""What an encoder learns from: a registry of objectives, each with its own settings.
+
+An objective turns a batch of windows into terms, each a sum and the number of things summed. The loss of a step is
+Σ weight · (sum over ranks of the sums) / (sum over ranks of the counts), so two workers compute exactly what one would.
+A new objective is one decorated class; it then shows up in the configuration check and in the tests by itself.
+
+Shapes: B windows, W columns, L = max_length, d dimensions, V items. Windows are int64[B, W], padded on the left.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymerge.errors import ConfigError
+from raymerge.models.augmentations import AUGMENTATIONS, column_draws, lengths, two_views
+from raymerge.models.draws import Stream, uniform
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.losses import catalogue_cross_entropy, info_nce
+from raymerge.registry import Registry
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a training step."""
+
+    windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
+    seeds: Tensor  # int64[B], from which all of a row's random draws follow
+    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: `weight` times the mean of `count` things that sum to `total`."""
+
+    name: str
+    weight: float
+    total: Tensor  # scalar
+    count: Tensor  # int64 scalar
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For an objective that has nothing to set."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class ClozeSettings:
+    """How items are hidden from a bidirectional encoder."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    mask_rate: float = 0.2  # share of a window's items that are hidden, at least one
+    last_only: float = 0.1  # share of windows in which only the last item is hidden, as when recommending
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, mask_rate=(0, 1), last_only=(0, 1))
+
+
+@dataclass(frozen=True)
+class ContrastiveSettings(ClozeSettings):
+    """A recommendation loss and a contrastive one; masks are for bidirectional encoders only.
+
+    Raw dot products at temperature 1, as published, swamp the recommendation loss: a state has a norm near √d.
+    """
+
+    weight: float = 0.1  # of the contrastive loss
+    similarity: Literal["cosine", "dot"] = "cosine"
+    temperature: float = 0.5
+    projection: bool = False  # contrast a two-layer projection of the state, which is no part of the model
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
+        _check_choice(self, "similarity", ("cosine", "dot"))
+
+
+@dataclass(frozen=True)
+class Cl4srecSettings(ContrastiveSettings):
+    """Which augmentations views are drawn from, and the share of a history that each keeps or changes."""
+
+    augmentations: tuple[str, ...] = ("crop", "mask", "reorder")
+    crop: float = 0.6
+    mask: float = 0.3
+    reorder: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
+        object.__setattr__(self, "augmentations", tuple(self.augmentations))
+        if not self.augmentations:
+            raise ConfigError(f"augmentations must name at least one of {', '.join(AUGMENTATIONS)}, got none")
+        for name in self.augmentations:
+            AUGMENTATIONS[name]
+
+
+@dataclass(frozen=True)
+class DuorecSettings(ContrastiveSettings):
+    """Which views of a history are drawn together."""
+
+    mode: Literal["supervised", "unsupervised", "both"] = "both"
+    candidates: int = 8  # histories kept for each item that they were followed by, of which views are drawn
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_numbers(self, candidates=(1, 1000))
+        _check_choice(self, "mode", ("supervised", "unsupervised", "both"))
+
+
+def _check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # as the default
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
+
+
+def _check_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
+
+
+class Objective(nn.Module):
+    """Base of all objectives: `terms` of a batch, from settings that were checked against the encoder's.
+
+    Parameters of its own (a projection) are trained with the encoder, but are no part of the model.
+    """
+
+    Settings: ClassVar[type[Any]] = NoSettings
+    attention: ClassVar[str | None] = None  # the only direction that it can train, if there is one
+    uses_same_target: bool = False
+
+    def __init__(self, config: EncoderConfig, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.window = config.max_length if config.cloze else config.max_length + 1  # items in a full window
+
+    def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
+        """The loss on this rank's rows, as terms in a fixed order; B may be 0."""
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """An objective by name and what is set of it; everything else keeps its default."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str = "bert4rec"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.resolved()
+
+    def resolved(self) -> Any:
+        """The complete settings; raises ConfigError for an unknown key or a value out of range."""
+        return _settings(self.name, self.settings)
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> Any:
+    kind = OBJECTIVES[name].Settings
+    known = [f.name for f in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"objective {name} has no setting {key!r}; known: {', '.join(known) or 'none'}")
+    return kind(**given)
+
+
+def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:
+    """Raise ConfigError if this encoder cannot learn from this objective."""
+    needed = OBJECTIVES[objective.name].attention
+    if needed not in (None, encoder.attention):
+        other = "next_item" if needed == "bidirectional" else "bert4rec"
+        raise ConfigError(
+            f"objective {objective.name} needs encoder.attention {needed}, got {encoder.attention}: "
+            f"change it, or take {other}"
+        )
+
+
+def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> Objective:
+    """The objective, ready to train an encoder of these settings; raises ConfigError if it cannot."""
+    check_objective(objective, encoder)
+    return OBJECTIVES[objective.name](encoder, objective.resolved())
+
+
+def complete_settings(objective: ObjectiveConfig) -> dict[str, Any]:
+    """All settings with their values, as JSON can hold them."""
+    return asdict(objective.resolved())
+
+
+@OBJECTIVES.register("bert4rec")
+class Bert4rec(Objective):
+    """Cloze: guess hidden items from both sides (BERT4Rec, arXiv 1904.06690, section 3.6)."""
+
+    Settings = ClozeSettings
+    attention = "bidirectional"
+
+    def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
+        """Mean cross-entropy over all items at the hidden positions."""
+        return [cloze(encoder, batch, self.settings)]
+
+
+@OBJECTIVES.register("next_item")
+class NextItem(Objective):
+    """Guess each next item from those before it (SASRec, arXiv 1808.09781, with a softmax over all items)."""
+
+    attention = "causal"
+
+    def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
+        """Mean cross-entropy over all items at every position."""
+        return [next_item(encoder, batch)]
+
+
+class Contrastive(Objective):
+    """A recommendation loss (cloze or next item, after the encoder's direction) and a weighted InfoNCE."""
+
+    def __init__(self, config: EncoderConfig, settings: ContrastiveSettings) -> None:
+        super().__init__(config, settings)
+        layers = [nn.Linear(config.dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim)]
+        self.projection = nn.Sequential(*layers) if settings.projection else nn.Identity()
+
+    def recommendation(self, encoder: SequenceEncoder, batch: Batch) -> Term:
+        """The loss that recommends."""
+        return cloze(encoder, batch, self.settings) if encoder.config.cloze else next_item(encoder, batch)
+
+    def states(self, encoder: SequenceEncoder, *views: Tensor) -> list[Tensor]:
+        """What is contrasted: for each view int64[B, W] the (projected) state at its prediction position, [B, d]."""
+        width = max(view.shape[1] for view in views)
+        rows = encoder.prediction_rows(torch.cat([F.pad(view, (width - view.shape[1], 0)) for view in views]))
+        last = rows.new_full((len(rows), 1), rows.shape[1] - 1)
+        states = encoder.hidden_states(encoder.item_embedding(rows), rows != 0, last)[:, 0]
+        return list(self.projection(states).chunk(len(views)))
+
+    def contrast(self, name: str, first: Tensor, second: Tensor, targets: Tensor | None = None) -> Term:
+        """The contrastive term of two views [B, d]; rows of the same target are no negatives of each other."""
+        chosen = self.settings
+        total, count = info_nce(
+            first, second, similarity=chosen.similarity, temperature=chosen.temperature, targets=targets
+        )
+        return Term(name, chosen.weight, total, count)
+
+
+@OBJECTIVES.register("cl4srec")
+class Cl4srec(Contrastive):
+    """Two augmented views of a history are each other's positive (CL4SRec, arXiv 2010.14395)."""
+
+    Settings = Cl4srecSettings
+
+    def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
+        """Recommendation loss + weight · InfoNCE of crop, mask and reorder views (equation 4)."""
+        shares = [(name, getattr(self.settings, name)) for name in self.settings.augmentations]
+        history = batch.windows[:, :-1]
+        views = two_views(history, batch.seeds, shares=shares, mask_index=encoder.mask_index)
+        first, second = self.states(encoder, *views)
+        return [self.recommendation(encoder, batch), self.contrast("contrast", first, second)]
+
+
+@OBJECTIVES.register("duorec")
+class Duorec(Contrastive):
+    """A history under two dropout masks, and histories of the same target, are positives (arXiv 2110.05730)."""
+
+    Settings = DuorecSettings
+
+    def __init__(self, config: EncoderConfig, settings: DuorecSettings) -> None:
+        super().__init__(config, settings)
+        self.uses_same_target = settings.mode != "unsupervised"
+
+    def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
+        """Recommendation loss + weight · InfoNCE of dropout views, same-target views, or the sum of both."""
+        history, targets = batch.windows[:, :-1], batch.windows[:, -1]
+        views = {"state": history}
+        if self.settings.mode != "supervised":
+            views["unsupervised"] = history
+        if self.uses_same_target:
+            assert batch.same_target is not None
+            views["supervised"] = batch.same_target
+        anchor, *others = self.states(encoder, *views.values())
+        contrasts = [self.contrast(n, anchor, o, targets) for n, o in zip(list(views)[1:], others, strict=True)]
+        return [self.recommendation(encoder, batch), *contrasts]
+
+
+def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:
+    """Cross-entropy over all items at hidden positions; the window's other items are the input."""
+    inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
+    states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
+    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden])
+
+
+def hide(
+    windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace items by the mask: windows int64[B, W] → (inputs int64[B, W], columns int64[B, Q], hidden bool[B, Q]).
+
+    `columns` are those to be guessed where `hidden`; rows that hide fewer than Q have some to ignore. Exactly
+    round(mask_rate · n), at least one, of a window's n items are hidden, or its last alone.
+    """
+    width = windows.shape[1]
+    last_only = uniform(Stream.CLOZE_SHARE, seeds) < settings.last_only
+    keys = column_draws(windows, seeds, Stream.CLOZE_COLUMNS).masked_fill(windows == 0, 2.0)
+    keys[:, -1] -= last_only * 2.0
+    most = max(1, round(settings.mask_rate * width))
+    columns = keys.topk(most, largest=False).indices
+    count = (lengths(windows) * settings.mask_rate).round().long().clamp(1, most).masked_fill(last_only, 1)
+    hidden = torch.arange(most, device=windows.device) < count[:, None]
+    chosen = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, columns, hidden)
+    return windows.masked_fill(chosen, mask_index), columns, hidden
+
+
+def next_item(encoder: SequenceEncoder, batch: Batch) -> Term:
+    """Cross-entropy over all items at each position that has an item before it."""
+    inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
+    real = inputs != 0
+    states = encoder.hidden_states(encoder.item_embedding(inputs), real)
+    return _recommendation(encoder, states[real], targets[real])
+
+
+def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor) -> Term:
+    weight, bias, _ = encoder.head()
+    total = catalogue_cross_entropy(states, targets - 1, weight, bias)
+    return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

@@ -1,0 +1,46 @@
+"""READ FIRST: from an interaction log to one merged model and its report, stage by stage."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raymerge.artifacts import Artifact
+from raymerge.stages.context import Context
+from raymerge.stages.evaluate import evaluate
+from raymerge.stages.fisher import fisher
+from raymerge.stages.merge import average, merge
+from raymerge.stages.prepare import prepare
+from raymerge.stages.report import Entry, report
+from raymerge.stages.train import train_after_merge, train_base, train_members
+
+KINDS = {"average": "average", "fisher": "fisher", "fine-tuned": "finetuned", "control": "control"}
+"""What a row of the report is by its name; all others are members."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The artifacts of a run, each committed in the output folder."""
+
+    data: Artifact
+    base: Artifact | None
+    members: Mapping[str, Artifact]
+    diagonals: Mapping[str, Artifact]
+    merged: Artifact
+    entries: list[Entry]
+    report: Artifact
+
+
+def run(context: Context, log: Sequence[str]) -> Result:
+    """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
+    data = prepare(context, log)
+    base = train_base(context, data)
+    members = train_members(context, data, base)
+    with context.pool() as pool:
+        diagonals = fisher(context, pool, data, members)
+        uniform = average(context, pool, data, members)
+        merged = merge(context, pool, data, members, diagonals, context.config.merge)
+    extra = train_after_merge(context, data, merged, members)
+    models = {**members, "average": uniform, "fisher": merged, **extra}
+    with context.pool() as pool:
+        ranks = evaluate(context, pool, data, models)
+    entries = [Entry(name, KINDS.get(name, "member"), model, ranks[name]) for name, model in models.items()]
+    return Result(data, base, members, diagonals, merged, entries, report(context, data, entries, merged))

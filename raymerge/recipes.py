@@ -1,0 +1,121 @@
+"""Named, complete configurations: what `--recipe` takes. A recipe is one decorated function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from raymerge import storage
+from raymerge.config import Config, resolve
+from raymerge.data import demo, movielens
+from raymerge.data.prepare import PrepareConfig
+from raymerge.errors import ConfigError
+from raymerge.models.encoder import EncoderConfig
+from raymerge.models.objectives import ObjectiveConfig
+from raymerge.registry import Registry
+from raymerge.training.config import TrainingConfig
+
+Source = Callable[[Path], Path]
+"""Makes or fetches an interaction log below a local folder and gives its path."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, what it is for, and the log that it takes when no `--input` is given."""
+
+    about: str
+    config: Callable[[], Config]
+    source: Source | None
+
+
+RECIPES = Registry[Recipe]("recipe")
+
+
+def recipe(name: str, about: str, *, source: Source | None = None) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """Register a function that gives a complete configuration."""
+
+    def add(config: Callable[[], Config]) -> Callable[[], Config]:
+        RECIPES.add(name, Recipe(about, config, source))
+        return config
+
+    return add
+
+
+def _write_demo(folder: Path) -> Path:
+    pq.write_table(demo.generate(), folder / "demo.parquet")
+    return folder / "demo.parquet"
+
+
+@recipe("demo", "a simulated shop, made on the spot: see everything work in a few minutes", source=_write_demo)
+def demo_config() -> Config:
+    """Three objectives on a bidirectional encoder; small enough for two CPUs."""
+    return Config(
+        recipe="demo",
+        encoder=EncoderConfig(max_length=50, dropout=0.2),
+        base=ObjectiveConfig("bert4rec"),
+        training=TrainingConfig(epochs=24, batch_size=128),
+        members={
+            "bert4rec": ObjectiveConfig("bert4rec"),
+            "cl4srec": ObjectiveConfig("cl4srec"),
+            "duorec": ObjectiveConfig("duorec"),
+        },
+        fine_tuning=TrainingConfig(epochs=6, batch_size=128, learning_rate=5e-4),
+        after_merge=TrainingConfig(epochs=3, batch_size=128, learning_rate=2e-4),
+    )
+
+
+@recipe("default", "for a log of your own: columns user, item, timestamp (or see --set prepare.…)")
+def default_config() -> Config:
+    """A causal encoder, next items at every position, and two contrastive members beside the plain one."""
+    return Config(
+        recipe="default",
+        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2),
+        base=ObjectiveConfig("next_item"),
+        training=TrainingConfig(epochs=40),
+        members={
+            "next_item": ObjectiveConfig("next_item"),
+            "cl4srec": ObjectiveConfig("cl4srec"),
+            "duorec": ObjectiveConfig("duorec"),
+        },
+        fine_tuning=TrainingConfig(epochs=8, learning_rate=5e-4),
+        after_merge=TrainingConfig(epochs=4, learning_rate=2e-4),
+    )
+
+
+@recipe("ml-1m", "MovieLens-1M: fetched from GroupLens unless --input names a copy", source=movielens.fetch)
+def ml_1m_config() -> Config:
+    """As `default`, with what is known to lift the figure on MovieLens-1M."""
+    return default_config().model_copy(
+        update={
+            "recipe": "ml-1m",
+            "prepare": PrepareConfig(core="once", min_user_count=3),
+            "training": TrainingConfig(epochs=30),
+        }
+    )
+
+
+@recipe("beauty", "Amazon Beauty as `user item item …` a line; --input names the file")
+def beauty_config() -> Config:
+    """As `default`, with more dropout for a sparser log."""
+    return default_config().model_copy(
+        update={"recipe": "beauty", "encoder": EncoderConfig(attention="causal", max_length=50, dropout=0.5)}
+    )
+
+
+def configure(name: str, overrides: tuple[str, ...] = ()) -> Config:
+    """The configuration of a recipe, or of a YAML file that `raymerge config` printed, with overrides applied.
+
+    Raises UnknownNameError for a recipe that does not exist and ConfigError for what does not fit.
+    """
+    if not name.endswith((".yaml", ".yml", ".json")):
+        return resolve(RECIPES[name].config().plain(), overrides)
+    try:
+        values: Any = yaml.safe_load(storage.read_bytes(name))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must hold a mapping, as `raymerge config` prints it")
+    return resolve(values, overrides)

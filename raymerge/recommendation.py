@@ -1,0 +1,34 @@
+"""What a model recommends, in the user's own item ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from raymerge.data.sequences import Items, bounds, pad_left
+from raymerge.data.split import Seen
+from raymerge.errors import InputError
+from raymerge.evaluation.ranking import top_k as best_items
+from raymerge.models.encoder import SequenceEncoder
+
+
+def recommend(
+    module: SequenceEncoder, items: Items, histories: Sequence[Sequence[int | str]], *, top_k: int, exclude_seen: bool
+) -> list[dict[str, list[Any]]]:
+    """The next items of each history of own ids, oldest first: `{"items": own ids, "scores": logits}`, best first.
+
+    The model looks at the last `max_length` items; `exclude_seen` leaves out the whole history. Where fewer than
+    `top_k` items are left, there are fewer. InputError names an empty history or an item that is not in the catalogue.
+    """
+    for position, history in enumerate(histories):
+        if len(history) == 0:
+            raise InputError(f"history {position} is empty; a recommendation needs at least one item")
+    offsets = bounds(torch.tensor([len(history) for history in histories], dtype=torch.int64))
+    known = items.indices([item for history in histories for item in history])
+    rows = pad_left(known, offsets[:-1], offsets[1:], module.config.max_length)
+    best, scores = best_items(module, rows, top_k, exclude=Seen(known, offsets) if exclude_seen else None)
+    real = best != 0
+    return [
+        {"items": items.own_ids(row[kept]), "scores": score[kept].tolist()}
+        for row, score, kept in zip(best, scores, real, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""What every stage does alike: find its artifact in the output folder or make it, and tell what it does in events."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from raymerge.artifacts import Artifact, Draft, Output
+from raymerge.config import Config
+from raymerge.events import Emit, Event, Progress
+from raymerge.runtime import Capacity, Deadline, Pool, cluster_capacity
+
+SCORE = "validation.ndcg@10"  # by which models are chosen; the test split chooses nothing
+EVENTS = "events.json"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs: the configuration, where artifacts go, whom to tell, and when to give up."""
+
+    config: Config
+    output: Output
+    emit: Emit
+    deadline: Deadline
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the cluster of the present session has."""
+        return cluster_capacity(self.config.cluster)
+
+    def pool(self) -> Pool:
+        """Actors for Fisher, merging and evaluation."""
+        return Pool(self.capacity, self.config.cluster, self.deadline)
+
+    def find(self, stage: str, run: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
+        """The artifact if it is committed; its events are told again, for a tracker that has not seen them."""
+        artifact = self.output.find(stage, inputs=inputs, configuration=configuration)
+        if artifact is not None:
+            for key, step, value in artifact.json(EVENTS):
+                self.emit(Event(run, key, step, value))
+            self.emit(Progress(run, 1, 1, "found, not made again"))
+        return artifact
+
+    def committed(self, stage: str, inputs: Mapping[str, Any], configuration: Any) -> Artifact:
+        """The artifact that was made just now."""
+        found = self.output.find(stage, inputs=inputs, configuration=configuration)
+        assert found is not None, "it was committed just now"
+        return found
+
+    @contextmanager
+    def make(self, stage: str, run: str, *, inputs: Mapping[str, Any], configuration: Any) -> Iterator["Making"]:
+        """Make and commit an artifact; what `tell` is given is emitted and kept with it."""
+        began = time.monotonic()
+        with self.output.stage(stage, inputs=inputs, configuration=configuration) as draft:
+            making = Making(run, draft, self.emit)
+            yield making
+            draft.counts.setdefault("seconds", round(time.monotonic() - began, 1))
+            draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in making.events])
+
+
+class Making:
+    """An artifact in the making, and the events that it makes."""
+
+    def __init__(self, run: str, draft: Draft, emit: Emit) -> None:
+        self.run, self.draft, self._emit = run, draft, emit
+        self.folder, self.counts = draft.folder, draft.counts
+        self.events: list[Event] = []
+
+    def tell(self, key: str, value: float, *, step: int = 0) -> None:
+        """Emit one figure of this run."""
+        self.events.append(Event(self.run, key, step, float(value)))
+        self._emit(self.events[-1])
+
+    def progress(self, done: float, total: float, note: str = "") -> None:
+        """Say how far it is."""
+        self._emit(Progress(self.run, done, total, note))

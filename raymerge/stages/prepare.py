@@ -1,0 +1,65 @@
+"""From an interaction log, given or made by the recipe, to user partitions."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from raymerge import recipes, storage
+from raymerge.artifacts import Artifact, file_digest
+from raymerge.data.interactions import open_log
+from raymerge.data.prepare import PARTITIONS_FOLDER
+from raymerge.data.prepare import prepare as prepare_log
+from raymerge.errors import InputError
+from raymerge.stages.context import Context
+
+def source(context: Context, given: str | None) -> list[str]:
+    """Files of the interaction log: those that `--input` names, or the ones that the recipe makes or fetches."""
+    if given is not None:
+        return storage.list_files(storage.absolute(given))
+    name = context.config.recipe
+    entry = recipes.RECIPES[name] if name in recipes.RECIPES else None
+    if entry is None or entry.source is None:
+        raise InputError(f"recipe {name} needs a log: name it with --input, or try --recipe demo")
+    inputs = {"recipe": name}
+    found = context.find("source", "source", inputs=inputs, configuration={})
+    if found is None:
+        with context.make("source", "source", inputs=inputs, configuration={}) as making:
+            making.progress(0, 1, "the log of the recipe")
+            making.counts["log"] = entry.source(making.folder).relative_to(making.folder).as_posix()
+            making.progress(1, 1)
+        found = context.committed("source", inputs, {})
+    return [found.file(found.counts["log"])]
+
+
+def check_logs(context: Context, files: Sequence[str]) -> None:
+    """Raise InputError unless each file opens as a log with the columns that the configuration names."""
+    for file in files:
+        with open_log(file, context.config.prepare):
+            pass
+
+
+def prepare(context: Context, files: Sequence[str]) -> Artifact:
+    """User partitions, the catalogue and the counts of an interaction log."""
+    inputs = {"log": [file_digest(file) for file in files]}
+    configuration = asdict(context.config.prepare)
+    found = context.find("prepare", "prepare", inputs=inputs, configuration=configuration)
+    if found is not None:
+        return found
+    with context.make("prepare", "prepare", inputs=inputs, configuration=configuration) as making:
+        passes = ["read", "sort", "filter", "write"]
+
+        def report(what: str, done: int, total: int) -> None:
+            making.progress(passes.index(what) + min(done / max(total, 1), 0.99), len(passes), what)
+
+        making.progress(0, len(passes))
+        counts = prepare_log(list(files), context.config.prepare, making.folder, progress=report)
+        making.counts.update(counts)
+        for key, value in counts.items():
+            making.tell(key, value)
+        summary = f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions"
+        making.progress(1, 1, summary)
+    return context.committed("prepare", inputs, configuration)
+
+
+def partitions_of(data: Artifact) -> list[str]:
+    """URLs of the user partitions, in order."""
+    return [data.file(name) for name in sorted(data.manifest["files"]) if name.startswith(PARTITIONS_FOLDER)]

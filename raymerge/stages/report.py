@@ -1,0 +1,167 @@
+"""From ranks to the report: every model's metrics with intervals, and which differences are more than chance."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+import raymerge
+from raymerge import storage
+from raymerge.artifacts import Artifact
+from raymerge.evaluation.metrics import per_user
+from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.significance import Bootstrap, holm
+from raymerge.stages.context import SCORE, Context
+from raymerge.stages.prepare import partitions_of
+
+METRIC = "ndcg@10"  # by which models are compared
+PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a model, what it is, and the ranks it gives."""
+
+    name: str
+    kind: str  # member, average, fisher, finetuned or control
+    model: Artifact
+    ranks: Artifact
+
+
+def report(context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact) -> Artifact:
+    """Metrics and comparisons of all models, as `report.json`; made from the ranks alone, in one pass over users."""
+    settings = context.config.evaluation
+    inputs = {"ranks": {entry.name: entry.ranks.digest for entry in entries}, "data": data.digest, "merge": merge.digest}
+    configuration = {"evaluation": asdict(settings), "entries": [[entry.name, entry.kind] for entry in entries]}
+    found = context.find("report", "report", inputs=inputs, configuration=configuration)
+    if found is not None:
+        return found
+    with context.make("report", "report", inputs=inputs, configuration=configuration) as making:
+        making.progress(0, 1)
+        bootstrap = _bootstrap(data, entries, settings)
+        content = _content(context, data, entries, merge, bootstrap)
+        making.draft.write_json("report.json", content)
+        for row in content["rows"]:
+            for ranking, metrics in row["metrics"].items():
+                for metric, value in metrics.items():
+                    making.tell(f"{row['name']}.{ranking}.{metric}", value["mean"])
+        making.progress(1, 1)
+    return context.committed("report", inputs, configuration)
+
+
+def _bootstrap(data: Artifact, entries: Sequence[Entry], settings: EvaluationConfig) -> Bootstrap:
+    """All metrics of all models over all users, partition by partition in their order."""
+    columns = [_column(e.name, ranking, m) for e in entries for ranking in settings.rankings for m in _metrics(settings)]
+    bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
+    for partition in partitions_of(data):
+        keys, values = None, {}
+        for entry in entries:
+            with storage.open_file(entry.ranks.file(partition.rpartition("/")[2])) as file:
+                table = pq.read_table(file)
+            keys = torch.from_numpy(table["key"].to_numpy().copy())
+            for ranking in settings.rankings:
+                ranks = torch.from_numpy(table[ranking].to_numpy().copy())
+                for metric, gains in per_user(ranks, settings.ks).items():
+                    values[_column(entry.name, ranking, metric)] = gains
+        if keys is not None and len(keys):
+            bootstrap.update(keys, values)
+    return bootstrap
+
+
+def metrics_of(settings: EvaluationConfig, data: Artifact, ranks: Artifact) -> dict[str, float]:
+    """Mean of each metric of one model over all users, by "ranking metric"."""
+    entry = Entry("model", "member", ranks, ranks)
+    bootstrap = _bootstrap(data, [entry], replace(settings, replicates=100))
+    return {
+        f"{ranking} {metric}": bootstrap.interval(_column("model", ranking, metric)).mean
+        for ranking in settings.rankings
+        for metric in _metrics(settings)
+    }
+
+
+def _metrics(settings: EvaluationConfig) -> list[str]:
+    return list(per_user(torch.ones(0, dtype=torch.int64), settings.ks))
+
+
+def _column(name: str, ranking: str, metric: str) -> str:
+    return f"{name}|{ranking}|{metric}"
+
+
+def _content(
+    context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    config = context.config
+    return {
+        "schema": 1,
+        "recipe": config.recipe,
+        "protocol": {
+            "split": "test",
+            "seen_filtered": config.evaluation.filter_seen,
+            "max_length": config.encoder.max_length,
+            "ranking": config.evaluation.rankings[0],
+            "users": bootstrap.users,
+            "validation": "each user's last item but one, full ranking, NDCG@10",
+        },
+        "rows": [_row(entry, bootstrap, config.evaluation) for entry in entries],
+        "comparisons": list(_comparisons(entries, bootstrap, config.evaluation)),
+        "merge": {key: merge.counts[key] for key in ("method", "coefficients", "normalise", "epsilon")}
+        | {"validation_score": merge.counts[SCORE]},
+        "validation": {entry.name: entry.model.counts[SCORE] for entry in entries},
+        "final": final_model(entries).name,
+        "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
+        "artifacts": {entry.name: _within(context, entry.model) for entry in entries},
+        "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries},
+        "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+    }
+
+
+def _within(context: Context, artifact: Artifact) -> str:
+    """Where an artifact lies, told from the output folder on, so that the folder may be moved."""
+    return artifact.url.removeprefix(context.output.url + "/")
+
+
+def final_model(entries: Sequence[Entry]) -> Entry:
+    """The merged model, trained on after the merge or not, whichever validates better."""
+    return max((e for e in entries if e.kind in ("fisher", "finetuned")), key=lambda e: e.model.counts[SCORE])
+
+
+def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
+    def measured(ranking: str, metric: str) -> dict[str, float]:
+        return asdict(bootstrap.interval(_column(entry.name, ranking, metric), confidence=settings.confidence))
+
+    metrics = {ranking: {metric: measured(ranking, metric) for metric in _metrics(settings)} for ranking in settings.rankings}
+    return {"name": entry.name, "kind": entry.kind, "metrics": metrics}
+
+
+def _comparisons(entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig) -> Iterator[dict[str, Any]]:
+    """Each merged model against the best single one, the average and the control; Holm's correction over them all."""
+    singles = [entry for entry in entries if entry.kind == "member"]
+    best = max(singles, key=lambda entry: float(entry.model.counts[SCORE]))
+    references = [best, *(entry for entry in entries if entry.kind in ("average", "control"))]
+    candidates = [entry for entry in entries if entry.kind in ("fisher", "finetuned")]
+    ranking = settings.rankings[0]
+    compared = {
+        (a.name, b.name): bootstrap.compare(
+            _column(a.name, ranking, METRIC), _column(b.name, ranking, METRIC), confidence=settings.confidence
+        )
+        for a in candidates
+        for b in references
+    }
+    corrected = holm({f"{a}|{b}": result.p_value for (a, b), result in compared.items()})
+    for (a, b), result in compared.items():
+        yield {
+            "candidate": a,
+            "reference": b,
+            "metric": METRIC,
+            "difference": result.difference,
+            "relative": result.relative,
+            "low": result.low,
+            "high": result.high,
+            "p": result.p_value,
+            "p_holm": corrected[f"{a}|{b}"],
+        }

@@ -1,0 +1,166 @@
+"""From user partitions to models: the base, the members, and what is trained after the merge."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, save_model
+from raymerge.config import Config
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.events import Progress
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig, complete_settings
+from raymerge.stages.context import SCORE, Context
+from raymerge.stages.prepare import partitions_of
+from raymerge.training.config import TrainingConfig
+from raymerge.training.distributed import Job, epoch_events, train_all
+from raymerge.training.state import EpochReport, TrainingState
+
+@dataclass(frozen=True)
+class Plan:
+    """One model to train: what it learns, how, from where, and on how much of a cluster."""
+
+    run: str
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    start: Artifact | None
+    workers: int
+    threads: int
+
+    def inputs(self, data: Artifact) -> dict[str, Any]:
+        """Digests of what the model is made from."""
+        return {"data": data.digest, "start": self.start.digest if self.start else None}
+
+    def configuration(self, config: Config) -> dict[str, Any]:
+        """Everything else that its parameters depend on."""
+        return {
+            "encoder": asdict(config.encoder),
+            "objective": {"name": self.objective.name, **complete_settings(self.objective)},
+            "training": asdict(self.training),
+            "workers": self.workers,
+            "threads": self.threads,
+        }
+
+
+def train_base(context: Context, data: Artifact) -> Artifact | None:
+    """The common encoder that members start from, or None if they start from scratch."""
+    config = context.config
+    if config.base is None:
+        return None
+    workers, threads = config.cluster.base_workers, config.cluster.base_threads
+    return train(context, data, [Plan("train/base", config.base, config.training, None, workers, threads)])["train/base"]
+
+
+def train_members(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
+    """All members at the same time, by name; each meets the data in an order of its own."""
+    config = context.config
+    settings = config.fine_tuning if base else config.training
+    plans = [
+        Plan(
+            f"train/{name}",
+            objective,
+            replace(settings, seed=settings.seed + number),
+            base,
+            config.cluster.member_workers,
+            config.cluster.member_threads,
+        )
+        for number, (name, objective) in enumerate(config.members.items(), start=1)
+    ]
+    trained = train(context, data, plans)
+    return {name: trained[f"train/{name}"] for name in config.members}
+
+
+def train_after_merge(
+    context: Context, data: Artifact, merged: Artifact, members: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """The merged model trained on, and the control: the best single model with the very same extra training."""
+    config = context.config
+    if config.after_merge is None:
+        return {}
+    best = best_single(members)
+    objective = config.base or config.members[best]
+    workers, threads = config.cluster.member_workers, config.cluster.member_threads
+    plans = [
+        Plan(f"train/{name}", objective, config.after_merge, start, workers, threads)
+        for name, start in (("fine-tuned", merged), ("control", members[best]))
+    ]
+    trained = train(context, data, plans)
+    return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
+
+
+def best_single(members: Mapping[str, Artifact]) -> str:
+    """Name of the member with the best validation score."""
+    return max(members, key=lambda name: members[name].counts[SCORE])
+
+
+def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, Artifact]:
+    """The models of all plans, by run; those not yet committed are trained at the same time."""
+    config, output = context.config, context.output
+    trained: dict[str, Artifact] = {}
+    waiting: dict[str, Plan] = {}
+    for plan in plans:
+        key = {"inputs": plan.inputs(data), "configuration": plan.configuration(config)}
+        found = context.find("train", plan.run, **key)
+        if found is None:
+            waiting[plan.run] = plan
+            context.emit(Progress(plan.run, 0, plan.training.epochs))
+        else:
+            trained[plan.run] = found
+
+    def commit(job: Job, state: TrainingState) -> None:
+        trained[job.run] = _commit_model(context, data, waiting[job.run], state)
+        storage.remove_folder(storage.join(output.url, "checkpoints", job.key))
+
+    if waiting:
+        train_all(
+            [_job(context, data, plan) for plan in waiting.values()],
+            checkpoints=storage.join(output.url, "checkpoints"),
+            capacity=context.capacity,
+            cluster=config.cluster,
+            deadline=context.deadline,
+            emit=context.emit,
+            on_trained=commit,
+        )
+    return trained
+
+
+def _job(context: Context, data: Artifact, plan: Plan) -> Job:
+    config = context.config
+    place = context.output.locate("train", inputs=plan.inputs(data), configuration=plan.configuration(config))
+    return Job(
+        run=plan.run,
+        key=place.rpartition("/")[2],
+        partitions=tuple(partitions_of(data)),
+        num_items=data.counts["items"],
+        encoder=config.encoder,
+        objective=plan.objective,
+        training=plan.training,
+        start=plan.start.file("model") if plan.start else None,
+        workers=plan.workers,
+        threads=plan.threads,
+    )
+
+
+def _commit_model(context: Context, data: Artifact, plan: Plan, state: TrainingState) -> Artifact:
+    inputs, configuration = plan.inputs(data), plan.configuration(context.config)
+    with context.make("train", plan.run, inputs=inputs, configuration=configuration) as making:
+        module = SequenceEncoder(data.counts["items"], context.config.encoder)
+        module.load_state_dict(state.best)
+        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        making.draft.write_json("history.json", [asdict(report) for report in state.history])
+        making.events += [event for report in state.history for event in epoch_events(plan.run, report)]
+        making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
+        making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
+        note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"
+        making.progress(1, 1, note)
+    return context.committed("train", inputs, configuration)
+
+
+def _seconds(report: EpochReport) -> float:
+    return report.training_seconds + report.validation_seconds
+
+
+def model_digest(model: Artifact) -> str:
+    """Digest of the parameters of a model artifact: that of their file."""
+    return str(model.manifest["files"]["model/model.safetensors"])

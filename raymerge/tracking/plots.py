@@ -1,0 +1,207 @@
+"""Pictures of a run: pure functions of histories, diagonals and the report. The only module that imports matplotlib.
+
+Colours are those of Okabe and Ito ("Color universal design", 2008), told apart by line style or text as well.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
+KINDS = {  # of a row of the report: what it is called, its colour
+    "member": ("single model", "#56B4E9"),
+    "control": ("control: a single model with the extra epochs", "#999999"),
+    "average": ("uniform average", "#E69F00"),
+    "fisher": ("Fisher merge", "#0072B2"),
+    "finetuned": ("merge + fine-tuning", "#009E73"),
+    "ensemble": ("ensemble, several times the cost", "#DDDDDD"),
+}
+RESOLUTION_DPI = 120
+PANELS_A_ROW = 4
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training loss and validation NDCG@10 by epoch: model → one mapping an epoch with `epoch`, `loss`, `ndcg`."""
+    figure = _figure(10, 4.2)
+    panels = {
+        "loss": ("Training loss (mean over steps, nats)", figure.add_subplot(1, 2, 1)),
+        "ndcg": ("Validation NDCG@10 (full ranking; ● best epoch)", figure.add_subplot(1, 2, 2)),
+    }
+    for key, (title, axes) in panels.items():
+        for (model, epochs), (colour, line) in zip(histories.items(), _styles(len(histories)), strict=True):
+            steps, values = [row["epoch"] for row in epochs], [row[key] for row in epochs]
+            marker = "." if len(epochs) == 1 else ""  # one epoch makes no line
+            axes.plot(steps, values, color=colour, linestyle=line, marker=marker, linewidth=1.8, label=model)
+            if key == "ndcg" and values:
+                best = int(np.argmax(values))
+                axes.plot(steps[best], values[best], "o", color=colour)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _tidy(axes, grid="both")
+    _legend_above(figure, panels["loss"][1])
+    return figure
+
+
+def metric_bars(report: Mapping[str, Any], *, metric: str = "ndcg@10", ranking: str | None = None) -> Figure:
+    """A bar for each model with its interval, best first, coloured by kind: from a report (see `report.py`)."""
+    protocol = report["protocol"]
+    ranking = ranking or protocol["ranking"]
+    rows = sorted(report["rows"], key=lambda row: row["metrics"][ranking][metric]["mean"])
+    measured = [row["metrics"][ranking][metric] for row in rows]
+    means = np.array([one["mean"] for one in measured])
+    spread = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in measured]).T
+    figure = _figure(8, 1.9 + 0.42 * len(rows))
+    axes = figure.add_subplot()
+    for kind in dict.fromkeys(row["kind"] for row in reversed(rows)):
+        label, colour = KINDS[kind]
+        places = [place for place, row in enumerate(rows) if row["kind"] == kind]
+        axes.barh(places, means[places], color=colour, height=0.68, label=label)
+    axes.errorbar(means, range(len(rows)), xerr=spread, fmt="none", ecolor="#333333", capsize=3)
+    for place, one in enumerate(measured):
+        axes.annotate(
+            f"{one['mean']:.4f}", (one["high"], place), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_xlim(0, 1.14 * max(one["high"] for one in measured) or 1)
+    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    axes.set_title(f"{metric.upper()} on {protocol['split']} ({ranking} ranking, seen items {seen})", loc="left")
+    axes.set_xlabel(f"mean over {protocol['users']:,} users; lines are bootstrap intervals")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _tidy(axes, grid="x")
+    return figure
+
+
+def diagonal_histograms(diagonals: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """How the diagonals' entries spread in each layer: model → parameter → diagonal; entries of 0 are counted apart."""
+    layers = _by_layer(next(iter(diagonals.values())))
+    rows = ceil(len(layers) / PANELS_A_ROW)
+    figure = _figure(12, 0.9 + 2.1 * rows)
+    figure.suptitle("Fisher information of single parameters, by layer (mean over users)", x=0.01, ha="left")
+    shared = None
+    for place, (layer, names) in enumerate(layers.items()):
+        axes = figure.add_subplot(rows, PANELS_A_ROW, place + 1, sharex=shared)
+        shared = shared or axes
+        _histogram(axes, {model: _values(diagonal, names) for model, diagonal in diagonals.items()})
+        axes.set_title(layer, loc="left", fontsize=10)
+        if place >= len(layers) - PANELS_A_ROW:
+            axes.set_xlabel("log₁₀ F")
+        if place % PANELS_A_ROW == 0:
+            axes.set_ylabel("share of entries")
+    _legend_above(figure, figure.axes[0])
+    return figure
+
+
+def _histogram(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
+    logs = {model: np.log10(entries[entries > 0]) for model, entries in values.items()}
+    every = np.concatenate(list(logs.values()))
+    number = int(np.clip(len(every) ** 0.5, 8, 40))  # few entries, few bins: no comb of single ones
+    bins = np.linspace(every.min(), every.max() + 1e-9, number + 1) if len(every) else np.array([-1.0, 1.0])
+    for (model, log), (colour, line) in zip(logs.items(), _styles(len(logs)), strict=True):
+        share = np.histogram(log, bins)[0] / max(1, len(values[model]))
+        axes.stairs(share, bins, color=colour, linestyle=line, linewidth=1.5, label=model)
+    zero = 1 - sum(map(len, logs.values())) / max(1, sum(map(len, values.values())))
+    if zero > 0:
+        axes.text(0.03, 0.94, f"{zero:.1%} are 0", transform=axes.transAxes, va="top", fontsize=8, color="#555555")
+    _tidy(axes, grid="y")
+
+
+def layer_shares(
+    shares: Mapping[str, Sequence[float]], sizes: Mapping[str, int], models: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What part of each layer of a merge comes from which model, mean over its entries: layer → model → share.
+
+    `shares` are `raymerge.merging.methods.shares`, parameter → a number for each of `models`; `sizes` the parameters'
+    numbers of entries.
+    """
+    layers = {}
+    for layer, names in _by_layer(shares).items():
+        parts = np.average([shares[name] for name in names], axis=0, weights=[sizes[name] for name in names])
+        layers[layer] = dict(zip(models, parts.tolist(), strict=True))
+    return layers
+
+
+def share_map(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Which model weighs how much in which layer of the merge: a heat map of `layer_shares`."""
+    layers, models = list(shares), list(next(iter(shares.values())))
+    table = np.array([[shares[layer][model] for model in models] for layer in layers])
+    figure = _figure(3.2 + 1.3 * len(models), 1.5 + 0.36 * len(layers))
+    axes = figure.add_subplot()
+    darkest = max(1.5 / len(models), table.max())
+    axes.pcolormesh(table, cmap="Blues", vmin=0, vmax=darkest, edgecolors="white", linewidth=2)
+    axes.invert_yaxis()
+    for (row, column), share in np.ndenumerate(table):
+        colour = "white" if share > 0.6 * darkest else "black"
+        axes.text(column + 0.5, row + 0.5, f"{share:.0%}", ha="center", va="center", color=colour)
+    axes.set_xticks(np.arange(len(models)) + 0.5, models, rotation=20 if len(models) > 4 else 0)
+    axes.set_yticks(np.arange(len(layers)) + 0.5, layers)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(
+        "Share of each model in each layer of the merge\n(mean over entries)", x=0.02, ha="left", fontsize=11
+    )
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=RESOLUTION_DPI)
+    return buffer.getvalue()
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to, as plots name it; all normalisations count as one.
+
+    >>> layer_of("blocks.0.attention.qkv.weight"), layer_of("item_embedding.weight"), layer_of("output_norm.bias")
+    ('block 1 attention', 'item embedding', 'norms')
+    """
+    if "norm." in parameter:
+        return "norms"
+    block = re.match(r"\w+\.(\d+)\.(\w+)", parameter)
+    name = f"block {int(block[1]) + 1} {block[2]}" if block else parameter.split(".")[0]
+    return name.replace("_", " ")
+
+
+def _by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
+    """Names of parameters by layer, from the input to the output."""
+    layers: dict[str, list[str]] = {}
+    for name in sorted(parameters, key=lambda name: name.startswith("output")):
+        layers.setdefault(layer_of(name), []).append(name)
+    return layers
+
+
+def _values(tensors: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([tensors[name].detach().cpu().double().reshape(-1).numpy() for name in names])
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own canvas, in inches: no pyplot, so nothing is global and no window can open."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _styles(number: int) -> list[tuple[str, Any]]:
+    return [(COLOURS[place % len(COLOURS)], LINES[place % len(LINES)]) for place in range(number)]
+
+
+def _tidy(axes: Axes, *, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.7)  # type: ignore[arg-type]
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 5), frameon=False)

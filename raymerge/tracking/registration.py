@@ -1,0 +1,138 @@
+"""Registers a model in MLflow and hands the alias `champion` to the best that was measured on the same data."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.pyfunc
+import pyarrow as pa
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from packaging.version import Version
+
+import raymerge
+from raymerge.artifacts import digest_of, file_digest
+from raymerge.data.sequences import read_items
+from raymerge.tracking import serving, store
+from raymerge.tracking.runs import TAG_DATA, Tracker
+from raymerge.tracking.store import call
+
+CHAMPION = "champion"
+MODEL_FILES = ("model.safetensors", "config.json", "items.parquet")
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "pyarrow", "numpy", "fsspec", "packaging")
+TAG_SCORE, TAG_METRIC, TAG_MODEL = ("raymerge.validation_score", "raymerge.metric", "raymerge.model_digest")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the registry; `reason` says in words why it is the champion or not."""
+
+    name: str
+    version: str
+    champion: bool
+    reason: str
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow.pyfunc.load_model` and `mlflow models serve` take."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    tracker: Tracker, run: str, model_folder: Path, *, name: str, score: float, metric: str = "ndcg@10"
+) -> RegisteredVersion:
+    """Log the model of a folder (`model.safetensors`, `config.json`, `items.parquet`) to a run and register it.
+
+    It becomes `champion` if there is none, or if its validation score is above the present champion's. Scores compare
+    only if metric and data set digest are the same: otherwise the alias stays, and moving it is up to the user.
+    A model that the run has registered before gives that version again. Raises TrackingError if the server fails.
+    """
+    digest = digest_of({file: file_digest(str(model_folder / file)) for file in MODEL_FILES})
+    tags = {TAG_SCORE: repr(score), TAG_METRIC: metric, TAG_DATA: tracker.data_digest, TAG_MODEL: digest}
+    with store.as_tracking_error(tracker.uri), store.settings():
+        run_id = tracker.run_id(run)
+        found = _find_version(tracker.client, name, run_id, digest)
+    found = found or _create_version(tracker, run_id, model_folder, name, tags)
+    with store.as_tracking_error(tracker.uri), store.settings():
+        return _crown(tracker.client, found, tags)
+
+
+def _find_version(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
+    versions = call(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
+    return next((one for one in versions if one.tags.get(TAG_MODEL) == digest), None)
+
+
+def _create_version(tracker: Tracker, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> ModelVersion:
+    client = tracker.client
+    with store.as_tracking_error(tracker.uri), store.settings():
+        logged = call(
+            client.create_logged_model, tracker.experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = Path(temporary) / "pyfunc"
+        save_pyfunc(folder, saved, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
+        with store.as_tracking_error(tracker.uri), store.settings(store.UPLOAD_TIMEOUT_S):
+            call(client.log_model_artifacts, logged.model_id, str(saved))
+    with store.as_tracking_error(tracker.uri), store.settings():
+        call(client.finalize_logged_model, logged.model_id, "READY")
+        call(client.log_outputs, run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        _make_name(client, name)
+        # Not `models:/<id>`: a store in a local database would look that up in MLflow's process-wide tracking URI.
+        source = logged.artifact_location
+        return call(client.create_model_version, name, source, run_id, tags=dict(tags), model_id=logged.model_id)
+
+
+def save_pyfunc(folder: Path, target: Path, model: Model | None = None) -> None:
+    """Save a model folder as an MLflow model from code, tried on one history before it is accepted.
+
+    Requirements are the installed versions, pinned without their build (`2.13.0`, not `2.13.0+cpu`, which no index has
+    under that name). This package is on no index that could be relied on: its source travels in `code/`.
+    """
+    ids = read_items(str(folder / "items.parquet")).ids
+    with store.settings():
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=serving.__file__,
+            model_config={"item_ids": "integer" if pa.types.is_integer(ids.type) else "string"},
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(raymerge.__file__).parent)],
+            pip_requirements=[f"{package}=={Version(version(package)).public}" for package in REQUIREMENTS],
+            input_example=([ids[:1].to_pylist()], serving.DEFAULTS | {"top_k": min(10, len(ids))}),
+            mlflow_model=model,
+        )
+
+
+def _make_name(client: MlflowClient, name: str) -> None:
+    try:
+        call(client.create_registered_model, name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _crown(client: MlflowClient, candidate: ModelVersion, tags: Mapping[str, str]) -> RegisteredVersion:
+    aliases = call(client.get_registered_model, candidate.name).aliases
+    present = call(client.get_model_version, candidate.name, aliases[CHAMPION]) if CHAMPION in aliases else None
+    better, reason = _compare(tags, present, candidate.version)
+    if better:
+        call(client.set_registered_model_alias, candidate.name, CHAMPION, candidate.version)
+    return RegisteredVersion(candidate.name, str(candidate.version), better, reason)
+
+
+def _compare(tags: Mapping[str, str], present: ModelVersion | None, candidate: str) -> tuple[bool, str]:
+    """Whether the candidate takes or keeps the title, and why."""
+    if present is None:
+        return True, "there was no champion"
+    if str(present.version) == str(candidate):
+        return True, "it is the champion already"
+    champion, metric = f"the champion, version {present.version},", tags[TAG_METRIC]
+    if (present.tags.get(TAG_DATA), present.tags.get(TAG_METRIC)) != (tags[TAG_DATA], metric):
+        return (False, f"{champion} was measured on other data or by another metric, so their scores do not compare")
+    score, best = float(tags[TAG_SCORE]), float(present.tags[TAG_SCORE])
+    verb = "beats" if score > best else "does not beat"
+    return (score > best, f"its validation {metric} {score:.4f} {verb} {best:.4f} of {champion.rstrip(',')}")

@@ -1,0 +1,231 @@
+"""The report of a run: `report.json`, the table at its end, and a page for the browser. Knows neither MLflow nor Ray."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from jinja2 import Environment, StrictUndefined
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import NotRequired, TypedDict
+
+from raymerge.errors import ArtifactError
+from raymerge.tracking.page import TEMPLATE
+
+SCHEMA = 1  # raised when a key changes its meaning or a required key is added
+SIGNIFICANCE = 0.05
+COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
+MERGED = ("fisher", "finetuned")
+Kind = Literal["member", "control", "average", "fisher", "finetuned", "ensemble"]
+ROLES = {"member": "the best single model", "average": "the uniform average", "control": "the control"}
+"""What a reference of each kind is called in the verdict, in the order told."""
+
+
+class Measured(TypedDict):
+    """A metric: mean over users and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Row(TypedDict):
+    """One model: ranking (`full`, `uni100`, `pop100`) → metric (`ndcg@10`) → value."""
+
+    name: str
+    kind: Kind
+    metrics: dict[str, dict[str, Measured]]
+
+
+class Comparison(TypedDict):
+    """Candidate minus reference, paired by user: `p_holm` is the p value after Holm's correction over all of them."""
+
+    candidate: str
+    reference: str
+    metric: str
+    difference: float
+    relative: float | None
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+class Protocol(TypedDict):
+    """How the models were measured; `ranking` is the one that the printed table shows."""
+
+    split: Literal["validation", "test"]
+    seen_filtered: bool
+    max_length: int
+    ranking: str
+    users: int
+    validation: NotRequired[Any]
+
+
+class Merge(TypedDict):
+    """What the Fisher merge chose, on validation."""
+
+    method: str
+    coefficients: dict[str, float]
+    normalise: Literal["none", "model", "tensor"]
+    epsilon: float
+    validation_score: float | None
+
+
+class Data(TypedDict):
+    """The log after cleaning."""
+
+    users: int
+    items: int
+    interactions: int
+    digest: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Report(TypedDict):
+    """All that the printed table shows and where it comes from; `timings` are seconds by stage."""
+
+    schema: int
+    protocol: Protocol
+    rows: list[Row]
+    comparisons: list[Comparison]
+    merge: Merge
+    data: Data
+    artifacts: dict[str, Any]
+    timings: dict[str, float]
+    versions: dict[str, str]
+
+
+def dumps(report: Report) -> str:
+    """The content of `report.json`; ArtifactError for what `loads` would refuse, such as a value that is not finite."""
+    try:
+        text = json.dumps(report, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(f"the report holds a value that is no finite number ({error})") from None
+    loads(text)
+    return text + "\n"
+
+
+def loads(text: str | bytes) -> Report:
+    """Read `report.json`; ArtifactError names the first key that is wrong, or a schema that is not known."""
+    try:
+        version = json.loads(text)["schema"]
+        if version != SCHEMA:
+            raise ArtifactError(f"report.json has schema {version!r}, this version of raymerge reads {SCHEMA}")
+        return TypeAdapter(Report).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"report.json is not as it should be: {where}: {first['msg']}") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ArtifactError("report.json is not a report: it was cut off or written by another program") from None
+
+
+def best_names(report: Report, metric: str, ranking: str | None = None, *, digits: int = 4) -> set[str]:
+    """The best single-cost models by a metric: all that print as the same figure; an ensemble does not compete."""
+    ranking = ranking or report["protocol"]["ranking"]
+    printed = {
+        row["name"]: round(row["metrics"][ranking][metric]["mean"], digits)
+        for row in report["rows"]
+        if row["kind"] != "ensemble"
+    }
+    return {name for name, value in printed.items() if value == max(printed.values())}
+
+
+def render(report: Report) -> Group:
+    """The table at the end of a run, for a `rich` console: metrics, NDCG@10's interval, and the verdict."""
+    table = Table("model")
+    for heading in (COLUMNS[0].upper(), "interval", *(metric.upper() for metric in COLUMNS[1:])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    best = {metric: best_names(report, metric) for metric in COLUMNS}
+    for row in report["rows"]:
+        metrics = row["metrics"][report["protocol"]["ranking"]]
+        first, *others = (_cell(metrics[metric], best=row["name"] in best[metric]) for metric in COLUMNS)
+        interval = Text(f"{metrics[COLUMNS[0]]['low']:.4f} to {metrics[COLUMNS[0]]['high']:.4f}", style="dim")
+        table.add_row(Text(row["name"]), first, interval, *others, style="dim" if row["kind"] == "ensemble" else "")
+    apart = ", the ensemble apart: it costs as much as all its models" if _has_ensemble(report) else ""
+    opening, *judgements = verdict(report)
+    return Group(
+        Text(describe(report["protocol"])),
+        table,
+        Text(f"* best{apart}", style="dim"),
+        Text(),
+        Text(opening),
+        *(Padding(Text(line), (0, 0, 0, 2)) for line in judgements),
+    )
+
+
+def _cell(measured: Measured, *, best: bool) -> Text:
+    """Marked by a sign as well as by weight: not every terminal shows bold."""
+    return Text(f"{measured['mean']:.4f}" + ("*" if best else " "), style="bold green" if best else "")
+
+
+def _has_ensemble(report: Report) -> bool:
+    return any(row["kind"] == "ensemble" for row in report["rows"])
+
+
+def describe(protocol: Protocol) -> str:
+    """The protocol in one line."""
+    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    return (
+        f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, seen items {seen}, "
+        f"last {protocol['max_length']} items, {protocol['users']:,} users"
+    )
+
+
+def verdict(report: Report) -> list[str]:
+    """In plain words: which merged model is best, and whether it differs from each reference by more than chance."""
+    metric, ranking = COLUMNS[0], report["protocol"]["ranking"]
+    merged = [row for row in report["rows"] if row["kind"] in MERGED]
+    if not merged:
+        return ["No merged model was measured."]
+    best = max(merged, key=lambda row: row["metrics"][ranking][metric]["mean"])
+    score = f"{metric.upper()} {best['metrics'][ranking][metric]['mean']:.4f}"
+    judgements = [_judge(one, ROLES[kind]) for kind, one in _references(report, best["name"])]
+    closing = "p values are corrected after Holm." if judgements else "It was not compared with other models."
+    return [f"{best['name']} is the best merged model: {score}.", *judgements, closing]
+
+
+def _references(report: Report, candidate: str) -> Iterator[tuple[str, Comparison]]:
+    """Comparisons of the candidate by the verdict's metric, in the order of `ROLES`."""
+    kinds = {row["name"]: row["kind"] for row in report["rows"]}
+    mine = [one for one in report["comparisons"] if (one["candidate"], one["metric"]) == (candidate, COLUMNS[0])]
+    for kind in ROLES:
+        yield from ((kind, one) for one in mine if kinds.get(one["reference"]) == kind)
+
+
+def _judge(comparison: Comparison, role: str) -> str:
+    sign = "better than" if comparison["difference"] > 0 else "worse than"
+    opening = f"Significantly {sign}" if comparison["p_holm"] < SIGNIFICANCE else "Not significantly different from"
+    name = "" if comparison["reference"] in role else f" ({comparison['reference']})"
+    relative = "" if comparison["relative"] is None else f", {comparison['relative']:+.1%}"
+    return (
+        f"{opening} {role}{name}: {comparison['difference']:+.4f}{relative} "
+        f"({comparison['low']:+.4f} to {comparison['high']:+.4f}, p = {comparison['p_holm']:.3g})."
+    )
+
+
+def to_html(report: Report, plots: Mapping[str, bytes]) -> str:
+    """The report as one page that needs no other file: tables of every ranking, and plots (title → PNG) inlined.
+
+    All text is escaped; there is no script and nothing is fetched.
+    """
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(TEMPLATE)
+    measured = report["rows"][0]["metrics"] if report["rows"] else {}
+    rankings = {ranking: list(metrics) for ranking, metrics in measured.items()}
+    return page.render(
+        report=report,
+        title=describe(report["protocol"]),
+        verdict=verdict(report),
+        rankings=rankings,
+        best={
+            (ranking, metric): best_names(report, metric, ranking)
+            for ranking in rankings
+            for metric in rankings[ranking]
+        },
+        plots={title: base64.b64encode(png).decode() for title, png in plots.items()},
+    )

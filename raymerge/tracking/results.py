@@ -1,0 +1,73 @@
+"""What a finished run leaves in MLflow beside its figures: the report, plots, the configuration, the merged model."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, load_diagonal
+from raymerge.merging.methods import shares
+from raymerge.tracking import plots, report
+from raymerge.tracking.registration import RegisteredVersion, register
+from raymerge.tracking.runs import PIPELINE, Tracker
+
+
+def figures(
+    content: report.Report, models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
+) -> dict[str, plots.Figure]:
+    """Plots of a run by file name: `models` are those trained, by name, with their `history.json`."""
+    drawn = {"NDCG@10 with intervals": plots.metric_bars(content)}
+    if models:
+        drawn["training curves"] = plots.training_curves(
+            {name: one.json("history.json") for name, one in models.items()}
+        )
+    if diagonals:
+        loaded = {name: load_diagonal(diagonal.url) for name, diagonal in diagonals.items()}
+        drawn["diagonals by layer"] = plots.diagonal_histograms(loaded)
+        if content["merge"]["method"] == "fisher":
+            drawn["weights by layer"] = plots.share_map(_shares(content["merge"], loaded))
+    return drawn
+
+
+def _shares(merge: report.Merge, diagonals: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """What part of each layer of the merge comes from which model, by the merge's own formula and choices."""
+    coefficients = [merge["coefficients"][name] for name in diagonals]
+    parts = shares(
+        list(diagonals.values()),
+        coefficients=coefficients,
+        normalise=merge["normalise"],
+        epsilon=merge["epsilon"],
+    )
+    sizes = {name: tensor.numel() for name, tensor in next(iter(diagonals.values())).items()}
+    return plots.layer_shares(parts, sizes, list(diagonals))
+
+
+def log_results(
+    tracker: Tracker,
+    *,
+    configuration: Mapping[str, Any],
+    report_url: str,
+    drawn: Mapping[str, plots.Figure],
+    model: Artifact,
+    score: float,
+    model_name: str,
+) -> RegisteredVersion:
+    """Upload report, configuration and plots to the pipeline's run and register the model."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "report.json").write_bytes(storage.read_bytes(report_url))
+        (folder / "configuration.yaml").write_text(
+            yaml.safe_dump(dict(configuration), sort_keys=False), encoding="utf-8"
+        )
+        files = [folder / "report.json", folder / "configuration.yaml"]
+        pictures = [folder / f"{title.replace(' ', '-').lower()}.png" for title in drawn]
+        for picture, figure in zip(pictures, drawn.values(), strict=True):
+            picture.write_bytes(plots.to_png(figure))
+        tracker.log_artifacts(PIPELINE, files)
+        tracker.log_artifacts(PIPELINE, pictures, "plots")
+        copy = storage.fetch_folder(model.file("model"), folder / "model")
+        return register(tracker, PIPELINE, copy, name=model_name, score=score)

@@ -1,0 +1,252 @@
+"""The pipeline's runs in MLflow, written by the driver alone: one parent, a child for each stage and model.
+
+Runs are addressed by id through `MlflowClient`; MLflow's process-wide state (active run, tracking URI) is never used.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from typing_extensions import Self
+
+from raymerge import storage
+from raymerge.errors import InputError
+from raymerge.events import Event
+from raymerge.tracking import store
+from raymerge.tracking.store import call, default_uri, flatten, metric_name, redact, resolve_uri, ui_command
+
+__all__ = ["PIPELINE", "Tracker", "default_uri", "resolve_uri", "ui_command"]
+
+PIPELINE = ""  # the name of the parent among the runs
+TAG_IDENTITY, TAG_RUN, TAG_DATA = ("raymerge.identity", "raymerge.run", "raymerge.data_digest")
+METRICS_A_BATCH, PARAMS_A_BATCH, DATASET_DIGEST_LENGTH = (1000, 100, 36)  # MLflow's limits
+FLUSH_INTERVAL_S, OUTAGE_INTERVAL_S = 5.0, 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Records one pipeline run: buffers events, sends them in batches, and outlives an outage of the server.
+
+    The parent run is found again by `identity`, which must digest all that determines the run's results and the place
+    of its output: the same command, started again, continues the run, and no (run, key, step) is recorded twice.
+    Used by one thread. Credentials in URLs are left out of all that is recorded.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        name: str,
+        identity: str,
+        configuration: Mapping[str, Any],
+        dataset: Mapping[str, Any],
+    ) -> None:
+        """`dataset` has `name`, `digest`, `source` (a URL) and `counts`. Nothing is sent before `check` or `with`."""
+        self.uri = uri
+        self.name = name
+        self.identity = identity
+        self.experiment = experiment
+        self.experiment_id = ""
+        self.data_digest = str(dataset["digest"])
+        self._configuration = configuration
+        self._dataset = dataset
+        self._runs: dict[str, Run] = {}
+        self._finished: set[str] = set()
+        self._held: dict[str, set[tuple[str, int]]] = {}  # by run: what the server had before this process
+        self._taken: set[tuple[str, str, int]] = set()
+        self._waiting: dict[str, list[Metric]] = {}
+        self._files: list[tuple[str, Path, str | None]] = []
+        self._due = 0.0
+        self._away = False
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client of the store; the first one sets up a new database."""
+        return MlflowClient(self.uri)
+
+    def check(self) -> None:
+        """Raise TrackingError within seconds if the store cannot be reached; a new database is set up."""
+        with store.as_tracking_error(self.uri), store.settings():
+            self.client.search_experiments(max_results=1)
+
+    def __enter__(self) -> Self:
+        self.check()
+        with store.as_tracking_error(self.uri), store.settings():
+            call(self._open_pipeline)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
+            self._terminate(name, status)
+        if self.pending:
+            log.warning("%d figures and files did not reach MLflow at %s", self.pending, redact(self.uri))
+
+    def __call__(self, event: Event) -> None:
+        """Take an event once by (run, key, step); send what has gathered if the last time is some seconds ago."""
+        key = metric_name(event.key)
+        if (event.run, key, event.step) in self._taken:
+            return
+        self._taken.add((event.run, key, event.step))
+        # The time is fixed here: a batch sent again, because its answer was lost, is then the same to the store.
+        metric = Metric(key, float(event.value), time.time_ns() // 1_000_000, event.step)
+        self._waiting.setdefault(event.run, []).append(metric)
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def log_artifacts(self, run: str, files: Iterable[Path], folder: str | None = None) -> None:
+        """Upload files to a run; in an outage they are sent with a later flush and must stay where they are."""
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"no such file to log as an artifact: {file}")
+            self._files.append((run, file, folder))
+        self._flush_unless_away()
+
+    def finish(self, run: str) -> None:
+        """Mark a child as FINISHED now, rather than with the pipeline; in an outage that is left to the end."""
+        if self._flush_unless_away() and run in self._runs:
+            self._terminate(run, "FINISHED")
+
+    def run_id(self, run: str = PIPELINE) -> str:
+        """MLflow's id of a run, which is made if need be."""
+        if run not in self._runs:
+            with store.settings():
+                self._runs[run] = call(self._open_child, run)
+        return str(self._runs[run].info.run_id)
+
+    @property
+    def pending(self) -> int:
+        """How many figures and files wait to be sent."""
+        return sum(map(len, self._waiting.values())) + len(self._files)
+
+    def flush(self) -> bool:
+        """Send what waits. False if the store did not take it: then it is kept, and the job goes on."""
+        try:
+            with store.settings():
+                for run in list(self._waiting):
+                    self._send_metrics(run)
+            with store.settings(store.UPLOAD_TIMEOUT_S):
+                self._send_files()
+        except Exception as error:  # noqa: BLE001 - whatever the store's failure is, the training must not die of it
+            self._report_outage(error)
+            return False
+        self._due = time.monotonic() + FLUSH_INTERVAL_S
+        self._away = False
+        return True
+
+    def _flush_unless_away(self) -> bool:
+        """Do not wait again and again for a store that did not answer a moment ago."""
+        return not (self._away and time.monotonic() < self._due) and self.flush()
+
+    def _send_metrics(self, run: str) -> None:
+        run_id, held, waiting = self.run_id(run), self._held_by_server(run), self._waiting[run]
+        while waiting:
+            fresh = [metric for metric in waiting[:METRICS_A_BATCH] if (metric.key, metric.step) not in held]
+            if fresh:
+                call(self.client.log_batch, run_id, metrics=fresh)
+                self._finished.discard(run)
+            del waiting[:METRICS_A_BATCH]
+        del self._waiting[run]
+
+    def _send_files(self) -> None:
+        while self._files:
+            run, file, folder = self._files[0]
+            call(self.client.log_artifact, self.run_id(run), str(file), folder)
+            del self._files[0]
+
+    def _held_by_server(self, run: str) -> set[tuple[str, int]]:
+        if run not in self._held:
+            run_id = self.run_id(run)
+            keys = call(self.client.get_run, run_id).data.metrics
+            histories = [call(self.client.get_metric_history, run_id, key) for key in keys]
+            self._held[run] = {(metric.key, metric.step) for history in histories for metric in history}
+        return self._held[run]
+
+    def _terminate(self, run: str, status: str) -> None:
+        try:
+            with store.settings():
+                call(self.client.set_terminated, self.run_id(run), status)
+            self._finished.add(run)
+        except Exception as error:  # noqa: BLE001 - the work is done, or an error of its own is on its way
+            self._report_outage(error)
+
+    def _report_outage(self, error: Exception) -> None:
+        if not self._away:
+            log.warning("MLflow at %s: %s; figures are kept and sent later", redact(self.uri), store.reason(error))
+        self._away = True
+        self._due = time.monotonic() + OUTAGE_INTERVAL_S
+
+    def _open_pipeline(self) -> None:
+        self.experiment_id = self._open_experiment()
+        tags = {TAG_RUN: "pipeline", TAG_IDENTITY: self.identity}
+        parent = self._find_run(tags) or self.client.create_run(
+            self.experiment_id, run_name=self.name, tags=tags | {TAG_DATA: self.data_digest}
+        )
+        run_id = parent.info.run_id
+        if parent.info.status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+        children = self.client.search_runs([self.experiment_id], _condition({MLFLOW_PARENT_RUN_ID: run_id}))
+        self._runs = {PIPELINE: parent} | {child.data.tags[TAG_RUN]: child for child in children}
+        self._finished = {child.data.tags[TAG_RUN] for child in children if child.info.status == "FINISHED"}
+        self._log_parameters(parent)
+        self.client.log_inputs(run_id, [_dataset_input(self._dataset)])
+
+    def _open_experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        database = store.sqlite_path(self.uri)
+        location = (database.parent / "mlartifacts").as_uri() if database else None  # a server has its own place
+        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+
+    def _open_child(self, run: str) -> Run:
+        """Look first: the answer to an earlier attempt to make it may have been lost."""
+        tags = {TAG_RUN: run, MLFLOW_PARENT_RUN_ID: self._runs[PIPELINE].info.run_id}
+        return self._find_run(tags) or self.client.create_run(self.experiment_id, run_name=run, tags=tags)
+
+    def _find_run(self, tags: Mapping[str, str]) -> Run | None:
+        found = self.client.search_runs([self.experiment_id], _condition(tags), max_results=1)
+        return found[0] if found else None
+
+    def _log_parameters(self, parent: Run) -> None:
+        """A parameter is written once; one that a restart changed (workers, threads) is told in a tag."""
+        parameters, held = flatten(self._configuration), parent.data.params
+        new = [Param(key, value) for key, value in parameters.items() if key not in held]
+        changed = [
+            RunTag(f"restarted.{key}", parameters[key]) for key in held if parameters.get(key) not in (None, held[key])
+        ]
+        for start in range(0, len(new), PARAMS_A_BATCH):
+            self.client.log_batch(parent.info.run_id, params=new[start : start + PARAMS_A_BATCH])
+        for start in range(0, len(changed), PARAMS_A_BATCH):
+            self.client.log_batch(parent.info.run_id, tags=changed[start : start + PARAMS_A_BATCH])
+
+
+def _condition(tags: Mapping[str, str]) -> str:
+    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+
+def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
+    """The input data set as the sources of `mlflow.data` write it, without reading the data."""
+    source = str(dataset["source"])
+    scheme = "local" if storage.is_local(source) else source.partition("://")[0].replace("https", "http")
+    entity = Dataset(
+        name=str(dataset["name"]),
+        digest=str(dataset["digest"])[:DATASET_DIGEST_LENGTH],
+        source_type=scheme,
+        source=json.dumps({"url" if scheme == "http" else "uri": storage.without_credentials(source)}),
+        profile=json.dumps(dataset.get("counts", {})),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,147 @@
+"""Which windows make up the batches of an epoch, the same ones whatever the number of ranks.
+
+A rank holds only its own partitions. Batch i of an epoch is the union over **all** partitions p of chunk(p, i): the
+windows of p, in an order drawn anew each epoch, split evenly over the epoch's batches. Every draw is a function of
+(seed, epoch, user key, window), so two ranks train on exactly the batches, masks and views that one would.
+
+Shapes: U users, n windows, W columns, S steps of an epoch, B rows of a batch. All tensors live on the given device.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymerge.data.sequences import Sequences
+from raymerge.data.split import HELD_OUT
+from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.models.objectives import Batch
+from raymerge.training.same_target import SameTargetIndex
+
+POOL = 16  # batches whose windows are sorted by length together, so that little padding is computed
+SHORTEST = 2  # an item and one to predict
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of the training part (all but the last two items) of a rank's users.
+
+    A user of n ≥ 2 training items has 1 + ⌈max(n − W, 0) / stride⌉ windows. They end at every `stride`-th item counted
+    back from the last, all shifted by one random offset a user and epoch, and are moved to lie wholly inside the
+    history: none is shorter than min(n, W).
+    """
+
+    items: Tensor  # int32[total], whole histories one after the other
+    starts: Tensor  # int64[U], where each user's begins
+    lengths: Tensor  # int64[U], of the training part
+    keys: Tensor  # int64[U]
+    partitions: Tensor  # int64[U], which of the rank's partitions a user belongs to
+    phases: Tensor  # int64[P], the identity of each partition for seeding
+    users: Tensor  # int64[n], whose each window is
+    numbers: Tensor  # int64[n], 0 for a user's last window
+    width: int
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def ends(self, seed: int, epoch: int) -> Tensor:
+        """How many of the user's training items lie before the end of each window: int64[n]."""
+        drawn = uniform(Stream.WINDOW_SHIFT, seed, epoch, self.keys)
+        shift = (drawn * self.stride).long() - self.stride // 2
+        length = self.lengths[self.users]
+        ends = length - self.numbers * self.stride - shift[self.users]
+        return torch.minimum(torch.maximum(ends, length.clamp(max=self.width)), length)
+
+    def row_seeds(self, seed: int, epoch: int) -> Tensor:
+        """From which all random draws of a window follow: int64[n]."""
+        return hashed(Stream.ROW, seed, epoch, self.keys[self.users], self.numbers)
+
+
+def make_windows(
+    partitions: Sequence[Sequences], *, width: int, stride: int, last_only: bool = False, device: torch.device
+) -> Windows:
+    """All windows of at most `width` items of these partitions, or each user's last one only."""
+    sizes = torch.tensor([len(part.keys) for part in partitions], dtype=torch.int64)
+    items = torch.cat([part.items for part in partitions] or [torch.zeros(0, dtype=torch.int32)])
+    keys = torch.cat([part.keys for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
+    whole = torch.cat([part.offsets.diff() for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
+    lengths = (whole - HELD_OUT["validation"]).clamp(min=0)
+    counts = 1 + ((lengths - width).clamp(min=0) + stride - 1) // stride
+    counts = torch.ones_like(counts) if last_only else counts
+    counts[lengths < SHORTEST] = 0
+    users = torch.repeat_interleave(torch.arange(len(keys)), counts)
+    first = counts.cumsum(0) - counts
+    tensors = {
+        "items": items,
+        "starts": whole.cumsum(0) - whole,
+        "lengths": lengths,
+        "keys": keys,
+        "partitions": torch.repeat_interleave(torch.arange(len(partitions)), sizes),
+        "phases": torch.tensor([int(part.keys.sum()) for part in partitions], dtype=torch.int64),
+        "users": users,
+        "numbers": torch.arange(len(users)) - first[users],
+    }
+    stride = 1 if last_only else stride  # the last window stands still
+    return Windows(**{name: tensor.to(device) for name, tensor in tensors.items()}, width=width, stride=stride)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """A rank's windows in the order in which an epoch visits them; step i has those from bounds[i] to bounds[i + 1]."""
+
+    order: Tensor  # int64[n]
+    ends: Tensor  # int64[n], by window
+    seeds: Tensor  # int64[n], by window
+    bounds: list[int]  # S + 1
+    widths: list[int]  # S, items of the longest window of each step
+
+
+def plan_epoch(windows: Windows, *, steps: int, seed: int, epoch: int) -> EpochPlan:
+    """Shuffle each partition's windows, split them evenly over the steps, and sort within pools of steps by length."""
+    ends, seeds = windows.ends(seed, epoch), windows.row_seeds(seed, epoch)
+    length = ends.clamp(max=windows.width)
+    partition = windows.partitions[windows.users]
+    order = hashed(Stream.ORDER, seeds).argsort(stable=True)
+    order = order[partition[order].argsort(stable=True)]
+    step = _even_steps(partition[order], windows.phases, steps=steps, seed=seed, epoch=epoch)
+    pool = partition[order] * steps + step // POOL
+    order = order[(pool * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools keep their places
+    visit = hashed(Stream.ORDER, seed, epoch, torch.arange(steps, device=order.device)).argsort().argsort()
+    step = visit[step]
+    order = order[step.argsort(stable=True)]
+    sizes = torch.bincount(step, minlength=steps)
+    widest = length.new_full((steps,), SHORTEST).scatter_reduce_(0, step.sort().values, length[order], "amax")
+    return EpochPlan(order, ends, seeds, [0, *sizes.cumsum(0).tolist()], widest.tolist())
+
+
+def _even_steps(partition: Tensor, phases: Tensor, *, steps: int, seed: int, epoch: int) -> Tensor:
+    """The step of each of n windows that are grouped by partition: int64[n], each partition's spread evenly.
+
+    Each partition starts at a random fraction of a step, so that small ones do not all fill the same steps.
+    """
+    sizes = torch.bincount(partition, minlength=len(phases))
+    place = torch.arange(len(partition), device=partition.device) - (sizes.cumsum(0) - sizes)[partition]
+    phase = uniform(Stream.ORDER, seed, epoch, phases)[partition]
+    return ((place + phase) * steps / sizes[partition]).long().clamp(max=steps - 1)
+
+
+def epoch_batches(windows: Windows, plan: EpochPlan, same_target: SameTargetIndex | None = None) -> Iterator[Batch]:
+    """This rank's rows of each step of an epoch, trimmed to the longest of them."""
+    for step, width in enumerate(plan.widths):
+        rows = plan.order[plan.bounds[step] : plan.bounds[step + 1]]
+        users, ends, seeds = windows.users[rows], plan.ends[rows], plan.seeds[rows]
+        batch = gather_histories(windows.items, windows.starts[users], ends, width)
+        others = None
+        if same_target is not None:
+            own = hashed(Stream.SAME_TARGET_PRIORITY, same_target.seed, windows.keys[users], ends - 1)
+            others = same_target.draw(batch[:, -1], seeds, own, fallback=batch[:, :-1])
+        yield Batch(batch, seeds, others)
+
+
+def gather_histories(items: Tensor, starts: Tensor, ends: Tensor, width: int) -> Tensor:
+    """Rows of the last `width` items before `ends` (counted from `starts`): int64[B, width], padded on the left."""
+    columns = ends[:, None] - width + torch.arange(width, device=items.device)
+    real = columns >= 0
+    return items[(starts[:, None] + columns).clamp(min=0) * real].long() * real

@@ -1,0 +1,49 @@
+"""Sums and gathers over the ranks of a training. In one process each of them leaves things as they are."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from raymerge.models.losses import gather_rows
+from raymerge.training.same_target import SameTargetIndex, merge_indices
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of ranks: (0, 1) without torch.distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Elementwise sum over ranks, in place."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], figures: Tensor) -> None:
+    """Sum gradients, and figures beside them (same dtype), over ranks in place, in one message."""
+    if world()[1] == 1:
+        return
+    tensors = [*(p.grad for p in parameters if p.grad is not None), figures]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+
+
+def start_alike(*modules: nn.Module) -> None:
+    """Give all ranks rank 0's parameters and buffers."""
+    if world()[1] > 1:
+        for module in modules:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+def index_of_all_ranks(own: SameTargetIndex, device: torch.device) -> SameTargetIndex:
+    """The index over all ranks' partitions, the same on each: on `device`, where messages go too."""
+    columns = (own.targets, own.priorities, own.histories)
+    targets, priorities, histories = (gather_rows(column.to(device))[0] for column in columns)
+    everything = SameTargetIndex(targets, priorities, histories, own.candidates, own.seed)
+    return merge_indices([everything]) if world()[1] > 1 else everything

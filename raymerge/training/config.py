@@ -1,0 +1,68 @@
+"""How long, how fast and on which windows an encoder is trained."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from raymerge.errors import ConfigError
+
+_CHOICES = {
+    "schedule": ("constant", "linear", "cosine"),
+    "windows": ("all", "last"),
+    "precision": ("auto", "float32", "bf16"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 10**6),
+    "batch_size": (1, 10**7),
+    "learning_rate": (0, 100),
+    "weight_decay": (0, 100),
+    "warmup_steps": (0, 10**9),
+    "clip_norm": (0, 10**9),
+    "patience": (0, 10**6),
+    "stride": (1, 65536),
+    "seed": (0, 2**62),
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training; a base model and a fine-tune differ in these and in where they start."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
+
+    epochs: int = 30
+    batch_size: int = 128  # windows a step, over all ranks
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0  # of AdamW, on matrices only
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # linear and cosine end at 0
+    clip_norm: float = 5.0  # of the gradient; 0 leaves it as it is
+    patience: int = 10  # epochs without a better validation NDCG@10 before it stops; 0 never stops
+    windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
+    stride: int | None = None  # items between the ends of a history's windows; None: as many as the encoder reads
+    filter_seen: bool = True  # in validation, as in evaluation
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"training.{name} must be between {low:g} and {high:g}, got {value}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """The rate of a step (from 0) out of all steps of all epochs: a linear warm-up, then the schedule.
+
+    >>> config = TrainingConfig(learning_rate=1.0, warmup_steps=2, schedule="linear")
+    >>> [learning_rate(config, step, 6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+    return config.learning_rate * left[config.schedule]

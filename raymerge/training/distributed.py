@@ -1,0 +1,204 @@
+"""Training on Ray: each model is a Ray Train run of its own with one or more data-parallel workers, all at once.
+
+Rank r of k holds every k-th partition. After each epoch rank 0 leaves a checkpoint (safetensors and JSON); a worker or
+driver that comes back goes on from the last one, to the bit. Events reach the driver through an actor.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train as ray_train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from raymerge.artifacts import load_model, load_tensors, save_tensors
+from raymerge.data.sequences import read_partition
+from raymerge.errors import ResourceError, UserError
+from raymerge.events import Emit, Event, Progress
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, EventLog
+from raymerge.training.config import TrainingConfig
+from raymerge.training.loop import StepReport, train
+from raymerge.training.state import EpochReport, TrainingState
+
+MAX_FAILURES = 3  # of a run's workers, before it is given up
+STATE_TENSORS, STATE_NUMBERS = "state.safetensors", "state.json"
+TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more at once would only wait for each other
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train. `key` names its checkpoints: it must say everything that the result depends on."""
+
+    run: str
+    key: str
+    partitions: tuple[str, ...]
+    num_items: int
+    encoder: EncoderConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    start: str | None = None  # URL of the model to start from; without it from scratch
+    workers: int = 1
+    threads: int = 1
+
+
+OnTrained = Callable[[Job, TrainingState], None]
+
+
+def train_all(
+    jobs: Sequence[Job],
+    *,
+    checkpoints: str,
+    capacity: Capacity,
+    cluster: ClusterConfig,
+    deadline: Deadline,
+    emit: Emit,
+    on_trained: OnTrained,
+) -> None:
+    """Train all jobs at the same time, as far as the cluster can; `on_trained` gets each last state when it is there.
+
+    Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying.
+    """
+    log = ray.remote(num_cpus=0)(EventLog).remote()
+    at_once = _at_once(len(jobs), capacity, cluster)
+    threads = ThreadPoolExecutor(max_workers=at_once)
+    try:
+        resources = capacity.share(cluster, at_once * max(job.workers for job in jobs))
+        running = {threads.submit(_fit, job, checkpoints, resources, log): job for job in jobs}
+        while running:
+            deadline.check("training")
+            done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            for message in ray.get(log.take.remote()):
+                if isinstance(message, UserError):
+                    raise message
+                emit(message)
+            for future in done:
+                on_trained(running.pop(future), _result(future))
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        ray.kill(log)
+
+
+def _at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> int:
+    gpus = capacity.usable_gpus(cluster)
+    room = gpus * TRAININGS_PER_GPU if gpus else capacity.cpus * TRAININGS_PER_CPU
+    return max(1, min(jobs, int(room)))
+
+
+def _result(future: "Future[TrainingState]") -> TrainingState:
+    error = future.exception()
+    return future.result() if error is None or isinstance(error, UserError) else _raise(error)
+
+
+def _raise(error: BaseException) -> TrainingState:
+    reason = str(error).strip().rpartition("\n")[2]
+    raise ResourceError(f"training was given up after {MAX_FAILURES} restarts of its workers: {reason}") from error
+
+
+def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
+    """Run one trainer to its end (in a thread of the driver); its last state."""
+    gpu = resources.get("GPU", 0)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "log": log},
+        torch_config=TorchConfig(backend="nccl" if gpu >= 1 else "gloo"),
+        scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=gpu > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=job.key,
+            storage_path=checkpoints,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    result = trainer.fit()
+    return _read(result.checkpoint) if result.checkpoint else TrainingState()
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    """Train one rank of a job (runs in a worker of Ray Train).
+
+    A mistake of the user is told to the driver, which ends the training; the worker is not started again for it.
+    """
+    job, log = arguments["job"], arguments["log"]
+    try:
+        _train_rank(job, log)
+    except UserError as error:
+        ray.get(log.add.remote([error]))
+
+
+def _train_rank(job: Job, log: Any) -> None:
+    context = ray_train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.training.seed)
+    encoder = load_model(job.start) if job.start else SequenceEncoder(job.num_items, job.encoder)
+    checkpoint = ray_train.get_checkpoint()
+    reporter = Reporter(job, log if rank == 0 else None)
+    train(
+        encoder.to(get_device()),
+        build_objective(job.objective, encoder.config),
+        [read_partition(url) for url in job.partitions[rank::world]],
+        job.training,
+        resume=_read(checkpoint) if checkpoint else None,
+        on_epoch=reporter.epoch,
+        on_step=reporter.step,
+    )
+
+
+def epoch_events(run: str, report: EpochReport) -> list[Event]:
+    """The figures of an epoch, as they are recorded."""
+    figures = {
+        "loss": report.loss,
+        **{f"loss.{name}": value for name, value in report.terms.items()},
+        "validation.ndcg@10": report.ndcg,
+        "learning_rate": report.learning_rate,
+        "tokens_per_second": report.tokens_per_second,
+        "useful_share": report.useful_share,
+    }
+    return [Event(run, key, report.epoch, value) for key, value in figures.items()]
+
+
+class Reporter:
+    """Tells the driver how far a rank is, and leaves a checkpoint after each epoch; only rank 0 has a log."""
+
+    def __init__(self, job: Job, log: Any | None) -> None:
+        self._job, self._log = job, log
+        self._note = ""
+
+    def step(self, report: StepReport) -> None:
+        """Called about once a second."""
+        done = report.epoch - 1 + report.step / report.steps
+        self._send(Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} tokens/s{self._note}"))
+
+    def epoch(self, report: EpochReport, state: TrainingState) -> None:
+        """A barrier for all ranks."""
+        run, rate = self._job.run, f"{report.tokens_per_second:,.0f} tokens/s"
+        self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
+        self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = self._write(state, Path(folder)) if self._log else None
+            ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint)
+
+    def _send(self, *messages: Event | Progress) -> None:
+        if self._log:
+            self._log.add.remote(list(messages))
+
+    @staticmethod
+    def _write(state: TrainingState, folder: Path) -> Checkpoint:
+        save_tensors(state.to_tensors(), folder / STATE_TENSORS)
+        (folder / STATE_NUMBERS).write_text(json.dumps(state.to_json()), encoding="utf-8")
+        return Checkpoint.from_directory(str(folder))
+
+
+def _read(checkpoint: Checkpoint) -> TrainingState:
+    with checkpoint.as_directory() as folder:
+        numbers = json.loads(Path(folder, STATE_NUMBERS).read_text(encoding="utf-8"))
+        return TrainingState.restore(load_tensors(str(Path(folder, STATE_TENSORS))), numbers)

@@ -1,0 +1,210 @@
+"""The training loop: one encoder, one objective, this rank's partitions. Plain torch; knows no Ray and no files.
+
+Under an initialised torch.distributed each rank calls `train` with its own partitions, and all of them together take
+exactly the steps that one process with all partitions would: losses and gradients are sums over ranks, divided by
+counts over ranks. A base model and a fine-tune differ only in the encoder that they start from.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymerge.data.sequences import Sequences
+from raymerge.data.split import examples
+from raymerge.errors import InputError, ScoreError
+from raymerge.evaluation.metrics import ndcg
+from raymerge.evaluation.ranking import full_ranks
+from raymerge.models.draws import Stream, hashed
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.objectives import Objective
+from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch
+from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
+from raymerge.training.config import TrainingConfig, learning_rate
+from raymerge.training.same_target import SameTargetIndex, index_same_targets
+from raymerge.training.state import EpochReport, TrainingState
+from raymerge.training.step import StepFigures, Stepper
+
+CHECK_STEPS = 20  # losses are looked at every so many steps, because each look waits for the device
+SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How far a training is, told about once a second."""
+
+    epoch: int  # the one under way, from 1
+    epochs: int
+    step: int  # how many steps of this epoch are done
+    steps: int
+    loss: float  # of that step
+    tokens_per_second: float
+    seconds_left: float  # to the end of all epochs, at the rate of this one
+
+
+OnEpoch = Callable[[EpochReport, TrainingState], None]
+OnStep = Callable[[StepReport], None]
+
+
+def train(
+    encoder: SequenceEncoder,
+    objective: Objective,
+    partitions: Sequence[Sequences],
+    config: TrainingConfig,
+    *,
+    resume: TrainingState | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+) -> TrainingState:
+    """Train on the training part of these partitions until the epochs or the patience end; return the last state.
+
+    All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
+    ranking). `on_epoch` gets each epoch's report and a state that `resume` continues to the bit. Raises InputError if
+    no rank has anything to train on, ScoreError if a loss is not a finite number.
+    """
+    device = encoder.item_embedding.weight.device
+    start_alike(encoder, objective.to(device))
+    windows, steps = _windows(encoder, objective, partitions, config)
+    same_target = _same_target(objective, partitions, config, device)
+    stepper = Stepper(encoder, objective, config)
+    state = resume or TrainingState()
+    if resume is not None:
+        resume.load_into(encoder, objective, stepper.optimizer)
+    while not is_finished(state, config):
+        epoch = Epoch(stepper, windows, same_target, number=state.epoch, steps=steps)
+        epoch.run(on_step)
+        began = time.perf_counter()
+        score = validate(encoder, partitions, filter_seen=config.filter_seen)
+        report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
+        state = state.after_epoch(report, encoder, objective, stepper.optimizer)
+        if on_epoch is not None:
+            on_epoch(report, state)
+    encoder.load_state_dict(state.best)
+    return state
+
+
+def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
+    """Whether all epochs are done or the patience has ended."""
+    return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - state.best_epoch
+
+
+def validate(encoder: SequenceEncoder, partitions: Sequence[Sequences], *, filter_seen: bool) -> float:
+    """Mean NDCG@10 of the full ranking of every user's validation item, over all ranks' partitions."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for partition in partitions:
+        asked = examples(partition, "validation", encoder.config.max_length)
+        seen = asked.seen if filter_seen else None
+        gains = ndcg(full_ranks(encoder, asked.histories, asked.targets, seen=seen), 10)
+        total += torch.tensor([float(gains.sum()), len(gains)], dtype=torch.float64)
+    gain, users = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
+    return gain / max(users, 1.0)
+
+
+def _windows(
+    encoder: SequenceEncoder, objective: Objective, partitions: Sequence[Sequences], config: TrainingConfig
+) -> tuple[Windows, int]:
+    """This rank's windows, and the number of steps that all ranks' windows make an epoch."""
+    device = encoder.item_embedding.weight.device
+    stride = config.stride or encoder.config.max_length
+    last_only = config.windows == "last"
+    windows = make_windows(partitions, width=objective.window, stride=stride, last_only=last_only, device=device)
+    count = int(sum_over_ranks(torch.tensor(len(windows), device=device)))
+    if count == 0:
+        raise InputError("training needs users with at least 4 items (2 to learn from, 2 held out), found none")
+    return windows, math.ceil(count / config.batch_size)
+
+
+def _same_target(
+    objective: Objective, partitions: Sequence[Sequences], config: TrainingConfig, device: torch.device
+) -> SameTargetIndex | None:
+    if not objective.uses_same_target:
+        return None
+    length, candidates = objective.window - 1, objective.settings.candidates
+    return index_of_all_ranks(
+        index_same_targets(partitions, length=length, candidates=candidates, seed=config.seed), device
+    )
+
+
+class Epoch:
+    """One pass over all windows: its steps, and what they came to."""
+
+    def __init__(
+        self, stepper: Stepper, windows: Windows, same_target: SameTargetIndex | None, *, number: int, steps: int
+    ) -> None:
+        self.stepper, self.windows, self.same_target = stepper, windows, same_target
+        self.config = stepper.config
+        self.number, self.steps = number, steps  # epochs count from 0 here, from 1 in reports
+        self.figures: list[StepFigures] = []
+        self.seconds = 0.0
+
+    def run(self, on_step: OnStep | None) -> None:
+        """Take all steps; raises ScoreError within CHECK_STEPS of a loss that is not finite, on all ranks at once."""
+        seed = self.config.seed
+        torch.manual_seed(int(hashed(Stream.DROPOUT, seed, self.number, world()[0])))
+        self.stepper.encoder.train()
+        self.stepper.objective.train()
+        began = told = time.perf_counter()
+        plan = plan_epoch(self.windows, steps=self.steps, seed=seed, epoch=self.number)
+        for batch in epoch_batches(self.windows, plan, self.same_target):
+            self.figures.append(self.stepper.step(batch, rate=self._rate(len(self.figures))))
+            self.seconds = time.perf_counter() - began
+            if len(self.figures) % CHECK_STEPS == 0 or len(self.figures) == self.steps:
+                self._refuse_nonfinite()
+            if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
+                told = began + self.seconds
+                on_step(self._progress())
+        self.seconds = time.perf_counter() - began
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
+
+    def _refuse_nonfinite(self) -> None:
+        recent = self.figures[-CHECK_STEPS:]
+        losses = torch.stack([figures.loss for figures in recent]).tolist()
+        for step, loss in enumerate(losses, start=len(self.figures) - len(recent) + 1):
+            if not math.isfinite(loss):
+                raise ScoreError(
+                    f"the loss of epoch {self.number + 1}, step {step} of {self.steps}, is {loss}: "
+                    f"lower training.learning_rate (it is {self.config.learning_rate})"
+                )
+
+    def _progress(self) -> StepReport:
+        done = len(self.figures)
+        left = (self.config.epochs - self.number) * self.steps - done
+        return StepReport(
+            epoch=self.number + 1,
+            epochs=self.config.epochs,
+            step=done,
+            steps=self.steps,
+            loss=float(self.figures[-1].loss),
+            tokens_per_second=float(self._sum("tokens")) / self.seconds,
+            seconds_left=self.seconds / done * left,
+        )
+
+    def _sum(self, name: str) -> Tensor:
+        return torch.stack([getattr(figures, name) for figures in self.figures]).double().sum(0)
+
+    def report(self, ndcg: float, *, best: float, validation_seconds: float) -> EpochReport:
+        """The epoch in numbers, given its validation score and the best one before it."""
+        means = torch.stack([figures.totals / figures.counts for figures in self.figures]).double().mean(0).tolist()
+        terms = self.figures[0].terms
+        tokens = float(self._sum("tokens"))
+        return EpochReport(
+            epoch=self.number + 1,
+            epochs=self.config.epochs,
+            steps=self.steps,
+            loss=sum(term.weight * mean for term, mean in zip(terms, means, strict=True)),
+            terms={term.name: mean for term, mean in zip(terms, means, strict=True)},
+            ndcg=ndcg,
+            best_ndcg=max(ndcg, best),
+            improved=ndcg > best,
+            learning_rate=self._rate(self.steps - 1),
+            training_seconds=self.seconds,
+            validation_seconds=validation_seconds,
+            tokens=int(tokens),
+            targets=int(self._sum("counts")[0]),
+            useful_share=tokens / max(1.0, float(self._sum("columns"))),
+        )

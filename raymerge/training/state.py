@@ -1,0 +1,122 @@
+"""All that a training resumes from, as plain tensors and plain numbers, so that nothing need be pickled.
+
+There is no state of a random generator: every draw of an epoch follows from (seed, epoch, rank), so that a training
+resumed after an epoch goes on to the bit as if it had never stopped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymerge.errors import ArtifactError
+
+_SECTIONS = ("encoder", "objective", "optimizer", "best")
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to, over all ranks; epochs count from 1."""
+
+    epoch: int
+    epochs: int
+    steps: int
+    loss: float  # mean over the epoch's steps
+    terms: dict[str, float]  # the loss's unweighted summands, likewise
+    ndcg: float  # validation NDCG@10 of the full ranking
+    best_ndcg: float
+    improved: bool
+    learning_rate: float  # of the last step
+    training_seconds: float
+    validation_seconds: float
+    tokens: int  # input items that are not padding
+    targets: int  # positions whose item was to be guessed
+    useful_share: float  # of the columns computed, those that are not padding
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Non-padding input items a second, over all ranks, validation apart."""
+        return self.tokens / max(self.training_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands after `epoch` epochs; tensors are copies on the CPU."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_ndcg: float = -1.0
+    encoder: dict[str, Tensor] = field(default_factory=dict)
+    objective: dict[str, Tensor] = field(default_factory=dict)  # parameters of the objective itself, if it has any
+    optimizer: dict[str, Tensor] = field(default_factory=dict)  # by "moment/parameter"
+    best: dict[str, Tensor] = field(default_factory=dict)  # the encoder's parameters of the best epoch
+    history: tuple[EpochReport, ...] = ()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All tensors under distinct names, none sharing memory: for safetensors."""
+        named = {f"{part}:{name}": t for part in _SECTIONS for name, t in getattr(self, part).items()}
+        return {name: tensor.clone() for name, tensor in named.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything else, as JSON can hold it without loss."""
+        history = [asdict(report) for report in self.history]
+        return {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_ndcg": self.best_ndcg, "history": history}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> "TrainingState":
+        """Inverse of `to_tensors` and `to_json`; ArtifactError if they are not of a training state."""
+        sections: dict[str, dict[str, Tensor]] = {part: {} for part in _SECTIONS}
+        try:
+            for full_name, tensor in tensors.items():
+                part, name = full_name.split(":", 1)
+                sections[part][name] = tensor
+            history = tuple(EpochReport(**report) for report in numbers["history"])
+            epoch, best_epoch, best_ndcg = (numbers[name] for name in ("epoch", "best_epoch", "best_ndcg"))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(f"not the state of a training ({error!r}): start this training anew") from None
+        return cls(epoch, best_epoch, best_ndcg, *sections.values(), history=history)
+
+    def after_epoch(
+        self, report: EpochReport, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> "TrainingState":
+        """The state one epoch on, with copies of what was trained."""
+        parameters = copies(encoder.state_dict())
+        named = trained_parameters(encoder, objective)
+        better = report.improved
+        return replace(
+            self,
+            epoch=report.epoch,
+            best_epoch=report.epoch if better else self.best_epoch,
+            best_ndcg=report.ndcg if better else self.best_ndcg,
+            best=parameters if better else self.best,
+            encoder=parameters,
+            objective=copies(objective.state_dict()),
+            optimizer=copies({f"{m}/{n}": t for n, p in named.items() for m, t in optimizer.state[p].items()}),
+            history=(*self.history, report),
+        )
+
+    def load_into(self, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put the trained parameters and the optimizer's moments where they were; ArtifactError if they do not fit."""
+        named = trained_parameters(encoder, objective)
+        try:
+            encoder.load_state_dict(self.encoder)
+            objective.load_state_dict(self.objective)
+            for full_name, tensor in self.optimizer.items():
+                moment, name = full_name.split("/", 1)
+                device = named[name].device
+                optimizer.state[named[name]][moment] = tensor.to(device, copy=True)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ArtifactError(f"the state is of another model or objective ({reason}): start anew") from None
+
+
+def trained_parameters(encoder: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
+    """The encoder's and the objective's parameters, in a fixed order under distinct names."""
+    return dict(nn.ModuleDict({"encoder": encoder, "objective": objective}).named_parameters())
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

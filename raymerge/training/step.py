@@ -1,0 +1,82 @@
+"""One step of the optimizer, and what it came to, over all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.objectives import Batch, Objective, Term
+from raymerge.training.collectives import sum_gradients, sum_over_ranks
+from raymerge.training.config import TrainingConfig
+from raymerge.training.state import trained_parameters
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one step came to; all tensors lie on the device, so that nothing waits for it."""
+
+    terms: list[Term]  # this rank's, of which name and weight count here
+    totals: Tensor  # [T], sums of the T terms over all ranks
+    counts: Tensor  # int64[T], of what was summed; at least 1
+    tokens: Tensor  # scalar, input items that are not padding
+    columns: Tensor  # scalar, all input columns that were computed
+
+    @property
+    def loss(self) -> Tensor:
+        """Σ weight · mean: scalar."""
+        weights = torch.tensor([term.weight for term in self.terms], device=self.totals.device)
+        return (weights * self.totals / self.counts).sum()
+
+
+class Stepper:
+    """An encoder, its objective and their optimizer."""
+
+    def __init__(self, encoder: SequenceEncoder, objective: Objective, config: TrainingConfig) -> None:
+        self.encoder = encoder
+        self.objective = objective
+        self.config = config
+        self.parameters = list(trained_parameters(encoder, objective).values())
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            fused=True,
+        )
+
+    def step(self, batch: Batch, *, rate: float) -> StepFigures:
+        """Descend on Σ weight · (sum over ranks of a term's total) / (sum over ranks of its count)."""
+        figures = self.gradients(batch)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return figures
+
+    def gradients(self, batch: Batch) -> StepFigures:
+        """Leave the gradient of the loss over all ranks' rows in the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast(batch.windows.device.type):
+            terms = self.objective(self.encoder, batch)
+        counts = sum_over_ranks(torch.stack([term.count for term in terms])).clamp(min=1)
+        totals = torch.stack([term.total for term in terms])
+        weights = torch.tensor([term.weight for term in terms], device=totals.device)
+        (weights * totals / counts).sum().backward()
+        figures = torch.cat([totals.detach(), self._columns(batch).to(totals.dtype)])
+        sum_gradients(self.parameters, figures)
+        return StepFigures(terms, figures[:-2], counts, figures[-2], figures[-1])
+
+    def _autocast(self, device: str) -> torch.autocast:
+        wanted = self.config.precision
+        mixed = wanted == "bf16" or (wanted == "auto" and device == "cuda")
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=mixed)
+
+    def _columns(self, batch: Batch) -> Tensor:
+        """Input columns that hold an item, and all that are computed: int64[2]. Views are not counted."""
+        rows, width = batch.windows.shape
+        not_read = rows * (self.objective.window - self.encoder.config.max_length)  # the last item of a causal window
+        real = (batch.windows != 0).sum()
+        return torch.stack([real, torch.full_like(real, rows * width)]) - not_read

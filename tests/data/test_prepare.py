@@ -1,0 +1,280 @@
+import hashlib
+import itertools
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import oracles_data as naive
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet as pq
+
+from raymerge.data.prepare import PrepareConfig, prepare
+from raymerge.data.sequences import concatenate, read_items, read_partition
+from raymerge.data.spill import Spill, partition_of
+from raymerge.errors import ConfigError, InputError
+
+REAL_DATA = Path(os.environ.get("RAYMERGE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def write_csv(path, rows):
+    path.write_text("user,item,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return str(path)
+
+
+def loose(**options):
+    """Everything is kept, unless the options say otherwise."""
+    return PrepareConfig(**{"min_item_count": 1, "min_user_count": 1, "partitions": 2, **options})
+
+
+def prepared(folder):
+    """Histories by user and (index, count) by item, as prepared."""
+    parts = [read_partition(str(path)) for path in sorted((folder / "partitions").iterdir())]
+    items = read_items(str(folder / "items.parquet"))
+    whole = concatenate(parts)
+    bounds = whole.offsets.tolist()
+    histories = [whole.items[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+    catalogue = dict(zip(items.ids.to_pylist(), enumerate(items.counts.tolist(), start=1), strict=True))
+    return dict(zip(whole.users.to_pylist(), histories, strict=True)), catalogue
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def real(*parts):
+    path = REAL_DATA.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"no {path}: set RAYMERGE_TEST_DATA to the folder of the real data sets")
+    return str(path)
+
+
+@pytest.mark.parametrize("options", [{"core": "once", "min_user_count": 3}, {"core": "iterated", "min_user_count": 5}])
+def test_movielens_1m_has_the_published_counts(tmp_path, options):
+    source = real("ml-1m", "interactions.parquet")
+    counts = prepare([source], PrepareConfig(user="user_id", item="item_id", **options), tmp_path)
+    assert (counts["users"], counts["items"], counts["interactions"]) == (6040, 3416, 999_611)
+    assert (counts["rows"], counts["rare"], counts["bad_ids"]) == (1_000_209, 598, 0)
+    histories, catalogue = prepared(tmp_path)
+    assert sum(map(len, histories.values())) == 999_611
+    assert sum(count for _, count in catalogue.values()) == 999_611 - 2 * 6040
+    first = pq.read_table(source, filters=[("user_id", "=", 1)])["item_id"].to_pylist()
+    assert histories[1] == [catalogue[item][0] for item in first if item in catalogue]
+
+
+def test_amazon_beauty_has_the_published_counts(tmp_path):
+    counts = prepare([real("beauty", "Beauty.txt")], PrepareConfig(), tmp_path)
+    assert (counts["users"], counts["items"], counts["interactions"]) == (22_363, 12_101, 198_502)
+    histories, _ = prepared(tmp_path)
+    with open(real("beauty", "Beauty.txt"), encoding="utf-8") as lines:
+        assert histories == {int(user): list(map(int, items)) for user, *items in map(str.split, lines)}
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=50)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=ROWS,
+    duplicates=st.sampled_from(["keep", "exact", "first", "last"]),
+    kind=st.sampled_from(["once", "iterated"]),
+    least=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    partitions=st.integers(1, 4),
+)
+def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kind, least, partitions):
+    expected = naive.prepare(rows, duplicates=duplicates, kind=kind, min_item=least[0], min_user=least[1])
+    folder = tmp_path_factory.mktemp("prepared")
+    config = PrepareConfig(
+        duplicates=duplicates, core=kind, min_item_count=least[0], min_user_count=least[1], partitions=partitions
+    )
+    source = write_csv(folder / "log.csv", rows)
+    if not expected[0]:
+        with pytest.raises(InputError, match="lower data.min_item_count and data.min_user_count"):
+            prepare([source], config, folder / "out")
+        return
+    counts = prepare([source], config, folder / "out")
+    assert prepared(folder / "out") == expected
+    assert counts["users"] == len(expected[0]) and counts["items"] == len(expected[1])
+    assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
+
+
+def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path):
+    random = np.random.default_rng(7)
+    rows = np.stack([random.integers(1, 90, 3000), random.integers(1, 40, 3000), random.integers(0, 99, 3000)], axis=1)
+    sources = {
+        "csv": [write_csv(tmp_path / "log.csv", rows.tolist())],
+        "numbers": [str(tmp_path / "numbers.parquet")],
+        "text": [str(tmp_path / "text.parquet")],
+        "two": [write_csv(tmp_path / f"{k}.csv", part.tolist()) for k, part in enumerate(np.split(rows, [1100]))],
+    }
+    table = pa.table(dict(zip(("user", "item", "timestamp"), rows.T, strict=True)))
+    pq.write_table(table, tmp_path / "numbers.parquet", row_group_size=500)
+    pq.write_table(
+        table.cast(pa.schema([(name, pa.string()) for name in table.column_names])), tmp_path / "text.parquet"
+    )
+    for name, files in sources.items():
+        prepare(files, PrepareConfig(), tmp_path / "out" / name)
+    results = [digests(tmp_path / "out" / name) for name in sources]
+    assert len(results[0]) == 9 and all(result == results[0] for result in results)
+
+
+def test_partitions_hold_the_schema_that_others_rely_on(tmp_path):
+    prepare([write_csv(tmp_path / "log.csv", [("b", "x", 1), ("a", "y", 1), ("a", "x", 2)])], loose(), tmp_path)
+    parts = [pq.read_table(path) for path in sorted((tmp_path / "partitions").iterdir())]
+    assert [path.name for path in sorted((tmp_path / "partitions").iterdir())] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+    for number, part in enumerate(parts):
+        assert part.schema.names == ["user", "key", "items"]
+        assert part.schema.types[:2] == [pa.string(), pa.int64()]
+        assert part.schema.field("items").type.value_type == pa.int32()
+        keys = part["key"].to_numpy()
+        assert keys.tolist() == [naive.stable_key(user) for user in part["user"].to_pylist()]
+        assert (partition_of(keys, 2) == number).all()
+        assert part["user"].to_pylist() == sorted(part["user"].to_pylist())
+    items = pq.read_table(tmp_path / "items.parquet")
+    assert items.schema.types == [pa.int32(), pa.string(), pa.int64()]
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "partitions", "items.parquet"}
+
+
+def test_whole_number_ids_are_ordered_by_value_and_text_ids_by_bytes(tmp_path):
+    rows = [(user, item, 1) for user in (10, 9, 100) for item in (3, 20, 100)]
+    prepare([write_csv(tmp_path / "n.csv", rows)], loose(partitions=1), tmp_path / "n")
+    prepare([write_csv(tmp_path / "t.csv", [*rows, ("x", "y", 1)])], loose(partitions=1), tmp_path / "t")
+    assert [list(part) for part in prepared(tmp_path / "n")] == [[9, 10, 100], [3, 20, 100]]
+    assert [list(part) for part in prepared(tmp_path / "t")] == [["10", "100", "9", "x"], ["100", "20", "3", "y"]]
+
+
+def test_order_is_by_time_and_among_equal_times_by_position_in_the_log(tmp_path):
+    first = write_csv(tmp_path / "1.csv", [(1, 5, 9), (1, 4, 7), (1, 3, 7.5), (1, 6, 7)])
+    second = write_csv(tmp_path / "2.csv", [(1, 2, 7), (1, 1, "1970-01-01T00:00:08")])
+    prepare([first, second], loose(), tmp_path / "timed")
+    assert prepared(tmp_path / "timed")[0] == {1: [4, 6, 2, 3, 1, 5]}
+    prepare([second, first], loose(timestamp=None), tmp_path / "untimed")
+    assert prepared(tmp_path / "untimed")[0] == {1: [2, 1, 5, 4, 3, 6]}
+
+
+def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
+    rows = [(user, item, 1) for user in range(9) for item in range(10)]
+    bad = [("", 1, 1), (1, " ", 1), (1, 1, "soon"), (1, 1, ""), (1, 1), ("user", "item", "timestamp")]
+    source = write_csv(tmp_path / "log.csv", rows + bad)
+    counts = prepare([source], loose(max_bad_share=0.07), tmp_path / "out")
+    assert counts == {
+        "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "duplicates": 0, "rare": 0,
+        "users": 9, "items": 10, "interactions": 90, "partitions": 2,
+    }  # fmt: skip
+    assert list(prepared(tmp_path / "out")[1]) == list(range(10))
+    match = r"6 of 96 rows are bad \(malformed_rows 1, bad_ids 2, bad_timestamps 3\), more than the share 0.01"
+    with pytest.raises(InputError, match=match):
+        prepare([source], loose(), tmp_path / "refused")
+    assert list((tmp_path / "refused").iterdir()) == []
+
+
+def test_a_log_of_bad_rows_only_leaves_nothing(tmp_path):
+    source = write_csv(tmp_path / "log.csv", [("", "", "")])
+    with pytest.raises(InputError, match="is left; lower"):
+        prepare([source], loose(max_bad_share=1.0), tmp_path / "out")
+
+
+def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path):
+    good = write_csv(tmp_path / "good.csv", [(1, 1, 1)])
+    other = tmp_path / "other.csv"
+    other.write_text("who,item,timestamp\n1,1,1\n")
+    empty = tmp_path / "empty.csv"
+    empty.touch()
+    for source, match in (
+        (str(tmp_path / "none.csv"), "no such file"),
+        (str(other), "no column"),
+        (str(empty), "empty"),
+    ):
+        with pytest.raises(InputError, match=match):
+            prepare([good, source], loose(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="has no rows"):
+        prepare([write_csv(tmp_path / "header.csv", [])], loose(), tmp_path / "out")
+
+
+def test_a_folder_and_a_glob_stand_for_their_files(tmp_path):
+    (tmp_path / "log").mkdir()
+    for k in range(3):
+        write_csv(tmp_path / "log" / f"part-{k}.csv", [(k, item, item) for item in range(4)])
+    assert prepare([str(tmp_path / "log")], loose(), tmp_path / "a")["files"] == 3
+    assert prepare([str(tmp_path / "log" / "part-[01].csv")], loose(), tmp_path / "b")["users"] == 2
+
+
+def test_progress_goes_through_the_stages_and_ends_each(tmp_path):
+    calls = []
+    source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(5) for item in range(5)])
+    prepare([source, source], loose(), tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert list(dict.fromkeys(what for what, _, _ in calls)) == ["read", "sort", "filter", "write"]
+    last = {what: (done, total) for what, done, total in calls}
+    assert all(done == total for done, total in last.values())
+
+
+def test_more_partitions_than_users_leave_empty_ones(tmp_path):
+    source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(50) for item in range(3)])
+    counts = prepare([source], loose(partitions=90), tmp_path / "out")
+    assert (counts["users"], counts["partitions"]) == (50, 90)
+    parts = [read_partition(str(path)) for path in sorted((tmp_path / "out" / "partitions").iterdir())]
+    assert len(parts) == 90 and sum(map(len, parts)) == 50
+    assert min(map(len, parts)) == 0
+
+
+def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_path):
+    spill = Spill(tmp_path, 5000)
+    users = pa.array([str(user) for user in range(3000)])
+    for time in (1, 0):
+        codes = np.arange(3000)
+        spill.append(users, codes, [codes.astype(np.int32), np.full(3000, time), np.zeros(3000)])
+    rows = pa.concat_tables([spill.take(partition) for partition in range(5000)])
+    assert sorted(rows["item"].to_pylist()) == sorted([*range(3000)] * 2)
+    assert rows.filter(pa.array(rows["item"].to_numpy() == 7))["whole"].to_pylist() == [1, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_bounded_by_a_partition_and_not_by_the_log(tmp_path):
+    peaks = [peak_of_preparing(users, partitions=users // 250, folder=tmp_path) for users in (4000, 16_000)]
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def peak_of_preparing(users, *, partitions, folder):
+    """Most bytes held by numpy and Arrow together while a log of 50 interactions a user is prepared."""
+    table = pa.table({"user": np.repeat(np.arange(users), 50), "item": np.tile(np.arange(50), users)})
+    pq.write_table(table, folder / f"{users}.parquet", row_group_size=20_000)
+    del table
+    before, arrow = pa.total_allocated_bytes(), []
+    tracemalloc.start()
+    prepare(
+        [str(folder / f"{users}.parquet")],
+        loose(timestamp=None, partitions=partitions),
+        folder / str(users),
+        progress=lambda *_: arrow.append(pa.total_allocated_bytes() - before),
+    )
+    peak = tracemalloc.get_traced_memory()[1] + max(arrow)
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"min_item_count": 0}, "data.min_item_count must be at least 1, got 0"),
+        ({"min_user_count": -3}, "data.min_user_count must be at least 1, got -3"),
+        ({"partitions": 0}, "data.partitions must be between 1 and 65536, got 0"),
+        ({"max_bad_share": 1.5}, "data.max_bad_share must be between 0 and 1, got 1.5"),
+        ({"core": "twice"}, "data.core must be one of iterated, once, got 'twice'"),
+        ({"duplicates": "some"}, "data.duplicates must be one of keep, exact, first, last, got 'some'"),
+        ({"format": "xls"}, "unknown format 'xls'"),
+    ],
+)
+def test_absurd_settings_are_refused(options, match):
+    with pytest.raises(ConfigError, match=match):
+        PrepareConfig(**options)

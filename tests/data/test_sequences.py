@@ -1,0 +1,127 @@
+import itertools
+
+import oracles_data as naive
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet as pq
+
+from raymerge.data.sequences import Items, concatenate, from_lists, pad_left, read_items, read_partition, slices
+from raymerge.data.split import Examples, evaluated_users, examples, training_part
+from raymerge.errors import ArtifactError, ConfigError, InputError
+
+HISTORIES = st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=8)
+
+
+def as_lists(sequences):
+    bounds = sequences.offsets.tolist()
+    return [sequences.items[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories=HISTORIES, split=st.sampled_from([("validation", 2), ("test", 1)]), max_length=st.integers(1, 8))
+def test_examples_equal_the_naive_ones(histories, split, max_length):
+    sequences = from_lists(histories)
+    found = examples(sequences, split[0], max_length)
+    expected = naive.examples(histories, split[1], max_length)
+    bounds = found.seen.offsets.tolist()
+    seen = [found.seen.items[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+    assert list(zip(found.histories.tolist(), found.targets.tolist(), seen, strict=True)) == expected
+    users = [1 + place for place, history in enumerate(histories) if len(history) >= 3]
+    assert found.keys.tolist() == [naive.stable_key(str(user)) for user in users]
+    assert sequences.users.take(pa.array(evaluated_users(sequences).numpy())).to_pylist() == users
+
+
+@settings(max_examples=40, deadline=None)
+@given(HISTORIES)
+def test_the_training_part_is_all_but_the_last_two(histories):
+    part = training_part(from_lists(histories))
+    assert as_lists(part) == [history[:-2] for history in histories if len(history) >= 3]
+    assert part.users.to_pylist() == [1 + place for place, history in enumerate(histories) if len(history) >= 3]
+    assert len(part.keys) == len(part) == len(part.lengths)
+
+
+def test_examples_have_the_types_and_shapes_of_the_contract():
+    found = examples(from_lists([[1, 2, 3], [4, 5]]), "test", 5)
+    assert isinstance(found, Examples) and len(found) == 1
+    for tensor in (found.histories, found.targets, found.keys, found.seen.items, found.seen.offsets):
+        assert tensor.dtype == torch.int64
+    assert found.histories.shape == (1, 5)
+
+
+def test_an_unknown_split_and_an_absurd_length_are_refused():
+    with pytest.raises(ConfigError, match="split must be one of validation, test, got 'train'"):
+        examples(from_lists([[1, 2, 3]]), "train", 5)
+    with pytest.raises(ConfigError, match="max_length must be at least 1, got 0"):
+        examples(from_lists([[1, 2, 3]]), "test", 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories=HISTORIES, width=st.integers(1, 9))
+def test_padding_and_slices_equal_python_slices(histories, width):
+    sequences = from_lists(histories)
+    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    padded = pad_left(sequences.items, starts, ends, width)
+    assert padded.shape == (len(histories), width) and padded.dtype == torch.int64
+    assert padded.tolist() == [([0] * width + history)[-width:] for history in histories]
+    items, offsets = slices(sequences.items, (starts + 1).minimum(ends), ends)
+    assert items.tolist() == [item for history in histories for item in history[1:]]
+    assert offsets.diff().tolist() == [max(len(history) - 1, 0) for history in histories]
+
+
+def test_concatenation_keeps_users_and_order():
+    parts = [from_lists([[1], [2, 3]], ["b", "a"]), from_lists([], []), from_lists([[4]], ["c"])]
+    parts[1] = from_lists([[]], ["d"]).select(
+        torch.tensor([], dtype=torch.int64), *[torch.tensor([], dtype=torch.int64)] * 2
+    )
+    whole = concatenate(parts)
+    assert as_lists(whole) == [[1], [2, 3], [4]]
+    assert whole.users.to_pylist() == ["b", "a", "c"]
+    assert whole.keys.tolist() == [naive.stable_key(user) for user in "bac"]
+
+
+def test_a_partition_reads_back_as_written(tmp_path):
+    table = pa.table({"user": ["a", "b"], "key": [-5, 2**62], "items": pa.array([[3, 1], []], pa.list_(pa.int32()))})
+    pq.write_table(table, tmp_path / "part.parquet", row_group_size=1)
+    sequences = read_partition(str(tmp_path / "part.parquet"))
+    assert as_lists(sequences) == [[3, 1], []]
+    assert (sequences.items.dtype, sequences.offsets.dtype, sequences.keys.dtype) == (
+        torch.int32,
+        torch.int64,
+        torch.int64,
+    )
+    assert sequences.keys.tolist() == [-5, 2**62] and sequences.users.to_pylist() == ["a", "b"]
+
+
+def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ArtifactError, match="x.parquet is not as prepared"):
+        read_partition(str(path))
+    pq.write_table(pa.table({"user": [1]}), path)
+    with pytest.raises(ArtifactError, match="x.parquet is not as prepared"):
+        read_partition(str(path))
+    pq.write_table(pa.table({"index": [2, 1], "item": [7, 8], "count": [1, 1]}), path)
+    with pytest.raises(ArtifactError, match="does not number its items"):
+        read_items(str(path))
+    with pytest.raises(InputError, match="no such file"):
+        read_items(str(tmp_path / "none.parquet"))
+
+
+def test_the_catalogue_translates_own_ids_both_ways():
+    for ids in ([3186, 1721, 12], ["3186", "1721", "12"]):
+        items = Items(pa.array(ids), torch.tensor([5, 6, 7]))
+        assert len(items) == 3
+        assert items.indices(["12", " 3186 ", 1721]).tolist() == items.indices([12, 3186, "1721"]).tolist() == [3, 1, 2]
+        assert items.own_ids(torch.tensor([3, 1])) == [ids[2], ids[0]]
+        assert items.own_ids(items.indices([])) == []
+
+
+def test_items_outside_the_catalogue_are_refused_by_name():
+    items = Items(pa.array([3186, 1721]), torch.tensor([5, 6]))
+    with pytest.raises(InputError, match="the catalogue of 2 items has no item '12', 'x'"):
+        items.indices([1721, 12, "x"])
+    with pytest.raises(InputError, match=r"item indices must lie in 1\.\.2, got \[0\]"):
+        items.own_ids(torch.tensor([0]))

@@ -1,0 +1,97 @@
+import doctest
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from raymerge.errors import ConfigError, InputError
+from raymerge.evaluation import metrics
+from raymerge.evaluation.metrics import METRICS, per_user
+
+# A hand-computed table: rank, then HR, NDCG and MRR at 5 and at 10.
+TABLE = [
+    (1, 1, 1, 1.0, 1.0, 1.0, 1.0),
+    (2, 1, 1, 0.6309297535714574, 0.6309297535714574, 0.5, 0.5),
+    (3, 1, 1, 0.5, 0.5, 1 / 3, 1 / 3),
+    (5, 1, 1, 0.3868528072345416, 0.3868528072345416, 0.2, 0.2),
+    (6, 0, 1, 0.0, 0.3562071871080222, 0.0, 1 / 6),
+    (7, 0, 1, 0.0, 1 / 3, 0.0, 1 / 7),
+    (10, 0, 1, 0.0, 0.2890648263178879, 0.0, 0.1),
+    (11, 0, 0, 0.0, 0.0, 0.0, 0.0),
+    (3416, 0, 0, 0.0, 0.0, 0.0, 0.0),
+]
+
+
+def test_metrics_equal_a_hand_computed_table():
+    columns = list(zip(*TABLE, strict=True))
+    found = per_user(torch.tensor(columns[0]), ks=(5, 10))
+    assert list(found) == ["hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"]
+    for (name, values), expected in zip(found.items(), columns[1:], strict=True):
+        assert values.dtype == torch.float64
+        assert values.tolist() == pytest.approx(list(expected), abs=1e-15), name
+
+
+def test_the_examples_in_the_docstrings_hold():
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_no_users_give_empty_columns():
+    assert {len(values) for values in per_user(torch.zeros(0, dtype=torch.int64)).values()} == {0}
+
+
+def test_a_rank_of_zero_and_a_cut_off_of_zero_are_refused():
+    with pytest.raises(InputError, match="ranks count from 1, found 0"):
+        per_user(torch.tensor([3, 0]))
+    with pytest.raises(ConfigError, match="got 0"):
+        per_user(torch.tensor([1]), ks=(10, 0))
+
+
+def test_a_metric_registered_by_a_user_is_computed():
+    METRICS.register("top")(lambda ranks, k: (ranks == 1).double())
+    try:
+        assert per_user(torch.tensor([1, 2]), ks=(5,))["top@5"].tolist() == [1, 0]
+    finally:
+        METRICS._entries.pop("top")
+
+
+def test_ndcg_equals_scikit_learn():
+    from sklearn.metrics import ndcg_score
+
+    rng = np.random.default_rng(0)
+    scores = rng.permuted(np.tile(np.arange(50.0), (40, 1)), axis=1)
+    targets = rng.integers(50, size=40)
+    relevance = np.eye(50)[targets]
+    ranks = 1 + (scores > scores[np.arange(40), targets][:, None]).sum(1)
+    for k in (1, 5, 10, 50):
+        ours = float(METRICS["ndcg"](torch.tensor(ranks), k).mean())
+        assert ours == pytest.approx(ndcg_score(relevance, scores, k=k), abs=1e-12)
+
+
+RANX = """
+import sys, json, random
+from ranx import Qrels, Run, evaluate
+ranks = json.loads(sys.argv[1])
+qrels = Qrels({str(user): {"target": 1} for user in range(len(ranks))})
+run = Run({str(user): {("target" if i == rank else f"item{i}"): 1.0 / i for i in range(1, 31)}
+           for user, rank in enumerate(ranks)})
+names = [f"{m}@{k}" for m in ("hit_rate", "ndcg", "mrr") for k in (5, 10, 20)]
+print(json.dumps({name: float(value) for name, value in evaluate(qrels, run, names).items()}))
+"""
+
+
+def test_all_metrics_equal_ranx():
+    pytest.importorskip("ranx", reason="ranx is not installed")
+    import json
+    import os
+
+    ranks = torch.randint(1, 31, (60,), generator=torch.Generator().manual_seed(0))
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}  # compiling takes longer than all of these tests
+    command = [sys.executable, "-W", "ignore", "-c", RANX, json.dumps(ranks.tolist())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout.strip().splitlines()[-1])
+    for name, values in per_user(ranks).items():
+        assert float(values.mean()) == pytest.approx(theirs[name.replace("hr@", "hit_rate@")], abs=1e-12), name
+    assert math.isfinite(sum(theirs.values()))

@@ -1,0 +1,309 @@
+"""Each estimator against the sum by its definition: one backward pass a user and item."""
+
+import pytest
+import torch
+from fisher_cases import ITEMS, Recurrent, assert_close, encoder, histories, randomised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_fisher import batch_diagonal, diagonal, log_probabilities
+from torch import Tensor, nn
+
+from raymerge.errors import ConfigError, InputError, ScoreError, UnknownNameError
+from raymerge.fisher import FisherConfig, accumulate, estimate
+from raymerge.fisher.draws import integers, streams
+from raymerge.models.encoder import SequenceEncoder
+
+
+def probabilities(module: nn.Module, users: Tensor, temperature: float = 1.0) -> Tensor:
+    return log_probabilities(module, users, temperature).exp().detach()
+
+
+def only(items: Tensor, weights: Tensor) -> Tensor:
+    """[N, n] weights of items → [N, V]."""
+    return torch.zeros(len(items), ITEMS, dtype=weights.dtype).scatter_add_(1, items, weights)
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(("activation", "blocks"), [("gelu", 1), ("relu", 2), ("silu", 3)])
+def test_exact_equals_brute_force_for_every_kind_of_encoder(
+    attention: str, norm: str, activation: str, blocks: int
+) -> None:
+    module = encoder(attention=attention, norm=norm, activation=activation, blocks=blocks, output_bias=blocks != 2)
+    users = histories()
+    assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    items=st.integers(1, 8),
+    heads=st.sampled_from([1, 2]),
+    temperature=st.floats(0.3, 10),
+    data=st.data(),
+)
+def test_exact_equals_brute_force_on_random_models(
+    seed: int, items: int, heads: int, temperature: float, data: st.DataObject
+) -> None:
+    module = encoder(seed, items=items, heads=heads, dim=4)
+    rows = [data.draw(st.lists(st.integers(1, items), min_size=1, max_size=5)) for _ in range(3)]
+    users = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
+    expected = diagonal(module, users, probabilities(module, users, temperature), temperature=temperature)
+    assert_close(estimate(module, users, temperature=temperature), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "positions"), [(True, False), (False, False), (True, True)])
+def test_exact_equals_brute_force_for_a_recurrent_model(tied: bool, bias: bool, rows: bool, positions: bool) -> None:
+    module = randomised(Recurrent(tied=tied, bias=bias, rows=rows, positions=positions).double(), 3)
+    users = histories()
+    found = estimate(module, users, temperature=0.7)
+    assert_close(found, diagonal(module, users, probabilities(module, users, 0.7), temperature=0.7))
+    assert not found["unused.weight"].any() and not found["unused.bias"].any()
+
+
+def test_generic_path_equals_the_fast_one() -> None:
+    class Renamed(SequenceEncoder):
+        """Anything but the encoder itself goes the generic way."""
+
+    fast = encoder(5)
+    generic = Renamed(ITEMS, fast.config).double()
+    generic.load_state_dict(fast.state_dict())
+    for arguments in ({}, {"estimator": "rank_unbiased", "samples": 2}, {"estimator": "topk", "samples": 3, "batch_size": 2}):
+        assert_close(estimate(generic, histories(), **arguments), estimate(fast, histories(), **arguments))
+
+
+@pytest.mark.parametrize("samples", [1, 4, 8, ITEMS])
+def test_topk_weighs_the_most_probable_items(samples: int) -> None:
+    module, users = encoder(1), histories()
+    top = probabilities(module, users).topk(samples)
+    expected = diagonal(module, users, only(top.indices, top.values))
+    assert_close(estimate(module, users, estimator="topk", samples=samples), expected)
+
+
+def test_topk_of_the_whole_catalogue_is_exact() -> None:
+    module, users = encoder(1), histories()
+    assert_close(estimate(module, users, estimator="topk", samples=ITEMS), estimate(module, users))
+
+
+def uniform_picks(seed: int, keys: Tensor, count: int) -> Tensor:
+    return integers(streams(seed, keys), torch.arange(ITEMS)).argsort(dim=1, descending=True)[:, :count]
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_random_weighs_uniformly_drawn_items(samples: int) -> None:
+    module, users = encoder(2), histories()
+    picks = uniform_picks(7, torch.arange(len(users)), samples)
+    p = probabilities(module, users).gather(1, picks)
+    found = estimate(module, users, estimator="random", samples=samples, seed=7)
+    assert_close(found, diagonal(module, users, only(picks, p * ITEMS / samples)))
+    found = estimate(module, users, estimator="random_unweighted", samples=samples, seed=7)
+    assert_close(found, diagonal(module, users, only(picks, torch.full_like(p, 1 / samples))))
+
+
+def test_target_weighs_the_observed_item() -> None:
+    module, users, targets = encoder(2), histories(), torch.tensor([1, 9, 4, 4, 7])
+    expected = diagonal(module, users, only(targets[:, None] - 1, torch.ones(5, 1, dtype=torch.float64)))
+    assert_close(estimate(module, users, estimator="target", targets=targets), expected)
+
+
+def test_model_draws_approach_exact() -> None:
+    module, users = encoder(4), histories()
+    exact = estimate(module, users)
+    few, many = (estimate(module, users, estimator="model", samples=n, seed=1) for n in (10, 4000))
+    for name, value in exact.items():
+        if value.max() > 1e-25:
+            assert (many[name] - value).norm() < 0.06 * value.norm(), name
+    distance = [sum(float((d[n] - exact[n]).square().sum()) for n in exact) for d in (few, many)]
+    assert distance[1] < distance[0] / 20
+
+
+@pytest.mark.parametrize("module", [encoder(6), randomised(Recurrent(tied=True, bias=True).double(), 6)])
+def test_rank_is_a_lower_bound_that_grows_to_exact(module: nn.Module) -> None:
+    users = histories()
+    exact = estimate(module, users)
+    width = module.head()[0].shape[1]
+    bounds = [estimate(module, users, estimator="rank", samples=r) for r in range(1, width + 1)]
+    for smaller, larger in zip(bounds, [*bounds[1:], exact], strict=True):
+        for name in exact:
+            assert (smaller[name] <= larger[name] + 1e-12 * exact[name].max()).all(), name
+    assert any((bounds[1][name] < 0.9 * exact[name]).any() for name in exact)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "samples"), [("rank_unbiased", 1), ("rank_unbiased", 3), ("hutchinson", 1), ("hutchinson", 70), ("random", 3)]
+)
+def test_random_estimators_average_to_exact_and_are_never_negative(estimator: str, samples: int) -> None:
+    module, users, repeats = encoder(6), histories()[1:3], 1500 if samples < 9 else 40
+    exact = estimate(module, users)
+    keys = torch.arange(repeats * len(users))
+    found = estimate(module, users.repeat(repeats, 1), estimator=estimator, samples=samples, keys=keys, seed=3)
+    spread = estimate(module, users, estimator=estimator, samples=samples, seed=3)
+    assert all((value >= 0).all() for value in spread.values())
+    for name, value in exact.items():
+        if value.max() > 1e-25:
+            assert (found[name] - value).norm() < 0.12 * value.norm(), name
+
+
+def batchwise(module: nn.Module, users: Tensor, size: int, choose: object) -> dict[str, Tensor]:
+    """Brute force over groups; `choose(p [S, V], first user)` gives items and weights [S, n]."""
+    p = probabilities(module, users)
+    rows = [list(range(first, min(first + size, len(users)))) for first in range(0, len(users), size)]
+    return batch_diagonal(module, users, [(row, *choose(p[row], row[0])) for row in rows])  # type: ignore[operator]
+
+
+def by_rank(ranks: Tensor, p: Tensor) -> Tensor:
+    return p.argsort(dim=1, descending=True)[:, ranks]
+
+
+@pytest.mark.parametrize("samples", [3, ITEMS])
+@pytest.mark.parametrize("align", ["identity", "rank"])
+def test_batchwise_topk(samples: int, align: str) -> None:
+    module, users = encoder(8, dim=2, heads=1), histories()
+
+    def choose(p: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        same = p.sum(0).topk(samples).indices.expand(len(p), -1)
+        items = same if align == "identity" else by_rank(torch.arange(samples), p)
+        return items, p.gather(1, items)
+
+    found = estimate(module, users, estimator="topk", samples=samples, batch_size=2, align=align)  # type: ignore[arg-type]
+    assert_close(found, batchwise(module, users, 2, choose))
+
+
+@pytest.mark.parametrize("align", ["identity", "rank"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_batchwise_random(align: str, weighted: bool) -> None:
+    module, users, samples = encoder(8), histories(), 4
+
+    def choose(p: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        drawn = uniform_picks(5, torch.tensor([first]), samples)[0]
+        items = drawn.expand(len(p), -1) if align == "identity" else by_rank(drawn, p)
+        return items, p.gather(1, items) * ITEMS / samples if weighted else torch.full(items.shape, 1 / samples)
+
+    name = "random" if weighted else "random_unweighted"
+    found = estimate(module, users, estimator=name, samples=samples, seed=5, batch_size=3, align=align)  # type: ignore[arg-type]
+    assert_close(found, batchwise(module, users, 3, choose))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_batchwise_target_of_a_recurrent_model(tied: bool) -> None:
+    module = randomised(Recurrent(tied=tied, bias=True).double(), 3)
+    users, targets = histories(), torch.tensor([1, 1, 4, 4, 7])
+    found = estimate(module, users, estimator="target", targets=targets, batch_size=2)
+    expected = batchwise(module, users, 2, lambda p, first: (targets[first : first + len(p), None] - 1, torch.ones(len(p), 1)))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("estimator", ["topk", "random", "model"])
+def test_groups_of_one_user_are_the_estimator_itself(estimator: str) -> None:
+    module, users = encoder(8), histories()
+    alone = estimate(module, users, estimator=estimator, samples=4)
+    assert_close(estimate(module, users, estimator=estimator, samples=4, batch_size=1), alone)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "model", "random", "hutchinson", "rank_unbiased", "topk"])
+def test_chunks_order_and_shards_change_nothing_but_rounding(estimator: str) -> None:
+    module, users = encoder(9), histories().repeat(4, 1)
+    samples = None if estimator == "exact" else 3
+    keys = torch.arange(100, 100 + len(users))
+    whole = estimate(module, users, estimator=estimator, samples=samples, keys=keys)
+    small = estimate(module, users, estimator=estimator, samples=samples, keys=keys, memory_bytes=3000)
+    assert_close(small, whole, 1e-12)
+    config = FisherConfig(estimator=estimator, samples=samples)
+    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))
+    parts = [accumulate(module, users[part], config=config, keys=keys[part]) for part in order.split(7)]
+    total = {name: sum(sums[name] for sums, _ in parts) / sum(count for _, count in parts) for name in whole}
+    assert_close(total, whole, 1e-12)
+
+
+def test_padding_changes_nothing() -> None:
+    module, users = encoder(9), histories()
+    wider = torch.cat([torch.zeros(len(users), 3, dtype=torch.int64), users[:, 1:]], dim=1)
+    assert_close(estimate(module, wider), estimate(module, users[:, 1:]), 1e-12)
+
+
+def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -> None:
+    module, users = encoder(9), histories()
+    exact = estimate(module, users)
+    single = module.float()
+    for name, value in estimate(single, users).items():
+        assert value.dtype == torch.float32
+        assert (value - exact[name]).abs().max() <= 1e-4 * exact[name].max() + 1e-12
+    double = estimate(single, users, dtype=torch.float64)
+    assert double["output_norm.weight"].dtype == torch.float64
+    assert next(single.parameters()).dtype == torch.float32
+    assert_close(double, exact, 1e-5)
+
+
+def test_one_certain_item_leaves_no_information_and_no_nan() -> None:
+    module, users = encoder(9), histories()
+    module.output_bias.data[2] = 1e4
+    for arguments in ({}, {"estimator": "rank", "samples": 2}, {"estimator": "hutchinson", "samples": 2}):
+        assert all((value == 0).all() for value in estimate(module, users, **arguments).values())
+
+
+def test_modes_and_flags_are_restored_and_frozen_parameters_left_out_on_request() -> None:
+    module = randomised(Recurrent(tied=True, bias=True).double(), 0)
+    module.gru.train()
+    module.bias.requires_grad_(False)
+    whole = estimate(module, histories())
+    assert module.gru.training and not module.embedding.training and not module.bias.requires_grad
+    partial = estimate(module, histories(), skip_frozen=True)
+    assert whole["bias"].any() and "bias" not in partial
+    assert_close(partial, {name: value for name, value in whole.items() if name != "bias"})
+
+
+def test_dropout_is_off() -> None:
+    module = encoder(9)
+    expected = estimate(module, histories())
+    assert_close(estimate(module.train(), histories()), expected)
+    assert module.training and module.blocks[0].dropout.training
+
+
+def test_progress_counts_every_user_once() -> None:
+    seen: list[int] = []
+    estimate(encoder(), histories(), memory_bytes=1, progress=seen.append)
+    assert sum(seen) == 5 and len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"estimator": "magic"}, UnknownNameError, "known: exact, model"),
+        ({"estimator": "topk"}, ConfigError, "needs fisher.samples"),
+        ({"estimator": "topk", "samples": 0}, ConfigError, "at least 1, got 0"),
+        ({"estimator": "topk", "samples": ITEMS + 1}, ConfigError, "at most 9"),
+        ({"estimator": "rank", "samples": 7}, ConfigError, "6 dimensions"),
+        ({"samples": 3}, ConfigError, "takes no fisher.samples"),
+        ({"estimator": "target"}, ConfigError, "needs targets"),
+        ({"temperature": 0.0}, ConfigError, "positive"),
+        ({"batch_size": 2}, ConfigError, "no batch-wise form"),
+        ({"estimator": "model", "samples": 2, "batch_size": 2, "align": "identity"}, ConfigError, "no batch-wise form"),
+        ({"estimator": "target", "targets": torch.tensor([1, 2, 3, 4, 10])}, InputError, "found 10"),
+        ({"keys": torch.arange(4)}, InputError, "keys"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments: dict[str, object], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        estimate(encoder(), histories(), **arguments)  # type: ignore[arg-type]
+
+
+def test_histories_and_scores_that_cannot_be_are_refused() -> None:
+    module = encoder()
+    with pytest.raises(InputError, match="leave none empty"):
+        estimate(module, torch.tensor([[0, 0, 1], [0, 0, 0]]))
+    with pytest.raises(InputError, match="got shape"):
+        estimate(module, torch.zeros(0, 3, dtype=torch.int64))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        module.output_bias.data[1] = bad
+        with pytest.raises(ScoreError, match="not a finite number"):
+            estimate(module, histories())
+
+
+def test_a_head_that_is_computed_from_parameters_is_refused() -> None:
+    module = randomised(Recurrent(tied=False, bias=True).double(), 0)
+    weight, bias, _ = module.head()
+    module.head = lambda: (weight * 2, bias, None)
+    with pytest.raises(ConfigError, match="computed from parameters"):
+        estimate(module, histories())

@@ -1,0 +1,87 @@
+"""The encoder: padding, masks, direction, and states at chosen positions only."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError, InputError
+from raymerge.models.dropout import Dropout
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder, pick
+
+BOTH = pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+
+
+def make(attention: str = "bidirectional", **settings: object) -> SequenceEncoder:
+    torch.manual_seed(0)
+    config = EncoderConfig(attention=attention, max_length=8, dim=8, heads=2, feed_forward=16, **settings)
+    return SequenceEncoder(20, config).double().eval()
+
+
+def histories() -> Tensor:
+    return torch.tensor([[0, 0, 0, 3, 7], [1, 2, 3, 4, 5], [0, 0, 0, 0, 20]])
+
+
+@BOTH
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_states_at_chosen_columns_are_those_of_all(attention: str, norm: str) -> None:
+    encoder = make(attention, norm=norm)
+    rows = encoder.input_rows(histories())
+    at = torch.tensor([[3, 4], [0, 2], [4, 4]])
+    everywhere = encoder.hidden_states(encoder.item_embedding(rows), rows != 0)
+    chosen = encoder.hidden_states(encoder.item_embedding(rows), rows != 0, at)
+    torch.testing.assert_close(chosen, pick(everywhere, at), rtol=0, atol=1e-12)
+
+
+@BOTH
+def test_left_padding_changes_nothing(attention: str) -> None:
+    encoder = make(attention)
+    padded = torch.nn.functional.pad(histories(), (2, 0))
+    torch.testing.assert_close(encoder(padded), encoder(histories()), rtol=0, atol=1e-12)
+
+
+@BOTH
+def test_histories_beyond_max_length_keep_their_last_items(attention: str) -> None:
+    encoder = make(attention)
+    kept = 7 if attention == "bidirectional" else 8
+    long = torch.arange(1, 16)[None]
+    torch.testing.assert_close(encoder(long), encoder(long[:, -kept:]))
+
+
+def test_causal_states_do_not_see_later_items() -> None:
+    encoder = make("causal")
+    rows = histories()
+    later = rows.clone()
+    later[:, -1] = 9
+    before, after = (encoder.hidden_states(encoder.item_embedding(r), r != 0) for r in (rows, later))
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+@BOTH
+def test_training_mode_attends_as_eval_mode_but_for_dropout(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make(attention, dropout=0.3)
+    monkeypatch.setattr("raymerge.models.dropout.keep_scale", lambda like, rate: torch.ones_like(like))
+    expected = encoder(histories())
+    torch.testing.assert_close(encoder.train()(histories()), expected, rtol=0, atol=1e-12)
+    assert any(part.active for part in encoder.modules() if isinstance(part, Dropout))
+
+
+@BOTH
+def test_rows_of_padding_give_finite_gradients(attention: str) -> None:
+    encoder = make(attention, dropout=0.3).train()
+    rows = histories()
+    encoder.hidden_states(encoder.item_embedding(rows), rows != 0).square().sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in encoder.parameters())
+    assert bool((encoder.item_embedding.weight.grad[0] == 0).all())
+
+
+@pytest.mark.parametrize("bad", [[[1, 0]], [[0, 0]], [[1, 21]], [[-1, 2]]])
+def test_refuses_what_is_no_history(bad: list[list[int]]) -> None:
+    with pytest.raises(InputError):
+        make()(torch.tensor(bad))
+
+
+@pytest.mark.parametrize("setting", [{"dim": 0}, {"heads": 3}, {"dropout": 1.0}, {"max_length": 1}])
+def test_refuses_impossible_settings(setting: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        EncoderConfig(**setting)

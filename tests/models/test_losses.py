@@ -1,0 +1,76 @@
+"""The two losses against their formulas, one row after the other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_training import cross_entropy_sum, info_nce_sum
+
+from raymerge.models.losses import catalogue_cross_entropy, info_nce
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
+def test_cross_entropy_and_its_gradients(rows: int, items: int, chunk: int, with_bias: bool, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((rows, 3), (items, 3), (items,))]
+    targets = torch.randint(0, items, (rows,), generator=draw)
+    results = []
+    for fast in (True, False):
+        states, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        given_bias = bias if with_bias else None
+        if fast:
+            total = catalogue_cross_entropy(states, targets, weight, given_bias, logit_bytes=chunk * items * 4)
+        else:
+            total = cross_entropy_sum(states, targets.tolist(), weight, given_bias)
+        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum())).backward()
+        results.append([total.detach(), states.grad, weight.grad, bias.grad])
+    for fast_value, naive in zip(*results, strict=True):
+        torch.testing.assert_close(fast_value, naive, rtol=1e-10, atol=1e-12)
+
+
+def test_cross_entropy_of_a_hopeless_target_is_exact() -> None:
+    weight = torch.tensor([[1000.0], [0.0]])
+    total = catalogue_cross_entropy(torch.ones(1, 1), torch.tensor([1]), weight, None)
+    assert float(total) == 1000
+
+
+def test_no_gradients_are_formed_where_none_are_wanted() -> None:
+    states, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
+    with torch.no_grad():
+        quiet = catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None)
+    assert not quiet.requires_grad
+    torch.testing.assert_close(quiet, catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.sampled_from(["cosine", "dot"]),
+    st.sampled_from([0.2, 1.0]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_info_nce_and_its_gradients(rows: int, similarity: str, temperature: float, labelled: bool, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(rows, 3, dtype=torch.float64, generator=draw) for _ in range(2)]
+    targets = torch.randint(0, 3, (rows,), generator=draw) if labelled else None
+    results = []
+    for fast in (True, False):
+        first, second = (leaf.clone().requires_grad_() for leaf in leaves)
+        if fast:
+            total, count = info_nce(first, second, similarity=similarity, temperature=temperature, targets=targets)
+            assert int(count) == 2 * rows
+        else:
+            labels = None if targets is None else targets.tolist()
+            total = info_nce_sum(first, second, similarity=similarity, temperature=temperature, targets=labels)
+        total.backward()
+        results.append([total.detach(), first.grad, second.grad])
+    for fast_value, naive in zip(*results, strict=True):
+        torch.testing.assert_close(fast_value, naive, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("targets", [None, torch.tensor([3])])
+def test_info_nce_of_a_row_alone_is_zero(targets: torch.Tensor | None) -> None:
+    total, _ = info_nce(torch.ones(1, 2), torch.ones(1, 2), similarity="dot", temperature=1.0, targets=targets)
+    assert float(total) == 0

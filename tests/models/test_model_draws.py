@@ -1,0 +1,34 @@
+"""Counter-based random numbers: the reference's bits, and nothing but the counters decides."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_training import splitmix64
+
+from raymerge.models.draws import Stream, hashed, uniform
+
+WORD = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(WORD, WORD)
+def test_hash_is_splitmix64_once_a_counter(first: int, second: int) -> None:
+    wrap = 2**64 - 1
+    expected = splitmix64(splitmix64(int(Stream.ROW) ^ (first & wrap)) ^ (second & wrap))
+    assert int(hashed(Stream.ROW, first, torch.tensor(second))) & wrap == expected
+
+
+def test_uniform_numbers_fill_the_unit_interval_and_streams_differ() -> None:
+    counters = torch.arange(20000)
+    drawn = uniform(Stream.ROW, 0, counters)
+    assert 0 <= float(drawn.min()) and float(drawn.max()) < 1
+    histogram = torch.histc(drawn.float(), bins=20, min=0, max=1)
+    assert ((histogram - 1000).abs() < 150).all()  # five standard deviations
+    other = uniform(Stream.VIEW, 0, counters)
+    assert abs(float(torch.corrcoef(torch.stack([drawn, other]))[0, 1])) < 0.03
+
+
+def test_a_row_draws_the_same_whatever_stands_beside_it() -> None:
+    seeds = torch.tensor([5, 9, -3])
+    together = uniform(Stream.VIEW, seeds[:, None], torch.arange(7))
+    assert torch.equal(together[1:2], uniform(Stream.VIEW, seeds[1:2, None], torch.arange(7)))

@@ -1,0 +1,98 @@
+"""Naive versions of what training computes fast: plain loops that can be checked against the formula by eye."""
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from raymerge.models.encoder import SequenceEncoder
+
+
+def splitmix64(state: int) -> int:
+    """The reference's next(), on unsigned 64-bit integers (Steele et al., 2014)."""
+    wrap = 2**64 - 1
+    z = (state + 0x9E3779B97F4A7C15) & wrap
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & wrap
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & wrap
+    return z ^ (z >> 31)
+
+
+def cross_entropy_sum(states: Tensor, targets: list[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Σ −log p(target), one row after the other."""
+    total = states.new_zeros(())
+    for state, target in zip(states, targets, strict=True):
+        logits = weight @ state + (0 if bias is None else bias)
+        total = total - (logits[target] - torch.log(torch.exp(logits).sum()))
+    return total
+
+
+def info_nce_sum(
+    first: Tensor, second: Tensor, *, similarity: str, temperature: float, targets: list[int] | None
+) -> Tensor:
+    """Σ over both views of each row, one anchor after the other."""
+
+    def alike(a: Tensor, b: Tensor) -> Tensor:
+        product = a @ b / temperature
+        return product / (a.norm() * b.norm()) if similarity == "cosine" else product
+
+    views = [first, second]
+    total = first.new_zeros(())
+    for i in range(len(first)):
+        for view in (0, 1):
+            anchor, partner = views[view][i], views[1 - view][i]
+            scores = [torch.exp(alike(anchor, partner))]
+            for j in range(len(first)):
+                if j == i or (targets is not None and targets[j] == targets[i]):
+                    continue
+                scores += [torch.exp(alike(anchor, views[0][j])), torch.exp(alike(anchor, views[1][j]))]
+            total = total - torch.log(scores[0] / sum(scores))
+    return total
+
+
+def state_at(encoder: SequenceEncoder, inputs: list[int], column: int) -> Tensor:
+    """The state of one position of one sequence that stands alone, without padding: [d]."""
+    rows = torch.tensor([inputs])
+    return encoder.hidden_states(encoder.item_embedding(rows), torch.ones_like(rows, dtype=torch.bool))[0, column]
+
+
+def item_loss(encoder: SequenceEncoder, inputs: list[int], column: int, item: int) -> Tensor:
+    """−log p(item) at one position of one sequence."""
+    return -torch.log_softmax(encoder.scores(state_at(encoder, inputs, column)), 0)[item - 1]
+
+
+def state_at_end(encoder: SequenceEncoder, history: list[int]) -> Tensor:
+    """The state at the prediction position of one history (which may hold the mask): [d]."""
+    inputs = [*history, encoder.mask_index] if encoder.config.cloze else history
+    return state_at(encoder, inputs, len(inputs) - 1)
+
+
+def window_count(training_items: int, *, width: int, stride: int) -> int:
+    """Windows of one history: its last, and one more for each `stride` that others have to move to reach its start."""
+    if training_items < 2:
+        return 0
+    count, uncovered = 1, training_items - width
+    while uncovered > 0:
+        count, uncovered = count + 1, uncovered - stride
+    return count
+
+
+def same_target_histories(histories: list[list[int]], *, length: int) -> dict[int, list[list[int]]]:
+    """Of each item, all (truncated) histories that it followed, in the part that trains."""
+    found: dict[int, list[list[int]]] = {}
+    for history in histories:
+        training = history[:-2]
+        for place in range(1, len(training)):
+            found.setdefault(training[place], []).append(training[max(0, place - length) : place])
+    return found
+
+
+def random_histories(users: int, items: int, *, longest: int, seed: int, shortest: int = 1) -> list[list[int]]:
+    """Histories of all lengths, items repeated among them."""
+    draw = random.Random(seed)
+    return [[draw.randint(1, items) for _ in range(draw.randint(shortest, longest))] for _ in range(users)]
+
+
+def ndcg_at_10(rank: int) -> float:
+    """Of one relevant item."""
+    return 1 / math.log2(rank + 1) if rank <= 10 else 0.0

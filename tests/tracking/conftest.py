@@ -1,0 +1,117 @@
+"""A real MLflow server on a free loopback port, one for the whole run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet as pq
+
+from raymerge.artifacts import save_model
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.tracking.runs import Tracker
+
+
+class Server:
+    """`mlflow server` as a process group of its own, with its database and artifacts in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment |= {"HOME": str(self.folder), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.wait_until_healthy(deadline=time.monotonic() + 180)
+
+    def wait_until_healthy(self, deadline: float) -> None:
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("mlflow server did not start:\n" + (self.folder / "server.log").read_text()[-2000:])
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        """As in a crash: nothing is said or finished first."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("mlflow"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test writes into home or checkout, sends usage data, or sees the user's own tracking server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+CONFIGURATION = {
+    "recipe": "demo",
+    "training": {"epochs": 3, "objectives": ["bert4rec", "duorec"]},
+    "input": {"url": "s3://reader:hunter2@bucket/log.parquet?token=hunter2", "password": "hunter2"},
+}
+DATASET = {
+    "name": "demo",
+    "digest": "0123456789abcdef",
+    "source": "https://reader:hunter2@example.org/log.csv?token=hunter2",
+    "counts": {"users": 20, "items": 9, "interactions": 180},
+}
+
+
+@pytest.fixture
+def new_tracker(server: Server, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
+    """Makes trackers of one pipeline, as a driver that is started again does; one experiment a test."""
+
+    def make(**changes: object) -> Tracker:
+        settings = {"name": "demo", "identity": request.node.name, "configuration": CONFIGURATION, "dataset": DATASET}
+        return Tracker(server.uri, request.node.name, **(settings | changes))  # type: ignore[arg-type]
+
+    return make
+
+
+def save_random_model(folder: Path, item_ids: list[int] | list[str], *, seed: int = 0) -> Path:
+    """A small model of random weights as the pipeline leaves it on disk."""
+    torch.manual_seed(seed)
+    catalogue = pa.table(
+        {
+            "index": pa.array(range(1, len(item_ids) + 1), pa.int32()),
+            "item": pa.array(item_ids),
+            "count": pa.array([1] * len(item_ids), pa.int64()),
+        }
+    )
+    folder.mkdir(parents=True)
+    pq.write_table(catalogue, folder / "catalogue.parquet")
+    config = EncoderConfig(max_length=5, dim=8, blocks=1, heads=1, feed_forward=8)
+    save_model(SequenceEncoder(len(item_ids), config), folder, items_url=str(folder / "catalogue.parquet"))
+    (folder / "catalogue.parquet").unlink()
+    return folder

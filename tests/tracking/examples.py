@@ -1,0 +1,56 @@
+"""A report such as a run writes."""
+
+from raymerge.tracking.report import Comparison, Kind, Measured, Report, Row
+
+
+def measured(mean: float) -> Measured:
+    return {"mean": mean, "low": mean - 0.004, "high": mean + 0.004}
+
+
+def row(name: str, kind: Kind, ndcg: float) -> Row:
+    metrics = {"ndcg@10": measured(ndcg), "ndcg@20": measured(1.2 * ndcg), "hr@10": measured(2 * ndcg)}
+    return {"name": name, "kind": kind, "metrics": {"full": metrics, "uni100": metrics}}
+
+
+def comparison(reference: str, difference: float, *, p_holm: float) -> Comparison:
+    return {
+        "candidate": "merge + fine-tuning",
+        "reference": reference,
+        "metric": "ndcg@10",
+        "difference": difference,
+        "relative": difference / (0.14 - difference),
+        "low": difference - 0.005,
+        "high": difference + 0.005,
+        "p": p_holm / 2,
+        "p_holm": p_holm,
+    }
+
+
+def example_report() -> Report:
+    return {
+        "schema": 1,
+        "protocol": {"split": "test", "seen_filtered": True, "max_length": 50, "ranking": "full", "users": 6040},
+        "rows": [
+            row("bert4rec", "member", 0.12),
+            row("duorec", "member", 0.13),
+            row("uniform average", "average", 0.136),
+            row("Fisher merge", "fisher", 0.138),
+            row("merge + fine-tuning", "finetuned", 0.14),
+            row("ensemble of 2", "ensemble", 0.15),
+        ],
+        "comparisons": [comparison("uniform average", 0.004, p_holm=0.12), comparison("duorec", 0.01, p_holm=0.004)],
+        "merge": {
+            "method": "fisher",
+            "coefficients": {"bert4rec": 0.4, "duorec": 0.6},
+            "normalise": "none",
+            "epsilon": 1e-6,
+            "validation_score": 0.15,
+        },
+        "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
+        "artifacts": {
+            "model": "/out/merge/0123/model",
+            "diagonals": {"bert4rec": "/out/fisher/1", "duorec": "/out/fisher/2"},
+        },
+        "timings": {"prepare": 2.5, "train": 100.0},
+        "versions": {"raymerge": "0.1.0", "torch": "2.13.0"},
+    }

@@ -1,0 +1,100 @@
+"""Pictures: that they show every figure they are given, read from the drawn artists, and are valid PNG files."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from raymerge.merging.methods import shares as merge_shares
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.tracking import plots
+from tests.tracking.examples import example_report
+
+HISTORIES = {
+    "bert4rec": [{"epoch": epoch, "loss": 6.0 / epoch, "ndcg": 0.1 - 0.01 * abs(epoch - 2)} for epoch in (1, 2, 3)],
+    "duorec": [{"epoch": 1, "loss": 5.0, "ndcg": 0.2}],
+}
+
+
+def diagonals() -> dict[str, dict[str, torch.Tensor]]:
+    module = SequenceEncoder(7, EncoderConfig(dim=4, heads=1, feed_forward=4, max_length=4))
+    torch.manual_seed(0)
+    return {
+        model: {name: torch.rand_like(p) for name, p in module.named_parameters()} for model in ("bert4rec", "duorec")
+    }
+
+
+def test_curves_hold_each_epoch_and_mark_the_best() -> None:
+    loss, ndcg = plots.training_curves(HISTORIES).axes
+    assert [line.get_label() for line in loss.lines] == ["bert4rec", "duorec"]
+    assert loss.lines[0].get_ydata().tolist() == [6.0, 3.0, 2.0]
+    marks = [line.get_xydata()[0].tolist() for line in ndcg.lines if line.get_marker() == "o"]
+    assert marks == [[2, 0.1], [1, 0.2]]
+    assert len({line.get_linestyle() for line in loss.lines}) == 2, "lines differ without colour too"
+
+
+def test_bars_are_in_order_with_names_values_and_intervals() -> None:
+    figure = plots.metric_bars(example_report())
+    [axes] = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["bert4rec", "duorec", "uniform average", "Fisher merge", "merge + fine-tuning", "ensemble of 2"]
+    widths = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axes.patches}
+    assert [widths[place] for place in range(6)] == [0.12, 0.13, 0.136, 0.138, 0.14, 0.15]
+    assert axes.texts[0].get_text() == "0.1200"
+    assert axes.get_title(loc="left") == "NDCG@10 on test (full ranking, seen items filtered)"
+
+
+def test_each_layer_has_a_histogram_whose_shares_and_zeros_add_up() -> None:
+    every = diagonals()
+    for diagonal in every.values():
+        diagonal["item_embedding.weight"][0] = 0
+    figure = plots.diagonal_histograms(every)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert (next(iter(panels)), list(panels)[-1]) == ("item embedding", "output bias")
+    assert {"norms", "block 1 attention", "block 2 feed forward", "position embedding"} <= set(panels)
+    shares = [sum(patch.get_data().values) for patch in panels["item embedding"].patches]
+    assert shares == pytest.approx([8 / 9, 8 / 9])
+    assert panels["item embedding"].texts[0].get_text() == "11.1% are 0"
+    assert not panels["norms"].texts
+
+
+def test_a_layer_that_nobody_has_information_on_is_drawn_as_zeros() -> None:
+    figure = plots.diagonal_histograms({"base": {"output_bias": torch.zeros(5)}})
+    assert figure.axes[0].texts[0].get_text() == "100.0% are 0"
+
+
+def test_shares_of_a_layer_are_means_over_its_entries() -> None:
+    shares = {"blocks.0.attention.out.weight": [0.2, 0.8], "blocks.0.attention.out.bias": [0.8, 0.2]}
+    sizes = {"blocks.0.attention.out.weight": 3, "blocks.0.attention.out.bias": 1}
+    layers = plots.layer_shares(shares, sizes, ["a", "b"])
+    assert layers == {"block 1 attention": pytest.approx({"a": 0.35, "b": 0.65})}
+
+
+def example_shares() -> dict[str, dict[str, float]]:
+    """Those of a real merge by the diagonals above."""
+    first, second = diagonals().values()
+    sizes = {name: tensor.numel() for name, tensor in first.items()}
+    return plots.layer_shares(merge_shares([first, second]), sizes, ["bert4rec", "duorec"])
+
+
+def test_the_map_has_a_cell_for_each_layer_and_model() -> None:
+    shares = example_shares()
+    [axes] = plots.share_map(shares).axes
+    assert len(axes.texts) == 2 * len(shares)
+    first = axes.texts[0].get_text()
+    assert first == f"{next(iter(shares.values()))['bert4rec']:.0%}"
+
+
+@pytest.mark.parametrize("make", [
+    lambda: plots.training_curves(HISTORIES),
+    lambda: plots.metric_bars(example_report()),
+    lambda: plots.diagonal_histograms(diagonals()),
+    lambda: plots.share_map(example_shares()),
+])  # fmt: skip
+def test_a_figure_becomes_a_png_of_its_size(make) -> None:
+    figure = make()
+    png = plots.to_png(figure)
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    size = struct.unpack(">II", png[16:24])
+    np.testing.assert_allclose(size, figure.get_size_inches() * plots.RESOLUTION_DPI, atol=1)

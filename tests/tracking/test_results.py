@@ -1,0 +1,78 @@
+"""What a run leaves behind: the plots that its artifacts allow, uploaded with report, configuration and model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from raymerge.artifacts import Artifact, Output, load_model, save_tensors
+from raymerge.tracking import report
+from raymerge.tracking.results import figures, log_results
+from raymerge.tracking.runs import Tracker
+from tests.tracking.conftest import save_random_model
+from tests.tracking.examples import example_report
+
+MEMBERS = ("bert4rec", "duorec")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(str(tmp_path / "out")).open()
+
+
+def make_artifact(output: Output, stage: str, name: str, write: Callable[[Path], object]) -> Artifact:
+    with output.stage(stage, inputs={"name": name}, configuration={}) as draft:
+        write(draft.folder)
+    found = output.find(stage, inputs={"name": name}, configuration={})
+    assert found is not None
+    return found
+
+
+def trained(output: Output, name: str) -> Artifact:
+    def write(folder: Path) -> None:
+        save_random_model(folder / "model", [1, 2, 3])
+        (folder / "history.json").write_text(json.dumps([{"epoch": 1, "loss": 3.0, "ndcg": 0.1}]))
+
+    return make_artifact(output, "train", name, write)
+
+
+def estimated(output: Output, name: str, value: float, model: Artifact) -> Artifact:
+    diagonal = {key: torch.full_like(p, value) for key, p in load_model(model.url).named_parameters()}
+    return make_artifact(output, "fisher", name, lambda folder: save_tensors(diagonal, folder / "diagonal.safetensors"))
+
+
+def test_plots_follow_from_what_there_is(output: Output) -> None:
+    models = {name: trained(output, name) for name in MEMBERS}
+    diagonals = {"bert4rec": 1.0, "duorec": 4.0}
+    estimates = {name: estimated(output, name, value, models[name]) for name, value in diagonals.items()}
+    drawn = figures(example_report(), models, estimates)
+    assert len(drawn) == 4
+    [axes] = drawn["weights by layer"].axes
+    assert {text.get_text() for text in axes.texts} == {"14%", "86%"}, "0.4 · 1 against 0.6 · 4, in every layer"
+    assert list(figures(example_report(), {}, {})) == ["NDCG@10 with intervals"]
+
+
+def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
+    new_tracker: Callable[..., Tracker], output: Output, tmp_path: Path
+) -> None:
+    model = trained(output, "merged")
+    (tmp_path / "report.json").write_text(report.dumps(example_report()))
+    with new_tracker() as tracker:
+        registered = log_results(
+            tracker,
+            configuration={"recipe": "demo"},
+            report_url=str(tmp_path / "report.json"),
+            drawn=figures(example_report(), {}, {}),
+            model=model,
+            score=0.15,
+            model_name="results",
+        )
+    client = MlflowClient(tracker.uri)
+    top = {file.path for file in client.list_artifacts(tracker.run_id())}
+    assert {"report.json", "configuration.yaml", "plots"} <= top
+    [picture] = client.list_artifacts(tracker.run_id(), "plots")
+    assert picture.path.endswith(".png")
+    assert client.get_model_version_by_alias("results", "champion").version == registered.version

@@ -1,0 +1,180 @@
+"""The loop: it learns, repeats itself, resumes to the bit, stops in time and says what went wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles_training import ndcg_at_10, random_histories
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raymerge.data.sequences import Sequences, from_lists
+from raymerge.errors import ArtifactError, ConfigError, InputError, ScoreError
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
+from raymerge.training.config import TrainingConfig, learning_rate
+from raymerge.training.loop import StepReport, train, validate
+from raymerge.training.state import EpochReport, TrainingState
+
+ITEMS = 15
+CONFIG = TrainingConfig(epochs=2, batch_size=32, learning_rate=3e-3)
+
+
+def cyclic(users: int = 40, parts: int = 2) -> list[Sequences]:
+    """Histories in which item i + 1 follows item i: there is something to learn."""
+    histories = [[(start + i) % ITEMS + 1 for i in range(6 + start % 9)] for start in range(users)]
+    ids = list(range(users))
+    return [from_lists(histories[p::parts], ids[p::parts]) for p in range(parts)]
+
+
+def make(name: str = "next_item", seed: int = 0, **settings: object) -> tuple[SequenceEncoder, Objective]:
+    torch.manual_seed(seed)
+    attention = OBJECTIVES[name].attention or "causal"
+    config = EncoderConfig(attention=attention, max_length=8, dim=16, heads=2, feed_forward=32, dropout=0.1)
+    return SequenceEncoder(ITEMS, config), build_objective(ObjectiveConfig(name, settings), config)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_every_objective_learns(name: str) -> None:
+    encoder, objective = make(name)
+    before = validate(encoder, cyclic(), filter_seen=False)
+    config = replace(CONFIG, epochs=30, batch_size=16, learning_rate=1e-2, patience=0, filter_seen=False)
+    state = train(encoder, objective, cyclic(), config)
+    assert state.best_ndcg > max(0.6, before + 0.2)
+    assert state.history[-1].loss < state.history[0].loss
+    assert validate(encoder, cyclic(), filter_seen=False) == pytest.approx(state.best_ndcg)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_resuming_from_a_saved_state_is_as_never_having_stopped(name: str) -> None:
+    settings = {"projection": True} if name == "duorec" else {}
+    config = replace(CONFIG, epochs=4, schedule="cosine", warmup_steps=3)
+    through = train(*make(name, **settings), cyclic(), config)
+    saved: list[tuple[bytes, str]] = []
+
+    def save_state(report: EpochReport, state: TrainingState) -> None:
+        if report.epoch == 2:
+            saved.append((save(state.to_tensors()), json.dumps(state.to_json())))
+
+    train(*make(name, **settings), cyclic(), config, on_epoch=save_state)
+    tensors, numbers = saved[0]
+    again = TrainingState.restore(load(tensors), json.loads(numbers))
+    torch.manual_seed(12345)
+    resumed = train(*make(name, seed=99, **settings), cyclic(), config, resume=again)
+    for section in ("encoder", "objective", "optimizer", "best"):
+        assert equal(getattr(through, section), dict(sorted_like(getattr(resumed, section), getattr(through, section))))
+    scores = [[report.ndcg for report in state.history] for state in (through, resumed)]
+    assert scores[0] == scores[1] and len(scores[0]) == 4
+    assert (through.best_epoch, through.best_ndcg) == (resumed.best_epoch, resumed.best_ndcg)
+
+
+def sorted_like(tensors: dict[str, Tensor], pattern: dict[str, Tensor]) -> dict[str, Tensor]:
+    assert set(tensors) == set(pattern)
+    return {name: tensors[name] for name in pattern}
+
+
+def test_same_seed_same_training_and_another_seed_another() -> None:
+    states = [train(*make(), cyclic(), replace(CONFIG, seed=seed)) for seed in (1, 1, 2)]
+    assert equal(states[0].encoder, states[1].encoder)
+    assert not equal(states[0].encoder, states[2].encoder)
+
+
+def test_stops_when_patience_ends_and_keeps_the_best() -> None:
+    encoder, objective = make()
+    state = train(encoder, objective, cyclic(), replace(CONFIG, epochs=50, learning_rate=0.0, patience=3))
+    assert state.epoch == 4 and state.best_epoch == 1
+    assert [report.improved for report in state.history] == [True, False, False, False]
+    assert equal(encoder.state_dict(), state.best)
+
+
+def test_a_finished_training_does_nothing_more() -> None:
+    state = train(*make(), cyclic(), CONFIG)
+    encoder, objective = make(seed=5)
+    assert train(encoder, objective, cyclic(), CONFIG, resume=state) is state
+    assert equal(encoder.state_dict(), state.best)
+
+
+def test_validation_is_the_mean_ndcg_of_one_user_after_the_other() -> None:
+    encoder, _ = make()
+    histories = random_histories(30, ITEMS, longest=12, seed=0)
+    total, users = 0.0, 0
+    for history in histories:
+        if len(history) < 3:
+            continue
+        scores = encoder.eval()(torch.tensor([history[:-2]]))[0]
+        rivals = [j for j in range(1, ITEMS + 1) if j not in history[:-2] and j != history[-2]]
+        total += ndcg_at_10(1 + sum(bool(scores[j - 1] >= scores[history[-2] - 1]) for j in rivals))
+        users += 1
+    found = validate(encoder, [from_lists(histories[:9]), from_lists(histories[9:])], filter_seen=True)
+    assert found == pytest.approx(total / users)
+
+
+def test_reports_count_what_was_trained() -> None:
+    reports: list[EpochReport] = []
+    train(*make(), cyclic(), replace(CONFIG, epochs=1), on_epoch=lambda report, state: reports.append(report))
+    (report,) = reports
+    lengths = [min(6 + start % 9 - 2, 9) - 1 for start in range(40)]  # a window of at most 9, its last item not read
+    longer = [start for start in range(40) if 6 + start % 9 - 2 > 9]
+    assert report.tokens == report.targets == sum(lengths) + 8 * len(longer)
+    assert report.steps == -(-(40 + len(longer)) // 32)
+    assert 0.7 < report.useful_share <= 1 and report.tokens_per_second > 0
+    assert report.terms == {"recommendation": pytest.approx(report.loss)}
+
+
+def test_progress_is_told_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymerge.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
+    told: list[StepReport] = []
+    train(*make(), cyclic(), replace(CONFIG, batch_size=10), on_step=told.append)
+    assert [(r.epoch, r.step) for r in told] == [(e, s) for e in (1, 2) for s in range(1, told[0].steps + 1)]
+    assert told[-1].seconds_left == 0 < told[0].seconds_left
+    assert all(report.tokens_per_second > 0 and report.loss > 0 for report in told)
+
+
+def test_a_loss_that_is_not_finite_names_its_epoch_and_step() -> None:
+    encoder, objective = make()
+    torch.nn.init.constant_(encoder.output_bias, torch.nan)
+    with pytest.raises(ScoreError, match="loss of epoch 1, step 1 of 2, is nan.*learning_rate"):
+        train(encoder, objective, cyclic(), CONFIG)
+
+
+def test_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 4 items"):
+        train(*make(), [from_lists([[1, 2, 3], [4]])], CONFIG)
+
+
+def test_the_shortest_users_train() -> None:
+    shortest = [from_lists([[1, 2, 3, 4], [5], [2, 3, 4]])]
+    for name in OBJECTIVES:
+        state = train(*make(name), shortest, replace(CONFIG, epochs=1))
+        assert all(bool(tensor.isfinite().all()) for tensor in state.encoder.values())
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    state = train(*make(), cyclic(), replace(CONFIG, epochs=1))
+    encoder = SequenceEncoder(ITEMS + 1, make()[0].config)
+    with pytest.raises(ArtifactError, match="of another model"):
+        train(encoder, make()[1], cyclic(), CONFIG, resume=state)
+    with pytest.raises(ArtifactError, match="not the state of a training"):
+        TrainingState.restore({"weights": torch.zeros(1)}, {})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"schedule": "step"}, {"stride": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"training.{next(iter(setting))} must be"):
+        TrainingConfig(**setting)
+
+
+def test_schedules_warm_up_and_end_at_zero() -> None:
+    for schedule in ("linear", "cosine"):
+        config = TrainingConfig(learning_rate=2.0, warmup_steps=10, schedule=schedule)
+        rates = [learning_rate(config, step, 100) for step in range(101)]
+        assert rates[:10] == [pytest.approx(0.2 * (i + 1)) for i in range(10)]
+        assert rates[10] == 2.0 and rates[100] == pytest.approx(0)
+        assert sorted(rates[10:], reverse=True) == rates[10:]

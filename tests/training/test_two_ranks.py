@@ -1,0 +1,75 @@
+"""Two processes that hold a part of the partitions each train what one process with all of them would."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from oracles_training import random_histories
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from raymerge.data.sequences import Sequences, from_lists
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.training.config import TrainingConfig
+from raymerge.training.loop import train
+from raymerge.training.state import TrainingState
+
+ITEMS = 20
+OWN = [[0, 1], [2]]  # the partitions of each rank: uneven on purpose
+CASES = {
+    "bert4rec": ("bidirectional", {}),
+    "next_item": ("causal", {}),
+    "cl4srec": ("bidirectional", {"weight": 1.0, "projection": True}),
+    "cl4srec causal": ("causal", {"weight": 1.0, "similarity": "dot", "temperature": 2.0}),
+    "duorec": ("bidirectional", {"weight": 1.0, "mode": "both"}),
+    "duorec causal": ("causal", {"weight": 1.0, "mode": "supervised", "candidates": 2}),
+}
+
+
+def partitions() -> list[Sequences]:
+    sizes, users = [25, 3, 14], 0
+    parts = []
+    for number, size in enumerate(sizes):
+        histories = random_histories(size, ITEMS, longest=20, seed=number)
+        parts.append(from_lists(histories, list(range(users, users + size))))
+        users += size
+    return parts
+
+
+def train_case(case: str, parts: list[Sequences], *, seed: int) -> TrainingState:
+    attention, settings = CASES[case]
+    torch.manual_seed(seed)
+    config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, dropout=0.0)
+    encoder = SequenceEncoder(ITEMS, config).double()
+    objective = build_objective(ObjectiveConfig(case.split()[0], settings), config).double()
+    return train(encoder, objective, parts, TrainingConfig(epochs=2, batch_size=7, learning_rate=1e-2, patience=0))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(OWN))
+    everything = partitions()
+    own = [everything[p] for p in OWN[rank]]
+    states = {case: train_case(case, own, seed=rank) for case in CASES}  # rank 1 must take rank 0's parameters
+    torch.save({case: (state.encoder, state.to_json()) for case, state in states.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=len(OWN))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(OWN))]
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_two_ranks_train_what_one_would(case: str, by_rank: list[dict]) -> None:
+    alone = train_case(case, partitions(), seed=0)
+    for parameters, numbers in (states[case] for states in by_rank):
+        for name, expected in alone.encoder.items():
+            torch.testing.assert_close(parameters[name], expected, rtol=1e-6, atol=1e-8, msg=f"{case}: {name}")
+        for report, lone in zip(numbers["history"], alone.history, strict=True):
+            assert report["ndcg"] == pytest.approx(lone.ndcg)
+            assert report["loss"] == pytest.approx(lone.loss)
+            assert (report["tokens"], report["targets"]) == (lone.tokens, lone.targets)
