@@ -2,15 +2,14 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from raymerge import __version__
-from raymerge.errors import InputError, UserError
+from raymerge.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,8 +17,8 @@ from raymerge.artifacts import Artifact, Output, digest_of, file_digest, load_mo
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
-from raymerge.errors import ConfigError, InputError, MergeError
-from raymerge.events import Emit, Event, Progress
+from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
+from raymerge.events import Event, Progress
 from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
 from raymerge.progress import display
@@ -101,27 +101,40 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         with tracked(context, "run", _dataset(context, files)) as tracker:
             result = pipeline(context, files)
             content = reports.loads(storage.read_bytes(result.report.file("report.json")))
-            final = final_model(result.entries)
-            registered = log_results(
-                tracker,
-                configuration=context.config.plain(),
-                report_url=result.report.file("report.json"),
-                drawn=figures(content, trained_models(result), result.diagonals),
-                model=final.model,
-                score=final.model.counts[SCORE],
-                model_name=context.config.tracking.model_name or f"raymerge-{Path(context.config.recipe).stem}",
-            )
+            registered = _log_to_mlflow(context, tracker, result, content)
+    final = final_model(result.entries).model
     console = Console()
     console.print(reports.render(content))
-    champion = "champion" if registered.champion else "not champion"
     rows = {
-        "model": final.model.file("model"),
+        "model": final.file("model"),
         "report": result.report.file("report.json"),
-        "registered": f"{registered.uri} ({champion}: {registered.reason})",
+        "registered": registered,
         "MLflow": ui_command(tracker.uri),
-        "try it": f"raymerge recommend --model {final.model.url} --history {_some_items(result.data)}",
+        "try it": f"raymerge recommend --model {final.url} --history {_some_items(result.data)}",
     }
     _print_rows(console, rows)
+
+
+def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: reports.Report) -> str:
+    """Log what there is beside the figures and register the model; in words, what came of it.
+
+    A server that is gone by now does not take the results away: they lie in the output folder, and the same command
+    sends them once the server is back.
+    """
+    config, model = context.config, final_model(result.entries).model
+    try:
+        registered = log_results(
+            tracker,
+            configuration=config.plain(),
+            report_url=result.report.file("report.json"),
+            drawn=figures(content, trained_models(result), result.diagonals),
+            model=model,
+            score=model.counts[SCORE],
+            model_name=config.tracking.model_name or f"raymerge-{Path(config.recipe).stem}",
+        )
+    except TrackingError as error:
+        return f"not yet: {error}; give the same command again once the server is there"
+    return f"{registered.uri} ({'champion' if registered.champion else 'not the champion'}: {registered.reason})"
 
 
 def trained_models(result: Result) -> dict[str, Artifact]:

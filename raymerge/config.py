@@ -19,7 +19,6 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
-
 RESERVED = ("base", "average", "fisher", "fine-tuned", "control")
 
 

@@ -1,12 +1,13 @@
 """Ray: start or join it, know what it has, and get each piece of work done exactly once."""
 
+import io
 import logging
 import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from raymerge.events import Event, Progress
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
 POLL_S = 0.25
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def _share(amount: float, processes: int) -> float:
 def session(config: ClusterConfig) -> Iterator[Capacity]:
     """Join the cluster named, or start Ray on this machine for the length of the block.
 
-    A Ray started here wants a random token, which is kept in this process' environment only.
+    A Ray started here wants a random token, which is kept in this process' environment only. What Ray prints goes to
+    the log of this module instead of the terminal, at level DEBUG: print results after the block.
     """
     if ray.is_initialized():
         yield cluster_capacity(config)
@@ -107,9 +110,19 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ResourceError(f"cannot {where}: {str(error).strip().splitlines()[0]}") from error
     try:
-        yield cluster_capacity(config)
+        with redirect_stdout(_LogStream()):
+            yield cluster_capacity(config)
     finally:
         ray.shutdown()
+
+
+class _LogStream(io.TextIOBase):
+    """A text stream whose lines go to the log."""
+
+    def write(self, text: str) -> int:
+        for line in filter(None, text.splitlines()):
+            log.debug("%s", line)
+        return len(text)
 
 
 def cluster_capacity(config: ClusterConfig) -> Capacity:
@@ -188,8 +201,8 @@ class Pool:
         self._idle = []
 
     def _launch(self) -> Any:
-        options = {"num_cpus": self._resources["CPU"], "num_gpus": self._resources.get("GPU", 0), "max_restarts": 0}
-        return ray.remote(**options)(Worker).remote(self._threads)
+        kind: Any = ray.remote(num_cpus=self._resources["CPU"], num_gpus=self._resources.get("GPU", 0))(Worker)
+        return kind.remote(self._threads)
 
     def run(
         self,
@@ -236,3 +249,9 @@ def _cause(error: RayTaskError) -> Exception:
     """The mistake of the user that ended a task, or the failure of the task itself."""
     cause = error.cause
     return cause if isinstance(cause, UserError) else error
+
+
+def launch_event_log() -> Any:
+    """An `EventLog` as an actor that takes no CPU."""
+    kind: Any = ray.remote(num_cpus=0)(EventLog)
+    return kind.remote()

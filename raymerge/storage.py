@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit, urlunsplit
 
-import fsspec
 from fsspec.core import url_to_fs
 
 from raymerge.errors import InputError, ResourceError

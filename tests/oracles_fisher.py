@@ -26,9 +26,7 @@ def squared_gradient(module: nn.Module, value: Tensor) -> dict[str, Tensor]:
     }
 
 
-def diagonal(
-    module: nn.Module, histories: Tensor, weights: Tensor, *, temperature: float = 1.0
-) -> dict[str, Tensor]:
+def diagonal(module: nn.Module, histories: Tensor, weights: Tensor, *, temperature: float = 1.0) -> dict[str, Tensor]:
     """1/N Σ_i Σ_j w_ij (∇ log p_ij)² with w [N, V]."""
     total = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
     for history, weight in zip(histories, weights, strict=True):
@@ -40,7 +38,10 @@ def diagonal(
 
 
 def batch_diagonal(
-    module: nn.Module, histories: Tensor, groups: Sequence[tuple[Sequence[int], Tensor, Tensor]], temperature: float = 1.0
+    module: nn.Module,
+    histories: Tensor,
+    groups: Sequence[tuple[Sequence[int], Tensor, Tensor]],
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """1/N Σ_groups Σ_j (Σ_i w_ij) (∇ Σ_i log p_i,item(i,j))²; a group is (users, items [S, n], weights [S, n])."""
     total = {name: torch.zeros_like(p) for name, p in module.named_parameters()}

@@ -1,9 +1,10 @@
 """A simulated interaction log, for a first run without any data: people who watch series.
 
-Items are parts of series, `noir.3.2` being part 2 of series 3 in the genre noir, and popularity has a long tail. A
-person is in a session in one genre, goes on where they left a series of that genre (perhaps many sessions ago), follows
-a habitual way from one item to another, picks by a personal taste, or clicks on what is popular. Interests and taste
-drift. So the next item depends on the last one, on older ones, on similar people, and on chance.
+Items are parts of series, `noir.3.2` being part 2 of series 3, in the genre noir; their popularity has a long tail. In
+a session a person stays in one genre, where they go on with the series that they watched there last (perhaps many
+sessions ago) or choose by their taste, which leans towards what people of their habits like after the item before; now
+and then they click on what is popular. Interests and taste drift. So the next item depends on the last one, on older
+ones, on what alike people chose, and on chance.
 
 Shapes: U users, V items, G genres, T steps. Items are 0..V−1 here.
 """
@@ -20,16 +21,17 @@ SHIPPED_SEED = 2307
 NONE = -1
 FIRST_DAY_S, DAY_S = 1_700_000_000, 86_400  # times are seconds since 1970
 
-INTEREST_SHAPE = 0.3  # of a gamma distribution: the smaller, the fewer genres a person likes
+INTEREST_SHAPE = 0.4  # of a gamma distribution: the smaller, the fewer genres a person likes
 GENRE_POPULARITY = 1 / np.arange(1, len(GENRES) + 1) ** 0.7
 TRAITS = 8
-TASTE, FLOW = 1.5, 1.5  # strengths: how much a person's taste and the last item decide
+TASTE, FLOW = 3.0, 0.4  # strengths: how much a person's taste and the last item decide
 HABITS = 3  # kinds of people, each with its own way from item to item
 POPULARITY_SPREAD = 1.5
 MIDDLE_PENALTY = 1.0  # log odds against starting a series elsewhere than at part 1
-MEAN_SESSION = 2.5
+SEEN_PENALTY = 50.0  # only who has seen all of a genre sees something again
+MEAN_SESSION = 1.7
 INTEREST_CHANGE = 0.15  # chance, a session, that one interest gives way to another
-TASTE_MEMORY = 0.97  # of a taste, from one session to the next
+TASTE_MEMORY = 0.95  # of a taste, from one session to the next
 CONTINUE, POPULAR = 0.15, 0.1  # chances of going on with a series and of what is popular; else a choice by taste
 
 
@@ -55,17 +57,17 @@ class World:
 def generate(*, seed: int = SHIPPED_SEED, users: int = 3500, items: int = 600) -> pa.Table:
     """An interaction log with columns `user` (int64), `item` (string) and `timestamp` (int64, s), in order of time.
 
-    A user has between 10 and 60 interactions, 28 on average, hardly ever two with the same item. The log is a function
-    of the arguments alone. Takes about a second. Raises ConfigError for fewer than 1 user or 100 items.
+    A user has between 10 and 60 interactions, 26 on average, hardly ever two with the same item. The log is a function
+    of the arguments alone. Raises ConfigError for fewer than 1 user or 100 items.
     """
     if users < 1 or items < 100:
         raise ConfigError(f"the demo needs at least 1 user and 100 items, got {users} and {items}")
     random = np.random.default_rng(seed)
     world = _world(random, items)
     lengths = np.clip(random.lognormal(3.2, 0.45, users).astype(np.int64), 10, 60)
-    watched, new_session = _watch(random, world, users, int(lengths.max()))
+    watched, new_session = _watch(random, world, lengths)
     times = _times(random, new_session)
-    real = np.arange(watched.shape[1]) < lengths[:, None]
+    real = watched != NONE
     owner = np.broadcast_to(np.arange(1, users + 1)[:, None], watched.shape)[real]
     order = np.argsort(times[real], kind="stable")
     columns = {"user": owner[order], "item": world.names[watched[real][order]], "timestamp": times[real][order]}
@@ -119,41 +121,43 @@ class Audience:
         """Interests and taste drift a little, and a genre is chosen, for the users `who` (positions)."""
         change = who[self.random.random(len(who)) < INTEREST_CHANGE]
         old, new = self.random.integers(0, len(GENRES), (2, len(change)))
-        self.interests[change, old], self.interests[change, new] = self.interests[change, new], self.interests[change, old]
+        self.interests[change, old], self.interests[change, new] = (
+            self.interests[change, new],
+            self.interests[change, old],
+        )
         fresh = self.random.normal(size=(len(who), TRAITS))
         self.taste[who] = TASTE_MEMORY * self.taste[who] + np.sqrt(1 - TASTE_MEMORY**2) * fresh
         self.genre[who] = _draw(self.random, self.interests[who])
 
-    def step(self) -> np.ndarray:
-        """The next item of every user: int64[U]."""
-        rows = np.arange(self.users)
-        kind = self.random.random(self.users)
-        item = np.where(kind < CONTINUE, self.bookmarks[rows, self.genre], NONE)
-        item = np.where(kind > 1 - POPULAR, self._popular(), item)
-        undecided = np.flatnonzero((item == NONE) | self.seen[rows, item])
-        item[undecided] = self._by_taste(undecided)
-        self._remember(rows, item)
+    def step(self, who: np.ndarray) -> np.ndarray:
+        """The next items of the users `who`: int64[n] → int64[n]."""
+        kind = self.random.random(len(who))
+        item = np.where(kind < CONTINUE, self.bookmarks[who, self.genre[who]], NONE)
+        item = np.where(kind > 1 - POPULAR, self._popular(len(who)), item)
+        undecided = np.flatnonzero((item == NONE) | self.seen[who, item])
+        item[undecided] = self._by_taste(who[undecided])
+        self._remember(who, item)
         return item
 
-    def _popular(self) -> np.ndarray:
+    def _popular(self, number: int) -> np.ndarray:
         weights = np.exp(self.world.appeal)
-        return self.random.choice(len(weights), self.users, p=weights / weights.sum())
+        return self.random.choice(len(weights), number, p=weights / weights.sum())
 
     def _by_taste(self, who: np.ndarray) -> np.ndarray:
         """An unseen item of the session's genre: log odds are appeal + sought traits · its traits (Gumbel's trick)."""
         world, shelf = self.world, self.world.shelves[self.genre[who]]
-        odds = (world.appeal - MIDDLE_PENALTY * (world.part > 0))[shelf]
-        sought = TASTE * self.taste[who] + FLOW * self.flowing[who]
-        odds += np.einsum("uid,ud->ui", world.traits[shelf], sought) / np.sqrt(TRAITS)
-        odds += self.random.gumbel(size=odds.shape) - 50.0 * self.seen[who[:, None], shelf]
+        sought = (TASTE * self.taste[who] + FLOW * self.flowing[who]) / np.sqrt(TRAITS)
+        odds = np.take_along_axis(sought @ world.traits.T, shelf, axis=1) + self.random.gumbel(size=shelf.shape)
+        odds += (world.appeal - MIDDLE_PENALTY * (world.part > 0))[shelf]
+        odds -= SEEN_PENALTY * self.seen[who[:, None], shelf]
         odds[shelf == NONE] = -np.inf
         return shelf[np.arange(len(who)), odds.argmax(axis=1)]
 
-    def _remember(self, rows: np.ndarray, item: np.ndarray) -> None:
-        self.seen[rows, item] = True
-        self.flowing = self.world.flow[self.habit, item]
-        self.genre = self.world.genre[item]
-        self.bookmarks[rows, self.genre] = self.world.following[item]
+    def _remember(self, who: np.ndarray, item: np.ndarray) -> None:
+        self.seen[who, item] = True
+        self.flowing[who] = self.world.flow[self.habit[who], item]
+        self.genre[who] = self.world.genre[item]
+        self.bookmarks[who, self.genre[who]] = self.world.following[item]
 
 
 def _draw(random: np.random.Generator, weights: np.ndarray) -> np.ndarray:
@@ -162,15 +166,16 @@ def _draw(random: np.random.Generator, weights: np.ndarray) -> np.ndarray:
     return (cumulated < random.random((len(weights), 1)) * cumulated[:, -1:]).sum(axis=1)
 
 
-def _watch(random: np.random.Generator, world: World, users: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """What every user watches at each step, int64[U, T], and whether a session begins there, bool[U, T]."""
-    audience = Audience(random, world, users)
-    new_session = random.random((users, steps)) < 1 / MEAN_SESSION
+def _watch(random: np.random.Generator, world: World, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What every user watches at each step, int64[U, T], NONE after the last, and where sessions begin, bool[U, T]."""
+    audience = Audience(random, world, len(lengths))
+    new_session = random.random((len(lengths), lengths.max())) < 1 / MEAN_SESSION
     new_session[:, 0] = True
-    watched = np.empty((users, steps), np.int64)
-    for step in range(steps):
-        audience.start_sessions(np.flatnonzero(new_session[:, step]))
-        watched[:, step] = audience.step()
+    watched = np.full(new_session.shape, NONE)
+    for step in range(lengths.max()):
+        present = lengths > step
+        audience.start_sessions(np.flatnonzero(present & new_session[:, step]))
+        watched[present, step] = audience.step(np.flatnonzero(present))
     return watched, new_session
 
 

@@ -35,13 +35,14 @@ class Request:
 
 
 Build = Callable[[Scores, Request], Probes]
+Limit = Literal["items", "dimensions"] | None
 
 
 @dataclass(frozen=True)
 class Estimator:
     """A way to weigh the items, with what a reader must know to choose it.
 
-    `samples` says what the number n is, or is None if there is none; `distinct` if it cannot exceed the catalogue;
+    `samples` says what the number n is, or is None if there is none; `limit` of what in the model there must be n;
     `alignments` of the batch-wise form, none if there is no such form.
     """
 
@@ -51,7 +52,7 @@ class Estimator:
     passes: str
     source: str
     samples: str | None = None
-    distinct: bool = False
+    limit: Limit = None
     alignments: tuple[str, ...] = ()
 
 
@@ -66,13 +67,13 @@ def estimator(
     passes: str,
     source: str = PAPER,
     samples: str | None = None,
-    distinct: bool = False,
+    limit: Limit = None,
     alignments: tuple[str, ...] = (),
 ) -> Callable[[Build], Build]:
     """Register a function as an estimator under a name."""
 
     def add(build: Build) -> Build:
-        ESTIMATORS.add(name, Estimator(build, formula, unbiased, passes, source, samples, distinct, alignments))
+        ESTIMATORS.add(name, Estimator(build, formula, unbiased, passes, source, samples, limit, alignments))
         return build
 
     return add
@@ -124,10 +125,11 @@ class FisherConfig:
     def check_model(self, *, items: int, dim: int) -> None:
         """Raise ConfigError if a model of this many items and dimensions cannot give so many samples."""
         entry = ESTIMATORS[self.estimator]
-        most = items if entry.distinct else dim if self.estimator.startswith("rank") else None
+        most = {"items": items, "dimensions": dim, None: None}[entry.limit]
         if most is not None and self.samples is not None and self.samples > most:
-            what = f"{items} items" if entry.distinct else f"{dim} dimensions"
-            raise ConfigError(f"fisher.samples is {self.samples}, but the model has {what}: at most {most}")
+            raise ConfigError(
+                f"fisher.samples must be at most the {most} {entry.limit} of the model, got {self.samples}"
+            )
 
 
 @estimator(
@@ -162,7 +164,7 @@ def model(scores: Scores, request: Request) -> Probes:
     unbiased=True,
     passes="min(d, n)",
     samples="items a user",
-    distinct=True,
+    limit="items",
     alignments=("identity", "rank"),
 )
 def random(scores: Scores, request: Request) -> Probes:
@@ -176,7 +178,7 @@ def random(scores: Scores, request: Request) -> Probes:
     unbiased=False,
     passes="min(d, n)",
     samples="items a user",
-    distinct=True,
+    limit="items",
     alignments=("identity", "rank"),
 )
 def random_unweighted(scores: Scores, request: Request) -> Probes:
@@ -190,13 +192,15 @@ def random_unweighted(scores: Scores, request: Request) -> Probes:
     unbiased=False,
     passes="min(d, n)",
     samples="items a user",
-    distinct=True,
+    limit="items",
     alignments=("identity", "rank"),
 )
 def topk(scores: Scores, request: Request) -> Probes:
     """The most probable items: a lower bound, by a share that differs between models."""
     if request.align == "identity":
-        items = _of_groups(scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples))
+        items = _of_groups(
+            scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples)
+        )
     else:
         items = scores.top(lambda run: scores.head.logits(scores.flat, run), request.samples)
     return _by_probability(scores, request, items)
@@ -205,8 +209,7 @@ def topk(scores: Scores, request: Request) -> Probes:
 @estimator("target", formula="w_j = 1 on the observed next item", unbiased=False, passes="1", alignments=("rank",))
 def target(scores: Scores, request: Request) -> Probes:
     """The item that did follow: the empirical Fisher."""
-    if request.targets is None:
-        raise ConfigError("estimator 'target' needs targets: the item that followed each history")
+    assert request.targets is not None
     return _evenly(scores, request, request.targets.reshape(-1, 1))
 
 
@@ -217,6 +220,7 @@ def target(scores: Scores, request: Request) -> Probes:
     passes="n",
     source="Σ_i≤n (J_kᵀ q_i + a_ki h)², a lower bound of every entry",
     samples="eigenvectors a user",
+    limit="dimensions",
 )
 def rank(scores: Scores, request: Request) -> Probes:
     """The directions of h that matter most: never above the exact diagonal, and equal to it on rows not read."""
@@ -230,6 +234,7 @@ def rank(scores: Scores, request: Request) -> Probes:
     passes="n + 1",
     source=HUTCHINSON,
     samples="eigenvectors a user",
+    limit="dimensions",
 )
 def rank_unbiased(scores: Scores, request: Request) -> Probes:
     """`rank` and an unbiased, never negative estimate of what it leaves out."""

@@ -12,6 +12,7 @@ from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest
 
+
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Ranks of the test items of all users under each model, by name; one Parquet file a partition."""
     return {name: _evaluate(context, pool, data, name, model) for name, model in models.items()}

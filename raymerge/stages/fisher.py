@@ -15,6 +15,7 @@ from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest
 
+
 def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Fisher diagonals of models on the validation histories, by name; shards that are committed are used again."""
     configuration = {**asdict(context.config.fisher), "threads": context.config.cluster.actor_threads}

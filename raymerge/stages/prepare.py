@@ -11,6 +11,7 @@ from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
 
+
 def source(context: Context, given: str | None) -> list[str]:
     """Files of the interaction log: those that `--input` names, or the ones that the recipe makes or fetches."""
     if given is not None:

@@ -17,6 +17,7 @@ from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
 
+
 @dataclass(frozen=True)
 class Plan:
     """One model to train: what it learns, how, from where, and on how much of a cluster."""

@@ -48,7 +48,7 @@ class TrainingConfig:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"training.{name} must be between {low:g} and {high:g}, got {value}")
+                raise ConfigError(f"training.{name} must be between {low:,} and {high:,}, got {value}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -24,7 +24,7 @@ from raymerge.errors import ResourceError, UserError
 from raymerge.events import Emit, Event, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, EventLog
+from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, launch_event_log
 from raymerge.training.config import TrainingConfig
 from raymerge.training.loop import StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
@@ -67,7 +67,7 @@ def train_all(
 
     Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying.
     """
-    log = ray.remote(num_cpus=0)(EventLog).remote()
+    log = launch_event_log()
     at_once = _at_once(len(jobs), capacity, cluster)
     threads = ThreadPoolExecutor(max_workers=at_once)
     try:

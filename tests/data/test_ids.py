@@ -29,7 +29,10 @@ def test_split_mix_gives_the_published_first_output_for_seed_0():
 
 
 def test_keys_are_the_same_in_another_process_with_another_hash_seed():
-    code = "import pyarrow as pa; from raymerge.data.ids import stable_keys; print(stable_keys(pa.array(['anna','7'])).tolist())"
+    code = (
+        "import pyarrow as pa; from raymerge.data.ids import stable_keys;"
+        "print(stable_keys(pa.array(['anna', '7'])).tolist())"
+    )
     env = {"PYTHONHASHSEED": "42", "PYTHONPATH": ":".join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
     assert out.strip() == str(stable_keys(pa.array(["anna", "7"])).tolist())

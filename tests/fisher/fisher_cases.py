@@ -34,7 +34,9 @@ def histories() -> Tensor:
 class Recurrent(nn.Module):
     """GRU4Rec with a tied or an untied head, a bias or none; with `positions`, its embedded input is not plain rows."""
 
-    def __init__(self, *, tied: bool, bias: bool, rows: bool = True, positions: bool = False, items: int = ITEMS) -> None:
+    def __init__(
+        self, *, tied: bool, bias: bool, rows: bool = True, positions: bool = False, items: int = ITEMS
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(items + 1, 4, padding_idx=0)
         self.gru = nn.GRU(4, 4, batch_first=True)

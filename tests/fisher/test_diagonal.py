@@ -9,7 +9,7 @@ from oracles_fisher import batch_diagonal, diagonal, log_probabilities
 from torch import Tensor, nn
 
 from raymerge.errors import ConfigError, InputError, ScoreError, UnknownNameError
-from raymerge.fisher import FisherConfig, accumulate, estimate
+from raymerge.fisher import ESTIMATORS, FisherConfig, accumulate, estimate
 from raymerge.fisher.draws import integers, streams
 from raymerge.models.encoder import SequenceEncoder
 
@@ -70,7 +70,11 @@ def test_generic_path_equals_the_fast_one() -> None:
     fast = encoder(5)
     generic = Renamed(ITEMS, fast.config).double()
     generic.load_state_dict(fast.state_dict())
-    for arguments in ({}, {"estimator": "rank_unbiased", "samples": 2}, {"estimator": "topk", "samples": 3, "batch_size": 2}):
+    for arguments in (
+        {},
+        {"estimator": "rank_unbiased", "samples": 2},
+        {"estimator": "topk", "samples": 3, "batch_size": 2},
+    ):
         assert_close(estimate(generic, histories(), **arguments), estimate(fast, histories(), **arguments))
 
 
@@ -132,7 +136,8 @@ def test_rank_is_a_lower_bound_that_grows_to_exact(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimator", "samples"), [("rank_unbiased", 1), ("rank_unbiased", 3), ("hutchinson", 1), ("hutchinson", 70), ("random", 3)]
+    ("estimator", "samples"),
+    [("rank_unbiased", 1), ("rank_unbiased", 3), ("hutchinson", 1), ("hutchinson", 70), ("random", 3)],
 )
 def test_random_estimators_average_to_exact_and_are_never_negative(estimator: str, samples: int) -> None:
     module, users, repeats = encoder(6), histories()[1:3], 1500 if samples < 9 else 40
@@ -191,7 +196,9 @@ def test_batchwise_target_of_a_recurrent_model(tied: bool) -> None:
     module = randomised(Recurrent(tied=tied, bias=True).double(), 3)
     users, targets = histories(), torch.tensor([1, 1, 4, 4, 7])
     found = estimate(module, users, estimator="target", targets=targets, batch_size=2)
-    expected = batchwise(module, users, 2, lambda p, first: (targets[first : first + len(p), None] - 1, torch.ones(len(p), 1)))
+    expected = batchwise(
+        module, users, 2, lambda p, first: (targets[first : first + len(p), None] - 1, torch.ones(len(p), 1))
+    )
     assert_close(found, expected)
 
 
@@ -215,6 +222,27 @@ def test_chunks_order_and_shards_change_nothing_but_rounding(estimator: str) -> 
     parts = [accumulate(module, users[part], config=config, keys=keys[part]) for part in order.split(7)]
     total = {name: sum(sums[name] for sums, _ in parts) / sum(count for _, count in parts) for name in whole}
     assert_close(total, whole, 1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "model", "random", "hutchinson", "rank_unbiased", "topk"])
+def test_reading_the_catalogue_in_tiles_changes_nothing_but_rounding(
+    estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, users, samples = encoder(9), histories(), None if estimator == "exact" else 3
+    whole = estimate(module, users, estimator=estimator, samples=samples)
+    batch = estimate(module, users, estimator="topk", samples=3, batch_size=2)
+    monkeypatch.setattr("raymerge.fisher.scores.TILE", 4)
+    monkeypatch.setattr("raymerge.fisher.factor.WORKING_SET", 1)
+    monkeypatch.setattr("raymerge.fisher.squares.PRODUCT_BYTES", 1)
+    assert_close(estimate(module, users, estimator=estimator, samples=samples), whole, 1e-12)
+    assert_close(estimate(module, users, estimator="topk", samples=3, batch_size=2), batch, 1e-12)
+
+
+def test_every_estimator_states_what_it_is() -> None:
+    for name in ESTIMATORS:
+        entry = ESTIMATORS[name]
+        assert all((entry.formula, entry.passes, entry.source)), name
+    assert {"exact", "topk", "random", "model", "target"} <= set(ESTIMATORS)
 
 
 def test_padding_changes_nothing() -> None:
@@ -273,8 +301,8 @@ def test_progress_counts_every_user_once() -> None:
         ({"estimator": "magic"}, UnknownNameError, "known: exact, model"),
         ({"estimator": "topk"}, ConfigError, "needs fisher.samples"),
         ({"estimator": "topk", "samples": 0}, ConfigError, "at least 1, got 0"),
-        ({"estimator": "topk", "samples": ITEMS + 1}, ConfigError, "at most 9"),
-        ({"estimator": "rank", "samples": 7}, ConfigError, "6 dimensions"),
+        ({"estimator": "topk", "samples": ITEMS + 1}, ConfigError, "at most the 9 items"),
+        ({"estimator": "rank", "samples": 7}, ConfigError, "at most the 6 dimensions"),
         ({"samples": 3}, ConfigError, "takes no fisher.samples"),
         ({"estimator": "target"}, ConfigError, "needs targets"),
         ({"temperature": 0.0}, ConfigError, "positive"),

@@ -1,0 +1,208 @@
+"""What a user types and gets: help, configuration, and one clear line with exit code 2 for each mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+import yaml
+
+from raymerge import commands, recipes
+from raymerge.artifacts import Output, save_model, save_tensors
+from raymerge.cli import cli, main
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The line that a mistake prints; it ends with exit code 2, and no Ray was started for it."""
+    before = ray.is_initialized()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    assert ray.is_initialized() == before
+    text = capsys.readouterr().err.strip()
+    return text.splitlines()[-1]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    file = tmp_path / "log.csv"
+    file.write_text("user,item,timestamp\n" + "".join(f"u{n % 9},i{n % 7},{n}\n" for n in range(400)))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("Ray was started before the mistake was found")
+
+    monkeypatch.setattr(commands, "session", started)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "--input", "none.csv"], "no such file"),
+        (["run", "--recipe", "nope"], "unknown recipe 'nope'; known: demo"),
+        (["run", "--recipe", "beauty"], "recipe beauty needs a log: name it with --input"),
+        (["run", "--set", "training.epoch=3"], "unknown configuration key training.epoch; known there: epochs"),
+        (["run", "--set", "trainin.epochs=3"], "unknown section 'trainin'"),
+        (["run", "--set", "nonsense"], "--set takes key=value"),
+        (["run", "--set", "training.epochs=-1"], "training.epochs must be between 1 and 1,000,000, got -1"),
+        (["run", "--set", "training.epochs=many"], "training.epochs"),
+        (["run", "--set", "encoder.dim=63"], "encoder.dim must be a multiple of encoder.heads"),
+        (["run", "--set", "encoder.max_length=99999999"], "encoder.max_length must be between"),
+        (["run", "--set", "base.name=nope"], "unknown objective 'nope'; known: bert4rec"),
+        (["run", "--set", "base.name=next_item"], "needs encoder.attention causal"),
+        (["run", "--set", "fisher.estimator=nope"], "unknown estimator 'nope'; known: exact"),
+        (["run", "--set", "fisher.estimator=topk"], "needs fisher.samples"),
+        (["run", "--set", "merge.method=nope"], "nope"),
+        (["run", "--set", "merge.coefficients=[1,2]"], "merge.coefficients must be one for each of 3 models, got 2"),
+        (["run", "--set", "cluster.base_workers=0"], "cluster.base_workers must be between"),
+        (["run", "--nope"], "No such option"),
+        (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
+        (["report", "nowhere"], "there is no report at"),
+        (["evaluate", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
+    ],
+)
+def test_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    output = ["--output", str(tmp_path / "out")] if arguments[0] not in ("recommend", "report") else []
+    assert expected in mistake(capsys, *arguments, *output)
+    assert not (tmp_path / "out" / "train").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "is empty"),
+        ("visitor,item,timestamp\n1,2,3\n", "has no column 'user', it has visitor, item, timestamp"),
+        ("user,item,timestamp\n1,2,soon\n3,4,later\n", "rows are bad"),
+    ],
+)
+def test_log_that_cannot_be_one_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, expected: str
+) -> None:
+    (tmp_path / "log.csv").write_text(content)
+    line = mistake(capsys, "prepare", "--input", tmp_path / "log.csv", "--output", tmp_path / "out")
+    assert expected in line
+    assert not (tmp_path / "out" / "prepare").exists()
+
+
+def test_column_of_a_wrong_type_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": [[1]], "item": [2], "timestamp": [3]}), tmp_path / "log.parquet")
+    line = mistake(capsys, "run", "--input", tmp_path / "log.parquet", "--output", tmp_path / "out")
+    assert "user" in line
+    assert "list" in line
+
+
+def test_foreign_output_folder_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("years of work")
+    line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "mine")
+    assert "not an output of raymerge" in line
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.doc"]
+
+
+def test_unreachable_tracking_server_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+    uri = "http://127.0.0.1:9"
+    line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "out", "--tracking-uri", uri)
+    assert uri in line
+    assert not (tmp_path / "out" / "prepare").exists()
+
+
+def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **settings: int) -> Path:
+    """A model as a stage leaves it, untrained."""
+    items = folder.parent / f"{folder.name}-items.parquet"
+    ids = ids or [f"film {number}" for number in range(num_items)]
+    count = pa.array([1] * len(ids), pa.int64())
+    pq.write_table(pa.table({"index": pa.array(range(1, len(ids) + 1), pa.int32()), "item": ids, "count": count}), items)
+    output = Output(str(folder)).open()
+    with output.stage("train", inputs={"name": folder.name}, configuration=settings) as draft:
+        config = EncoderConfig(max_length=4, dim=8, feed_forward=8, **{"heads": 2, **settings})
+        save_model(SequenceEncoder(num_items, config), draft.folder / "model", items_url=str(items))
+    found = output.find("train", inputs={"name": folder.name}, configuration=settings)
+    assert found is not None
+    return Path(found.url)
+
+
+def test_recommend_names_an_item_that_the_model_does_not_know(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = mistake(capsys, "recommend", "--model", model(tmp_path / "a"), "--history", "film 1,film 9", "--top", 2)
+    assert "no item 'film 9'" in line
+
+
+def test_recommend_gives_own_ids_and_leaves_out_the_history(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cli(["recommend", "--model", str(model(tmp_path / "a")), "--history", "film 1", "--top", "2"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "film 0" in text
+    assert "film 2" in text
+    assert "film 1" not in text
+
+
+def test_altered_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = model(tmp_path / "a")
+    file = folder / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    line = mistake(capsys, "recommend", "--model", folder, "--history", "film 1")
+    assert "was altered or truncated" in line
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"ids": ["film 0", "film 1", "another"]}, "different catalogues"),
+        ({"heads": 4}, "differ in encoder.heads: 2 and 4"),
+        ({"num_items": 4}, "different catalogues"),
+    ],
+)
+def test_models_that_do_not_fit_together_are_not_merged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, other: dict, expected: str
+) -> None:
+    models = [model(tmp_path / "a"), model(tmp_path / "b", **other)]
+    arguments = [part for folder in models for part in ("--model", str(folder))]
+    assert expected in mistake(capsys, "merge", *arguments, "--data", tmp_path, "--output", tmp_path / "out")
+
+
+def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = [model(tmp_path / "a"), model(tmp_path / "b")]
+    output = Output(str(tmp_path / "fisher")).open()
+    with output.stage("fisher", inputs={"model": "another"}, configuration={}) as draft:
+        save_tensors({"x": torch.ones(1)}, draft.folder / "diagonal.safetensors")
+    diagonal = output.locate("fisher", inputs={"model": "another"}, configuration={})
+    arguments = [part for folder in models for part in ("--model", str(folder), "--diagonal", diagonal)]
+    assert "of another model" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_printed_configuration_is_a_recipe_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    cli(["config", "--recipe", name], standalone_mode=False)
+    file = tmp_path / "mine.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert recipes.configure(str(file)) == recipes.configure(name)
+    assert yaml.safe_load(file.read_text())["recipe"] == name
+
+
+@pytest.mark.parametrize("command", list(cli.commands))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli([command, "--help"], standalone_mode=False)
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_core_imports_neither_ray_nor_mlflow_nor_pyarrow() -> None:
+    """The mathematics must run where there is torch alone."""
+    rooms = "raymerge.models.objectives, raymerge.fisher, raymerge.fisher.diagonal, raymerge.merging.methods"
+    code = f"import sys, {rooms}, raymerge.evaluation.ranking; print([m for m in "
+    code += "('ray', 'mlflow', 'pyarrow', 'pydantic', 'fsspec', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,142 @@
+"""The whole pipeline on real Ray, small: what it leaves, what it does not do twice, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raymerge import load_diagonal, load_model
+from raymerge.artifacts import Output
+from raymerge.data import demo
+from raymerge.events import Event, Progress
+from raymerge.pipeline import Result, run
+from raymerge.recipes import configure
+from raymerge.runtime import Capacity, Deadline
+from raymerge.stages.context import SCORE, Context
+from raymerge.tracking import report as reports
+
+SMALL = (
+    "encoder.max_length=12",
+    "encoder.dim=16",
+    "encoder.feed_forward=32",
+    "prepare.partitions=3",
+    "training.epochs=2",
+    "fine_tuning.epochs=1",
+    "after_merge.epochs=1",
+    "merge.budget=6",
+    "evaluation.replicates=200",
+    "cluster.base_threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("log") / "log.parquet"
+    pq.write_table(demo.generate(seed=5, users=300, items=120), file)
+    return file
+
+
+def context(output: Path, *overrides: str, messages: list[Event | Progress] | None = None) -> Context:
+    kept = [] if messages is None else messages
+    return Context(configure("demo", (*SMALL, *overrides)), Output(str(output)), kept.append, Deadline(600))
+
+
+@pytest.fixture(scope="module")
+def first(capacity: Capacity, log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, list]:
+    output, messages = tmp_path_factory.mktemp("run") / "out", []
+    return output, run(context(output, messages=messages), [str(log)]), messages
+
+
+def without_times(report: dict) -> dict:
+    return {key: value for key, value in report.items() if key != "timings"}
+
+
+def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path, Result, list]) -> None:
+    _, result, _ = first
+    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    names = [row["name"] for row in content["rows"]]
+    assert names == ["bert4rec", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control"]
+    for row in content["rows"]:
+        for metrics in row["metrics"].values():
+            assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
+    assert len(content["comparisons"]) == 6
+    assert all(one["p_holm"] >= one["p"] for one in content["comparisons"])
+
+
+def test_merged_model_and_diagonals_load(first: tuple[Path, Result, list]) -> None:
+    _, result, _ = first
+    module = load_model(result.merged.url)
+    diagonal = load_diagonal(result.diagonals["duorec"].url)
+    assert module(torch.tensor([[0, 1, 2]])).isfinite().all()
+    assert {name: p.shape for name, p in module.named_parameters()} == {n: v.shape for n, v in diagonal.items()}
+    assert all((value >= 0).all() for value in diagonal.values())
+
+
+def test_search_on_validation_is_at_least_as_good_as_its_start(first: tuple[Path, Result, list]) -> None:
+    trials = first[1].merged.json("trials.json")
+    assert first[1].merged.counts[SCORE] == max(trial["score"] for trial in trials)
+
+
+def test_every_stage_tells_figures_and_progress(first: tuple[Path, Result, list]) -> None:
+    _, _, messages = first
+    events = [message for message in messages if isinstance(message, Event)]
+    assert {event.run for event in events} >= {"prepare", "train/base", "train/duorec", "fisher/duorec", "merge/fisher"}
+    epochs = {event.step for event in events if (event.run, event.key) == ("train/base", "validation.ndcg@10")}
+    assert epochs == {1, 2}
+    assert any(isinstance(message, Progress) and message.run == "evaluate/fisher" for message in messages)
+
+
+def test_second_run_makes_nothing_and_tells_the_same_figures(first: tuple[Path, Result, list], log: Path) -> None:
+    output, result, messages = first
+    again: list[Event | Progress] = []
+    began = time.monotonic()
+    second = run(context(output, messages=again), [str(log)])
+    assert second.report.url == result.report.url
+    assert {m.note for m in again if isinstance(m, Progress)} == {"found, not made again"}
+    told = {message for message in messages if isinstance(message, Event)}
+    assert {message for message in again if isinstance(message, Event)} <= told
+    assert time.monotonic() - began < 60
+
+
+def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:
+    from raymerge.stages.prepare import prepare
+    from raymerge.stages.train import train_base
+
+    scores, weights = [], []
+    for workers in (1, 2):
+        here = context(tmp_path / "out", f"cluster.base_workers={workers}", "encoder.dropout=0")
+        base = train_base(here, prepare(here, [str(log)]))
+        assert base is not None
+        scores.append(base.counts[SCORE])
+        weights.append(load_model(base.url).item_embedding.weight)
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("stage", ["train", "fisher-shard", "evaluate"])
+def test_killed_driver_goes_on_and_ends_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path, stage: str
+) -> None:
+    """The driver, with a Ray of its own, is killed as soon as the stage has left something behind."""
+    output, command = tmp_path / "out", [sys.executable, "-m", "raymerge", "run", "--recipe", "demo"]
+    command += ["--input", str(log), "--output", str(output)]
+    for change in SMALL:
+        command += ["--set", change]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    with (tmp_path / "log").open("wb") as out:
+        driver = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        while driver.poll() is None and not list(output.glob(f"{stage}/*/manifest.json")):
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    result = run(context(output), [str(log)])
+    mine = json.loads(Path(result.report.file("report.json")).read_text())
+    theirs = json.loads(Path(first[1].report.file("report.json")).read_text())
+    assert without_times(mine) == without_times(theirs)
