@@ -91,7 +91,7 @@ def ml_1m_config() -> Config:
     return default_config().model_copy(
         update={
             "recipe": "ml-1m",
-            "prepare": PrepareConfig(core="once", min_user_count=3),
+            "prepare": PrepareConfig(user="user_id", item="item_id", core="once", min_user_count=3),
             "training": TrainingConfig(epochs=30),
         }
     )

@@ -30,9 +30,9 @@ POPULARITY_SPREAD = 1.5
 MIDDLE_PENALTY = 1.0  # log odds against starting a series elsewhere than at part 1
 SEEN_PENALTY = 50.0  # only who has seen all of a genre sees something again
 MEAN_SESSION = 1.7
-INTEREST_CHANGE = 0.15  # chance, a session, that one interest gives way to another
-TASTE_MEMORY = 0.95  # of a taste, from one session to the next
-CONTINUE, POPULAR = 0.15, 0.1  # chances of going on with a series and of what is popular; else a choice by taste
+INTEREST_CHANGE = 0.1  # chance, a session, that one interest gives way to another
+TASTE_MEMORY = 0.98  # of a taste, from one session to the next
+CONTINUE, POPULAR = 0.2, 0.1  # chances of going on with a series and of what is popular; else a choice by taste
 
 
 @dataclass(frozen=True)

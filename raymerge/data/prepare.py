@@ -78,7 +78,7 @@ def prepare(
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids` and `bad_timestamps`, then `duplicates` and
     `rare` interactions, and the `users`, `items`, `interactions` and `partitions` that are left.
 
-    Raises InputError for what cannot be read, before anything is written; for too many bad rows; and if nothing is left.
+    Raises InputError for what cannot be read, before anything is written, for too many bad rows, and if none is left.
     """
     report = progress or (lambda what, done, total: None)
     files = [file for source in sources for file in list_files(source)]

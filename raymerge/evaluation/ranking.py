@@ -221,12 +221,12 @@ def _check_users(what: str, found: int, users: int) -> None:
 def _rounding(states: Tensor, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
     """By how much the scores of two equal items may differ in rounding, seen in a target's own score: [B].
 
-    A matrix product sums the columns at the edge of a tile in another order than those inside. Measured on equal
-    rows at d up to 300: a third of this, eps·(‖h‖·‖w‖ + |b|).
+    A matrix product sums the columns at the edge of a tile in another order than those inside. Of equal rows, d up to
+    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b|).
     """
     dtype = working_dtype(weight)
     size = states.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
-    return torch.finfo(dtype).eps * (size if bias is None else size + bias[items - 1].to(dtype).abs())
+    return 2 * torch.finfo(dtype).eps * (size if bias is None else size + bias[items - 1].to(dtype).abs())
 
 
 def _ranks_of_chunk(blocks: CatalogueScores, bar: Tensor, targets: Tensor, users: Tensor, items: Tensor) -> Tensor:

@@ -11,12 +11,15 @@ from raymerge.fisher.sums import SquareSums
 class AutogradBackward:
     """Adds Σ_i (Jᵀ q_i)² of each group.
 
-    Where the embedded input is rows of a table, it is differentiated in the table's place, so that no gradient is as
+    Squares go straight to the sums. Where the embedded input is rows of a table, it is differentiated in the table's place, so that no gradient is as
     large as the catalogue; otherwise all of `embed` is differentiated, and a table in it costs its size a probe.
     """
 
     skips_padding = False
     """What a module does with padded columns is its own matter."""
+
+    threaded = False
+    """Nothing is known of what a module keeps from one call to the next, and a gradient may be large."""
 
     def __init__(self, module: nn.Module, sums: SquareSums) -> None:
         self.model = parts_of(module)

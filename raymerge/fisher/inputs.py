@@ -7,7 +7,7 @@ from torch import Tensor
 from raymerge.fisher.model import HeadNames
 from raymerge.fisher.output import add_tied_rows
 from raymerge.fisher.rows import InputRows
-from raymerge.fisher.sums import SquareSums
+from raymerge.fisher.sums import Sink
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class InputSide:
     tied.
     """
 
-    sums: SquareSums
+    sums: Sink
     head: HeadNames
     read: str | None
     rows: InputRows

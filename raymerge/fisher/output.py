@@ -12,10 +12,10 @@ from raymerge.fisher.factor import Choice, Probes
 from raymerge.fisher.model import HeadNames
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import Head, Scores
-from raymerge.fisher.sums import SquareSums
+from raymerge.fisher.sums import Sink
 
 
-def add_output(sums: SquareSums, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
+def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
     """Add the squared gradients of the output weights and bias, summed over the groups and the items of a choice."""
     if names.weight is None and names.bias is None:
         return
@@ -34,7 +34,7 @@ def add_output(sums: SquareSums, scores: Scores, names: HeadNames, choice: Choic
 class _OutputSide:
     """Adds to rows of the output weights, and of the bias, that stand for columns of the scores."""
 
-    def __init__(self, sums: SquareSums, names: HeadNames, head: Head) -> None:
+    def __init__(self, sums: Sink, names: HeadNames, head: Head) -> None:
         self.sums, self.names = sums, names
         self.scale = head.temperature**-2
 
@@ -90,7 +90,7 @@ def _add_group(side: _OutputSide, scores: Scores, choice: Choice, group: int) ->
 
 
 def add_tied_rows(
-    sums: SquareSums, name: str, rows: InputRows, gradients: Tensor, mixing: Tensor | None, hidden: Tensor
+    sums: Sink, name: str, rows: InputRows, gradients: Tensor, mixing: Tensor | None, hidden: Tensor
 ) -> None:
     """Add the squares of rows that are read, and twice their product with the output part of the same row, if any.
 
@@ -108,7 +108,7 @@ def add_tied_rows(
     sums.add_rows(name, rows.rows.flatten(), squares.flatten(0, 1))
 
 
-def replace_output_of_rows(sums: SquareSums, scores: Scores, names: HeadNames, probes: Probes, columns: Tensor) -> None:
+def replace_output_of_rows(sums: Sink, scores: Scores, names: HeadNames, probes: Probes, columns: Tensor) -> None:
     """At rows that are read, replace p_k (1 - p_k) h² by Σ_i a_ki² h² of the probes (groups of one user)."""
     assert probes.mixing is not None and names.weight is not None
     p = scores.probabilities_of(columns.clamp_min(0))

@@ -7,7 +7,7 @@ positions of a group, then squared, then summed over groups and probes.
 import torch
 from torch import Tensor
 
-from raymerge.fisher.sums import SquareSums
+from raymerge.fisher.sums import Sink
 
 PRODUCT_BYTES = 2 << 20
 """Bytes of per-probe weight gradients that exist at a time: they are squared and gone while a cache holds them."""
@@ -21,9 +21,9 @@ def with_one(x: Tensor) -> Tensor:
 
 
 class Squares:
-    """Collects squares in the working precision; `flush` hands them on to the float64 sums."""
+    """Collects squares in the working precision; `flush` hands them on."""
 
-    def __init__(self, sums: SquareSums, group_size: int) -> None:
+    def __init__(self, sums: Sink, group_size: int) -> None:
         self.sums = sums
         self.group_size = group_size
         self._partial: dict[Key, Tensor] = {}

@@ -1,13 +1,27 @@
 """Sums of squared gradients by parameter name, in float64."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
+class Sink(Protocol):
+    """What takes squares; those of parameters that are left out are dropped."""
+
+    def wants(self, name: str | None) -> bool:
+        """Whether this parameter is summed."""
+
+    def add(self, name: str, squares: Tensor, *, first: int = 0) -> None:
+        """Add squares to the rows from `first` on."""
+
+    def add_rows(self, name: str, rows: Tensor, squares: Tensor) -> None:
+        """Add squares [n, ...] to rows int64[n], which may repeat."""
+
+
 class SquareSums:
-    """One float64 tensor a parameter, 0 at first; what belongs to a parameter that is left out is dropped."""
+    """A Sink with one float64 tensor a parameter, 0 at first."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.tensors = {
@@ -36,3 +50,35 @@ class SquareSums:
     def result(self) -> dict[str, Tensor]:
         """The sums. A sum of squares that rounding left below 0 is 0."""
         return {name: total.clamp_min_(0) for name, total in self.tensors.items()}
+
+
+class Journal:
+    """A Sink for one batch: what it took is added to the sums later, in the order of the batches."""
+
+    def __init__(self, sums: SquareSums) -> None:
+        self._sums = sums
+        self._parts: dict[tuple[str, int, int], Tensor] = {}
+        self._rows: list[tuple[str, Tensor, Tensor]] = []
+
+    def wants(self, name: str | None) -> bool:
+        """Whether this parameter is summed."""
+        return self._sums.wants(name)
+
+    def add(self, name: str, squares: Tensor, *, first: int = 0) -> None:
+        """Add squares to the rows from `first` on."""
+        key = (name, first, len(squares))
+        if key in self._parts:
+            self._parts[key] += squares
+        elif self.wants(name):
+            self._parts[key] = squares.to(torch.float64, copy=True)
+
+    def add_rows(self, name: str, rows: Tensor, squares: Tensor) -> None:
+        """Add squares [n, ...] to rows int64[n], which may repeat."""
+        self._rows.append((name, rows, squares))
+
+    def hand_on(self) -> None:
+        """Add everything to the sums."""
+        for (name, first, _), squares in self._parts.items():
+            self._sums.add(name, squares, first=first)
+        for name, rows, squares in self._rows:
+            self._sums.add_rows(name, rows, squares)

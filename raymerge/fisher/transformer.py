@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from raymerge.fisher.attention import AttentionState
 from raymerge.fisher.inputs import InputSide
 from raymerge.fisher.squares import Squares, with_one
-from raymerge.fisher.sums import SquareSums
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
 
 
@@ -176,9 +175,11 @@ class EncoderBackward:
     skips_padding = True
     """Positions count from the end, so columns that are padding for all users of a batch can go."""
 
-    def __init__(self, module: SequenceEncoder, sums: SquareSums, memory_bytes: int) -> None:
+    threaded = True
+    """A pass leaves nothing behind and its squares go to the sink of `inputs` alone."""
+
+    def __init__(self, module: SequenceEncoder, memory_bytes: int) -> None:
         self.module = module
-        self.sums = sums
         self.memory_bytes = memory_bytes
 
     def table_read(self, histories: Tensor, rows: Tensor) -> str:
@@ -188,7 +189,7 @@ class EncoderBackward:
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
         """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
         groups, probes, size, _ = cotangents.shape
-        squares = Squares(self.sums, size)
+        squares = Squares(inputs.sums, size)
         many_groups, many_probes = self._chunk(histories.shape[1] + 1, size, probes)
         for start in range(0, groups, many_groups):
             some = slice(start, start + many_groups)
@@ -204,7 +205,7 @@ class EncoderBackward:
         size = inputs.hidden.shape[1]
         by_user = g.unflatten(0, (-1, size))
         positions = by_user.sum(1).square_() if size > 1 else g.square()
-        self.sums.add("position_embedding.weight", positions.sum((0, 2)).flip(0))
+        inputs.sums.add("position_embedding.weight", positions.sum((0, 2)).flip(0))
         inputs.add_positions(by_user.flatten(1, 2), groups, probes)
 
     def _chunk(self, length: int, size: int, probes: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ piecewise constant and dear, so the search uses no gradients and few trials, and
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from math import comb, isfinite
 from typing import Generic, TypeVar
 
@@ -142,7 +142,7 @@ def _grid(members: int, divisions: int) -> Iterator[Point]:
     """All points whose coefficients are multiples of 1 / divisions (stars and bars); none for 0 divisions."""
     for bars in combinations(range(divisions + members - 1), members - 1) if divisions else ():
         edges = (-1, *bars, divisions + members - 1)
-        yield tuple((right - left - 1) / divisions for left, right in zip(edges, edges[1:], strict=False))
+        yield tuple((right - left - 1) / divisions for left, right in pairwise(edges))
 
 
 def _refine(trials: _Trials, step: float) -> None:

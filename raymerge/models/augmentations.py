@@ -17,7 +17,8 @@ from raymerge.registry import Registry
 class Augmentation(Protocol):
     """Changes the given share of each history: int64[B, W] → int64[B, W]."""
 
-    def __call__(self, histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor: ...
+    def __call__(self, histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
+        """A row's draws follow from its seed, int64[B]; `mask_index` stands for a hidden item."""
 
 
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")

@@ -31,9 +31,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """Loss and its three gradients in one pass over chunks of rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
         total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         wanted = any(ctx.needs_input_grad)
         grads = [torch.empty_like(states), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]

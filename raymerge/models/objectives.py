@@ -16,30 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymerge.errors import ConfigError
-from raymerge.models.augmentations import AUGMENTATIONS, column_draws, lengths, two_views
-from raymerge.models.draws import Stream, uniform
+from raymerge.models.augmentations import AUGMENTATIONS, two_views
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.models.losses import catalogue_cross_entropy, info_nce
+from raymerge.models.losses import info_nce
+from raymerge.models.recommendation import Batch, ClozeSettings, Term, check_choice, check_numbers, cloze, next_item
 from raymerge.registry import Registry
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's rows of a training step."""
-
-    windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
-    seeds: Tensor  # int64[B], from which all of a row's random draws follow
-    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of a loss: `weight` times the mean of `count` things that sum to `total`."""
-
-    name: str
-    weight: float
-    total: Tensor  # scalar
-    count: Tensor  # int64 scalar
 
 
 @dataclass(frozen=True)
@@ -47,19 +28,6 @@ class NoSettings:
     """For an objective that has nothing to set."""
 
     __pydantic_config__ = {"extra": "forbid"}
-
-
-@dataclass(frozen=True)
-class ClozeSettings:
-    """How items are hidden from a bidirectional encoder."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    mask_rate: float = 0.2  # share of a window's items that are hidden, at least one
-    last_only: float = 0.1  # share of windows in which only the last item is hidden, as when recommending
-
-    def __post_init__(self) -> None:
-        _check_numbers(self, mask_rate=(0, 1), last_only=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -76,8 +44,8 @@ class ContrastiveSettings(ClozeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
-        _check_choice(self, "similarity", ("cosine", "dot"))
+        check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
+        check_choice(self, "similarity", ("cosine", "dot"))
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ class Cl4srecSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_numbers(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
+        check_numbers(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
         object.__setattr__(self, "augmentations", tuple(self.augmentations))
         if not self.augmentations:
             raise ConfigError(f"augmentations must name at least one of {', '.join(AUGMENTATIONS)}, got none")
@@ -108,21 +76,8 @@ class DuorecSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_numbers(self, candidates=(1, 1000))
-        _check_choice(self, "mode", ("supervised", "unsupervised", "both"))
-
-
-def _check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
-    for name, (low, high) in bounds.items():
-        value = getattr(settings, name)
-        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # as the default
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
-
-
-def _check_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(settings, name) not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
+        check_numbers(self, candidates=(1, 1000))
+        check_choice(self, "mode", ("supervised", "unsupervised", "both"))
 
 
 class Objective(nn.Module):
@@ -285,44 +240,3 @@ class Duorec(Contrastive):
         anchor, *others = self.states(encoder, *views.values())
         contrasts = [self.contrast(n, anchor, o, targets) for n, o in zip(list(views)[1:], others, strict=True)]
         return [self.recommendation(encoder, batch), *contrasts]
-
-
-def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:
-    """Cross-entropy over all items at hidden positions; the window's other items are the input."""
-    inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
-    states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
-    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden])
-
-
-def hide(
-    windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace items by the mask: windows int64[B, W] → (inputs int64[B, W], columns int64[B, Q], hidden bool[B, Q]).
-
-    `columns` are those to be guessed where `hidden`; rows that hide fewer than Q have some to ignore. Exactly
-    round(mask_rate · n), at least one, of a window's n items are hidden, or its last alone.
-    """
-    width = windows.shape[1]
-    last_only = uniform(Stream.CLOZE_SHARE, seeds) < settings.last_only
-    keys = column_draws(windows, seeds, Stream.CLOZE_COLUMNS).masked_fill(windows == 0, 2.0)
-    keys[:, -1] -= last_only * 2.0
-    most = max(1, round(settings.mask_rate * width))
-    columns = keys.topk(most, largest=False).indices
-    count = (lengths(windows) * settings.mask_rate).round().long().clamp(1, most).masked_fill(last_only, 1)
-    hidden = torch.arange(most, device=windows.device) < count[:, None]
-    chosen = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, columns, hidden)
-    return windows.masked_fill(chosen, mask_index), columns, hidden
-
-
-def next_item(encoder: SequenceEncoder, batch: Batch) -> Term:
-    """Cross-entropy over all items at each position that has an item before it."""
-    inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
-    real = inputs != 0
-    states = encoder.hidden_states(encoder.item_embedding(inputs), real)
-    return _recommendation(encoder, states[real], targets[real])
-
-
-def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor) -> Term:
-    weight, bias, _ = encoder.head()
-    total = catalogue_cross_entropy(states, targets - 1, weight, bias)
-    return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

@@ -16,7 +16,7 @@ from torch import Tensor
 from raymerge.data.sequences import Sequences
 from raymerge.data.split import HELD_OUT
 from raymerge.models.draws import Stream, hashed, uniform
-from raymerge.models.objectives import Batch
+from raymerge.models.recommendation import Batch
 from raymerge.training.same_target import SameTargetIndex
 
 POOL = 16  # batches whose windows are sorted by length together, so that little padding is computed

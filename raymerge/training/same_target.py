@@ -48,9 +48,7 @@ class SameTargetIndex:
         return drawn[:, -int((drawn != 0).sum(1).max()) :]
 
 
-def index_same_targets(
-    partitions: Sequence[Sequences], *, length: int, candidates: int, seed: int
-) -> SameTargetIndex:
+def index_same_targets(partitions: Sequence[Sequences], *, length: int, candidates: int, seed: int) -> SameTargetIndex:
     """Index the training part (all but the last two items) of these partitions, one after the other.
 
     Histories keep their last `length` items. Working memory is a small multiple of the largest partition.

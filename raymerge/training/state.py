@@ -76,7 +76,8 @@ class TrainingState:
             epoch, best_epoch, best_ndcg = (numbers[name] for name in ("epoch", "best_epoch", "best_ndcg"))
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError(f"not the state of a training ({error!r}): start this training anew") from None
-        return cls(epoch, best_epoch, best_ndcg, *sections.values(), history=history)
+        encoder, own, optimizer, best = (sections[part] for part in _SECTIONS)
+        return cls(epoch, best_epoch, best_ndcg, encoder, own, optimizer, best, history)
 
     def after_epoch(
         self, report: EpochReport, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer

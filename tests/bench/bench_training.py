@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.models.objectives import OBJECTIVES, Batch, ObjectiveConfig, build_objective
+from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
+from raymerge.models.recommendation import Batch
 from raymerge.training.config import TrainingConfig
 from raymerge.training.step import Stepper
 
@@ -71,7 +72,7 @@ def ours(name: str, causal: bool, windows: Tensor) -> Step:
 
 def race(contestants: dict[str, Step], steps: int) -> dict[str, tuple[float, int]]:
     """Seconds of the fastest step, and positions that it guessed."""
-    best = {name: (math.inf, 0) for name in contestants}
+    best = dict.fromkeys(contestants, (math.inf, 0))
     for _ in range(steps):
         for name, step in contestants.items():
             began = time.perf_counter()

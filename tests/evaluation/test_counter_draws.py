@@ -1,11 +1,11 @@
 import doctest
 
+import oracles_evaluation as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracles_evaluation as oracles
 from raymerge.evaluation import draws
 from raymerge.evaluation.draws import Stream, poisson, uniform
 

@@ -1,13 +1,13 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import oracles_evaluation as oracles
 import pytest
 import torch
+from evaluation.cases import ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracles_evaluation as oracles
-from evaluation.cases import ragged
 from raymerge.errors import InputError
 from raymerge.evaluation import negatives as room
 from raymerge.evaluation.negatives import draw_negatives

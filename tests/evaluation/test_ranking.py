@@ -1,14 +1,14 @@
 import doctest
 from types import SimpleNamespace
 
+import oracles_evaluation as oracles
 import pytest
 import torch
+from evaluation.cases import TableScorer, ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import oracles_evaluation as oracles
-from evaluation.cases import TableScorer, ragged
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import ranking
 from raymerge.evaluation.ranking import EvaluationConfig, full_ranks, negatives_for, rank_targets, sampled_ranks, top_k

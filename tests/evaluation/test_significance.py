@@ -2,12 +2,12 @@ import doctest
 import pickle
 
 import numpy as np
+import oracles_evaluation as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracles_evaluation as oracles
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import significance
 from raymerge.evaluation.draws import Stream, poisson
@@ -95,10 +95,10 @@ def test_equal_models_are_not_different_and_a_clear_gain_is():
 
 @pytest.mark.parametrize("count", [2, 5, 13, 50])
 def test_equal_models_tie_wherever_their_columns_stand(count):
-    a, _ = metrics_of(700)
+    a, _ = metrics_of(3000)
     names = [str(i) for i in range(count)]
     bootstrap = Bootstrap(names, replicates=300)
-    bootstrap.update(torch.arange(700), dict.fromkeys(names, a))
+    bootstrap.update(torch.arange(3000), dict.fromkeys(names, a))
     assert {bootstrap.compare("0", name).p_value for name in names} == {1.0}
 
 

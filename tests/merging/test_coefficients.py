@@ -46,6 +46,11 @@ def test_equal_coefficients_are_tried_first_and_win_ties():
     assert found.coefficients == found.trials[0][0] == pytest.approx((1 / 3,) * 3)
 
 
+def test_of_points_that_tie_for_the_best_the_most_equal_one_wins():
+    plateau = search(lambda point: float(point[0] >= 0.6), 2, budget=60)
+    assert 0.6 <= plateau.coefficients[0] < 0.65, "the first of the plateau to be tried has 0.75"
+
+
 def test_single_models_are_among_the_candidates_so_no_search_is_worse_than_the_best_one():
     for members in (2, 3, 5):
         points = {point for point, _ in search(lambda point: 0.0, members, budget=48).trials}

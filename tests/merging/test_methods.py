@@ -1,12 +1,12 @@
 import doctest
 
+import oracles_merging as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import oracles_merging as oracles
 from raymerge.errors import ConfigError, MergeError, UnknownNameError
 from raymerge.merging import evidence, methods
 from raymerge.merging.methods import METHODS, MergeConfig, MergeMethod, MergeSetting, merge, shares
@@ -177,6 +177,8 @@ def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied():
     assert found["first.weight"].item() == found["second.weight"].item() == pytest.approx(3.0, rel=1e-5)
     models[0].load_state_dict(found)
     assert merge([Tied(0.0), Tied(4.0)], method="average")["second.weight"].item() == 2
+    assert found["steps"].item() == 0
+    assert found["steps"].data_ptr() != models[0].steps.data_ptr()
     with pytest.raises(MergeError, match="models 1 and 2 differ in 'steps', which is no parameter with a diagonal"):
         merge([Tied(0.0), Tied(4.0, steps=1)], method="average")
 

@@ -33,7 +33,9 @@ def seeds(histories: list[list[int]], seed: int) -> Tensor:
 @settings(max_examples=40, deadline=None)
 @given(BATCHES, SHARES, st.integers(0, 10**6))
 def test_crop_keeps_a_run_of_the_share(histories: list[list[int]], share: float, seed: int) -> None:
-    for history, view in zip(histories, items(crop(padded(histories), seeds(histories, seed), share=share)), strict=True):
+    for history, view in zip(
+        histories, items(crop(padded(histories), seeds(histories, seed), share=share)), strict=True
+    ):
         assert len(view) == max(1, math.floor(share * len(history)))
         assert any(history[start : start + len(view)] == view for start in range(len(history)))
 

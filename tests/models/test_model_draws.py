@@ -21,7 +21,7 @@ def test_hash_is_splitmix64_once_a_counter(first: int, second: int) -> None:
 def test_uniform_numbers_fill_the_unit_interval_and_streams_differ() -> None:
     counters = torch.arange(20000)
     drawn = uniform(Stream.ROW, 0, counters)
-    assert 0 <= float(drawn.min()) and float(drawn.max()) < 1
+    assert float(drawn.min()) >= 0 and float(drawn.max()) < 1
     histogram = torch.histc(drawn.float(), bins=20, min=0, max=1)
     assert ((histogram - 1000).abs() < 150).all()  # five standard deviations
     other = uniform(Stream.VIEW, 0, counters)

@@ -14,14 +14,12 @@ from raymerge.models.augmentations import two_views
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import (
     OBJECTIVES,
-    Batch,
-    ClozeSettings,
     ObjectiveConfig,
     build_objective,
     check_objective,
     complete_settings,
-    hide,
 )
+from raymerge.models.recommendation import Batch, ClozeSettings, hide
 
 ITEMS = 12
 PAIRS = [

@@ -1,0 +1,160 @@
+"""One model and estimator over many users: batches, their probes, and where the squared gradients go."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raymerge.errors import InputError
+from raymerge.fisher.draws import streams
+from raymerge.fisher.factor import Probes
+from raymerge.fisher.generic import AutogradBackward
+from raymerge.fisher.inputs import InputSide
+from raymerge.fisher.model import HeadNames, input_rows, parts_of
+from raymerge.fisher.output import add_output, replace_output_of_rows
+from raymerge.fisher.rows import InputRows
+from raymerge.fisher.scores import TILE, Head, Scores
+from raymerge.fisher.sums import Journal, SquareSums
+from raymerge.fisher.threads import in_order
+from raymerge.fisher.transformer import EncoderBackward
+from raymerge.fisher.weights import ESTIMATORS, FisherConfig, Request
+from raymerge.models.encoder import SequenceEncoder
+
+MEMORY_BYTES = 64 << 20
+"""Default budget; larger chunks than these do not stay in a CPU's cache, a GPU wants more."""
+
+MOST_USERS = 64
+"""Users of a batch on a CPU, the unit of work of a thread."""
+
+
+@dataclass(frozen=True)
+class Users:
+    """Histories int64[N, L], next items int64[N] or None, and keys int64[N]."""
+
+    histories: Tensor
+    targets: Tensor | None
+    keys: Tensor
+
+    @classmethod
+    def of(cls, histories: Tensor, targets: Tensor | None, keys: Tensor | None) -> "Users":
+        """Checked: raises InputError for shapes that do not fit."""
+        if histories.ndim != 2 or not histories.numel():
+            raise InputError(f"histories must be int64[N, L] with N, L >= 1, got shape {tuple(histories.shape)}")
+        for name, values in (("targets", targets), ("keys", keys)):
+            if values is not None and values.shape != histories.shape[:1]:
+                raise InputError(f"{name} must be int64[{len(histories)}], one a history, got {tuple(values.shape)}")
+        return cls(histories, targets, torch.arange(len(histories)) if keys is None else keys)
+
+    def take(self, index: Tensor) -> "Users":
+        """Those at an index."""
+        targets = None if self.targets is None else self.targets[index]
+        return Users(self.histories[index], targets, self.keys[index])
+
+
+class Engine:
+    """One model and estimator: adds up squared gradients batch by batch."""
+
+    def __init__(self, module: nn.Module, config: FisherConfig, skip_frozen: bool, memory_bytes: int) -> None:
+        self.module, self.model = module, parts_of(module)
+        self.config = config
+        self.memory_bytes = memory_bytes
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad or not skip_frozen}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        with torch.enable_grad():  # so that a computed weight shows what it was computed from
+            weight, bias, tied = self.model.head()
+        self.head = Head(weight.detach(), None if bias is None else bias.detach(), config.temperature)
+        config.check_model(items=self.head.items, dim=weight.shape[1])
+        self.names = HeadNames.of(module, weight, bias, tied)
+        self.sums = SquareSums(parameters)
+        self.backward: EncoderBackward | AutogradBackward
+        if type(module) is SequenceEncoder:  # a subclass may compute something else
+            self.backward = EncoderBackward(module, memory_bytes)
+        else:
+            self.backward = AutogradBackward(module, self.sums)
+
+    def run(self, users: Users) -> Iterator[int]:
+        """Add all users, batch by batch; gives the number of users of each batch when it is done."""
+        batches = self._batches(users)
+        threaded = self.backward.threaded and self.head.weight.device.type == "cpu"
+        for batch in in_order(self._work, batches) if threaded else map(self._work, batches):
+            self._take(batch)
+            yield len(batch.scores.flat)
+
+    def _batches(self, users: Users) -> Iterator[tuple[Users, int]]:
+        """Users in groups, with the groups' size; groups of like length together where padding can be cut off."""
+        size = self.config.batch_size or 1
+        rows = torch.arange(len(users.histories))
+        whole = len(rows) // size * size
+        for groups in (rows[:whole].view(-1, size), rows[whole:][None]):
+            if not groups.numel():
+                continue
+            if self.backward.skips_padding:
+                groups = groups[_lengths(users.histories)[groups].amax(1).argsort(stable=True)]
+            many = max(1, self._users_at_a_time(users.histories.shape[1]) // size)
+            for some in groups.split(many):
+                yield users.take(some.flatten()), groups.shape[1]
+
+    def _users_at_a_time(self, length: int) -> int:
+        """Users whose probabilities, chosen items and probes fit the budget (the backward pass cuts its own chunks)."""
+        dim, chosen, size = self.head.weight.shape[1], self.config.samples or 0, self.config.batch_size or 1
+        if self.config.estimator == "hutchinson":
+            chosen *= TILE // dim
+        floats = 8 * TILE + chosen * (4 * dim + 2 * size * length) + 4 * dim * (length + dim)
+        fit = self.memory_bytes // (floats * self.head.weight.element_size())
+        return max(1, min(MOST_USERS, fit) if self.head.weight.device.type == "cpu" else fit)
+
+    @torch.no_grad()
+    def _work(self, batch: tuple[Users, int]) -> "Batch":
+        """All of a batch but its output side, collected in a journal if other threads work too."""
+        users, size = batch
+        histories = users.histories.to(self.head.weight.device)
+        if self.backward.skips_padding:
+            histories = histories[:, -max(1, int(_lengths(histories).max())) :]
+        hidden = self.model.encode(self.model.embed(histories), histories).unflatten(0, (-1, size))
+        keys = users.keys.to(histories.device).view(-1, size)
+        scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size))
+        positions = input_rows(self.module, histories)
+        rows = InputRows.of(positions.reshape(len(hidden), -1))
+        columns = self.names.columns(rows.rows, self.head.items)
+        request = Request(self.config.samples or 1, self.config.align, self._targets(users, size), columns)
+        probes = ESTIMATORS[self.config.estimator].build(scores, request)
+        journal = Journal(self.sums)
+        read = self.backward.table_read(histories, positions)
+        temperature = self.config.temperature
+        inputs = InputSide(journal, self.names, read, rows, probes.mixing, hidden / temperature)
+        self.backward.add(histories, probes.cotangents / temperature, inputs)
+        return Batch(scores, probes, columns, journal)
+
+    def _take(self, batch: "Batch") -> None:
+        """Add a batch to the sums."""
+        add_output(self.sums, batch.scores, self.names, batch.probes.choice)
+        if not batch.probes.complete and batch.columns is not None:
+            replace_output_of_rows(self.sums, batch.scores, self.names, batch.probes, batch.columns)
+        batch.journal.hand_on()
+
+    def _targets(self, users: Users, size: int) -> Tensor | None:
+        """Columns of the next items: int64[G, S]."""
+        if users.targets is None:
+            return None
+        low, high = int(users.targets.min()), int(users.targets.max())
+        if low < 1 or high > self.head.items:
+            raise InputError(f"targets must lie in 1..{self.head.items}, found {low if low < 1 else high}")
+        return (users.targets - 1).view(-1, size).to(self.head.weight.device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch has come to: its output side is still to be added, the rest is in the journal."""
+
+    scores: Scores
+    probes: Probes
+    columns: Tensor | None
+    journal: Journal
+
+
+def _lengths(histories: Tensor) -> Tensor:
+    """Columns from the first item on: int64[N, L] → int64[N]."""
+    real = (histories != 0).int()
+    return (histories.shape[1] - real.argmax(dim=1)) * real.amax(dim=1)

@@ -1,0 +1,36 @@
+"""Batches of users side by side on the cores of one machine, their results in order.
+
+One thread a core, each with single-threaded kernels: splitting every small kernel among the cores instead makes them
+wait for each other at each one, and on a machine that does other work too they mostly wait.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+    """Results of `work` on each piece, in the order of the pieces, on as many threads as torch has now.
+
+    At most one result a thread waits to be taken. Meanwhile torch's kernels have one thread, as a setting of the whole
+    process; it is restored at the end.
+    """
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for piece in pieces:
+                waiting.append(pool.submit(work, piece))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)

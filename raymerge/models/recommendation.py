@@ -1,0 +1,102 @@
+"""The two losses that recommend, cloze and next item, on batches of windows.
+
+Shapes: B windows, W columns, Q columns to be guessed, d dimensions. Windows are padded on the left.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError
+from raymerge.models.augmentations import column_draws, lengths
+from raymerge.models.draws import Stream, uniform
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.losses import catalogue_cross_entropy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a training step."""
+
+    windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
+    seeds: Tensor  # int64[B], from which all of a row's random draws follow
+    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: `weight` times the mean of `count` things that sum to `total`."""
+
+    name: str
+    weight: float
+    total: Tensor  # scalar
+    count: Tensor  # int64 scalar
+
+
+def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
+    """Raise ConfigError unless each named field is a number (a whole one if its default is) within its bounds."""
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # as the default
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
+
+
+def check_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the named field is one of the choices."""
+    if getattr(settings, name) not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
+
+
+@dataclass(frozen=True)
+class ClozeSettings:
+    """How items are hidden from a bidirectional encoder."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    mask_rate: float = 0.2  # share of a window's items that are hidden, at least one
+    last_only: float = 0.1  # share of windows in which only the last item is hidden, as when recommending
+
+    def __post_init__(self) -> None:
+        check_numbers(self, mask_rate=(0, 1), last_only=(0, 1))
+
+
+def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:
+    """Cross-entropy over all items at hidden positions; the window's other items are the input."""
+    inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
+    states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
+    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden])
+
+
+def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace items by the mask: windows int64[B, W] → (inputs int64[B, W], columns int64[B, Q], hidden bool[B, Q]).
+
+    `columns` are those to be guessed where `hidden`; rows that hide fewer than Q have some to ignore. Exactly
+    round(mask_rate · n), at least one, of a window's n items are hidden, or its last alone.
+    """
+    width = windows.shape[1]
+    last_only = uniform(Stream.CLOZE_SHARE, seeds) < settings.last_only
+    keys = column_draws(windows, seeds, Stream.CLOZE_COLUMNS).masked_fill(windows == 0, 2.0)
+    keys[:, -1] -= last_only * 2.0
+    most = max(1, round(settings.mask_rate * width))
+    columns = keys.topk(most, largest=False).indices
+    count = (lengths(windows) * settings.mask_rate).round().long().clamp(1, most).masked_fill(last_only, 1)
+    hidden = torch.arange(most, device=windows.device) < count[:, None]
+    chosen = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, columns, hidden)
+    return windows.masked_fill(chosen, mask_index), columns, hidden
+
+
+def next_item(encoder: SequenceEncoder, batch: Batch) -> Term:
+    """Cross-entropy over all items at each position that has an item before it."""
+    inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
+    real = inputs != 0
+    states = encoder.hidden_states(encoder.item_embedding(inputs), real)
+    return _recommendation(encoder, states[real], targets[real])
+
+
+def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor) -> Term:
+    weight, bias, _ = encoder.head()
+    total = catalogue_cross_entropy(states, targets - 1, weight, bias)
+    return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))
