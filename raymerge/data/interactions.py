@@ -17,7 +17,7 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from raymerge.data.ids import check_id_type
-from raymerge.data.timestamps import check_timestamp_type
+from raymerge.prepare.timestamps import check_timestamp_type
 from raymerge.errors import ConfigError, InputError
 from raymerge.registry import Registry
 from raymerge.storage import open_file, without_credentials
@@ -51,9 +51,9 @@ class LogConfig:
         if self.format != "auto":
             FORMATS[self.format]
         if len(set(self.columns)) != len(self.columns):
-            raise ConfigError(f"data.user, .item and .timestamp must name different columns, got {self.columns}")
+            raise ConfigError(f"prepare.user, .item and .timestamp must name different columns, got {self.columns}")
         if self.delimiter is not None and len(self.delimiter.encode()) != 1:
-            raise ConfigError(f"data.delimiter must be a single byte, got {self.delimiter!r}")
+            raise ConfigError(f"prepare.delimiter must be a single byte, got {self.delimiter!r}")
 
     @property
     def columns(self) -> list[str]:
@@ -111,7 +111,7 @@ def _reading(shown: str) -> Iterator[None]:
         yield
     except CANNOT_READ as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{shown} cannot be read: {reason}; name its kind with data.format") from error
+        raise InputError(f"{shown} cannot be read: {reason}; name its kind with prepare.format") from error
 
 
 def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.RecordBatch]:
@@ -140,7 +140,7 @@ def detect_format(url: str, head: bytes) -> str:
     marks = ((b"::", "movielens"), (b",", "csv"), (b"\t", "tsv"), (b" ", "sequences"))
     found = "parquet" if head.startswith(b"PAR1") else next((name for mark, name in marks if mark in line), None)
     if found is None:
-        raise InputError(f"{url} is of no known kind; set data.format to one of {', '.join(FORMATS)}")
+        raise InputError(f"{url} is of no known kind; set prepare.format to one of {', '.join(FORMATS)}")
     return found
 
 
@@ -149,7 +149,7 @@ def _columns_found(wanted: Sequence[str], found: Sequence[str], shown: str) -> N
         if name not in found:
             raise InputError(
                 f"{shown} has no column {name!r}, it has {', '.join(found)}; "
-                f"set data.user, data.item and data.timestamp (null if the rows are in order of time)"
+                f"set prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"
             )
 
 

@@ -20,7 +20,7 @@ from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_freq
 from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
 from raymerge.data.interactions import LogConfig, LogReader, open_log
 from raymerge.data.spill import Spill
-from raymerge.data.timestamps import parse_timestamps
+from raymerge.prepare.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
 from raymerge.storage import list_files
 
@@ -57,9 +57,9 @@ class PrepareConfig(LogConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.partitions <= MAX_PARTITIONS:
-            raise ConfigError(f"data.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
+            raise ConfigError(f"prepare.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
         if not 0 <= self.max_bad_share <= 1:
-            raise ConfigError(f"data.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
+            raise ConfigError(f"prepare.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
         for name, known in (("duplicates", get_args(Duplicates)), ("core", get_args(Core))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"data.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -170,7 +170,7 @@ class Intake:
             kinds = ", ".join(f"{name} {count}" for name, count in self.counts.items() if count and name != "rows")
             raise InputError(
                 f"{bad} of {rows} rows are bad ({kinds}), more than the share {max_share}; "
-                "correct the columns or the log, or raise data.max_bad_share"
+                "correct the columns or the log, or raise prepare.max_bad_share"
             )
 
 
@@ -210,7 +210,7 @@ def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig
         if not left.any():
             raise InputError(
                 f"no item with {config.min_item_count} interactions and user with {config.min_user_count} is left; "
-                "lower data.min_item_count and data.min_user_count"
+                "lower prepare.min_item_count and prepare.min_user_count"
             )
         if config.core == "once" or left.sum() == counts.sum():
             return left

@@ -11,6 +11,12 @@ from typing import TypeVar
 
 import torch
 
+KEPT_BYTES = 31 << 20
+"""glibc keeps freed blocks up to the largest it has seen freed (at most 32 MiB) instead of mapping them anew each time.
+
+Mapping anew costs a page fault every 4 KiB, for which the threads of a process wait for each other.
+"""
+
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -25,6 +31,7 @@ def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterat
     waiting: deque[Future[Result]] = deque()
     try:
         torch.set_num_threads(1)
+        torch.empty(KEPT_BYTES, dtype=torch.uint8)
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for piece in pieces:
                 waiting.append(pool.submit(work, piece))

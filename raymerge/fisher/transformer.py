@@ -21,6 +21,9 @@ from raymerge.fisher.inputs import InputSide
 from raymerge.fisher.squares import Squares, with_one
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
 
+WIDE_BYTES = 4 << 20
+"""Bytes of a feed-forward layer's cotangents that exist at a time."""
+
 
 @dataclass(frozen=True)
 class NormState:
@@ -77,11 +80,19 @@ class FeedForwardState:
         return cls(name, module, with_one(x), with_one(active), slope), module.outer(active)
 
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
-        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d]."""
+        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d].
+
+        A few groups at a time: the cotangents of the wide layer are the largest tensors of all, and fit a cache so.
+        """
         squares.linear(self.name + ".outer", self.active, g)
-        inner_g = (g @ self.module.outer.weight).mul_(self.slope[:, :, None])
-        squares.linear(self.name + ".inner", self.inputs, inner_g)
-        return inner_g @ self.module.inner.weight
+        out = []
+        group = g[: squares.group_size, ..., 0].numel() * self.slope.shape[2] * g.element_size()
+        users = max(1, WIDE_BYTES // group) * squares.group_size
+        for part, inputs, slope in zip(g.split(users), self.inputs.split(users), self.slope.split(users), strict=True):
+            inner_g = (part @ self.module.outer.weight).mul_(slope[:, :, None])
+            squares.linear(self.name + ".inner", inputs, inner_g)
+            out.append(inner_g @ self.module.inner.weight)
+        return torch.cat(out)
 
 
 @dataclass(frozen=True)
@@ -211,7 +222,7 @@ class EncoderBackward:
     def _chunk(self, length: int, size: int, probes: int) -> tuple[int, int]:
         """How many groups and how many probes at a time fit the budget."""
         config = self.module.config
-        wide = config.feed_forward + length * config.heads + 10 * config.dim
+        wide = length + 10 * config.dim  # the feed-forward layer and the heads are done a few at a time
         one = size * length * wide * self.module.item_embedding.weight.element_size()
         fit = max(1, self.memory_bytes // one)
         return max(1, fit // probes), min(fit, probes)

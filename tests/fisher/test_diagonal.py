@@ -245,6 +245,19 @@ def test_every_estimator_states_what_it_is() -> None:
     assert {"exact", "topk", "random", "model", "target"} <= set(ESTIMATORS)
 
 
+def test_the_number_of_threads_changes_no_bit_and_is_restored() -> None:
+    module, users, threads = encoder(9).float(), histories().repeat(40, 1), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(estimate(module, users, estimator="rank_unbiased", samples=2))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_padding_changes_nothing() -> None:
     module, users = encoder(9), histories()
     wider = torch.cat([torch.zeros(len(users), 3, dtype=torch.int64), users[:, 1:]], dim=1)

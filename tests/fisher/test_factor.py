@@ -1,0 +1,108 @@
+"""The parts of the engine, each against its definition."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymerge.fisher.draws import streams, uniforms
+from raymerge.fisher.factor import Choice, Probes, covariance, from_all, from_choice
+from raymerge.fisher.reduction import tree_sum
+from raymerge.fisher.rows import InputRows
+from raymerge.fisher.scores import Head, Scores
+from raymerge.fisher.threads import in_order
+
+
+def scores(*, items: int, dim: int, users: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Scores:
+    generator = torch.Generator().manual_seed(1)
+    weight, bias, hidden = (
+        scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((items, dim), (items,), (users, 1, dim))
+    )
+    head = Head(weight.to(dtype), bias.to(dtype))
+    return Scores(head, hidden.to(dtype), torch.arange(users)[:, None])
+
+
+def by_definition(found: Scores, weights: Tensor) -> Tensor:
+    """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ."""
+    p = found.head.logits(found.flat, slice(None)).softmax(1)
+    r = found.head.weight - (p @ found.head.weight)[:, None]
+    return torch.einsum("bj,bjc,bjd->bcd", weights, r, r)
+
+
+def product(probes: Probes) -> Tensor:
+    q = probes.cotangents[:, :, 0]
+    return q.transpose(1, 2) @ q
+
+
+@pytest.mark.parametrize(("items", "dim"), [(2, 5), (40, 5), (1, 3)])
+def test_squared_probes_make_the_covariance(items: int, dim: int) -> None:
+    found = scores(items=items, dim=dim)
+    p = found.head.logits(found.flat, slice(None)).softmax(1)
+    expected = by_definition(found, p)
+    torch.testing.assert_close(covariance(found, found.mean_weight()), expected)
+    torch.testing.assert_close(product(from_all(found, None)), expected)
+
+
+def test_directions_without_variance_cost_no_probe() -> None:
+    found = scores(items=3, dim=8)
+    assert from_all(found, None).cotangents.shape[1] == 2
+    assert from_all(found, torch.tensor([[0, -1]]).expand(3, -1)).cotangents.shape[1] == 2
+    assert from_all(scores(items=30, dim=8), None, rank=5).cotangents.shape[1] == 5
+
+
+@pytest.mark.parametrize("chosen", [3, 20])
+def test_chosen_items_make_the_covariance_with_at_most_d_probes(chosen: int) -> None:
+    found = scores(items=20, dim=6)
+    items = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(i))[:chosen] for i in range(3)])
+    weights = torch.rand(3, chosen, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probes = from_choice(found, Choice(items[:, None], weights), None)
+    assert probes.cotangents.shape[1] == min(chosen, 6)
+    expected = by_definition(found, torch.zeros(3, 20, dtype=torch.float64).scatter(1, items, weights))
+    torch.testing.assert_close(product(probes), expected)
+
+
+def test_the_covariance_of_a_confident_user_does_not_cancel_in_float32() -> None:
+    weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-3 + 100
+    hidden = torch.tensor([[[200.0, -200.0, 150.0, 30.0]]], dtype=torch.float64)
+    exact = Scores(Head(weight, None), hidden, torch.zeros(1, 1, dtype=torch.int64))
+    single = Scores(Head(weight.float(), None), hidden.float(), exact.stream)
+    p = exact.head.logits(exact.flat, slice(None)).softmax(1)
+    found = covariance(single, single.mean_weight()).double()
+    assert (found - by_definition(exact, p)).norm() < 0.1 * by_definition(exact, p).norm()
+
+
+def test_rows_read_twice_are_added_up() -> None:
+    positions = torch.tensor([[0, 0, 4, 2, 4], [0, 3, 3, 3, 9]])
+    rows = InputRows.of(positions)
+    gradients = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(0))
+    found = rows.add_up(gradients)
+    for group in range(2):
+        for item in {2, 4, 3, 9} & set(positions[group].tolist()):
+            expected = gradients[group, positions[group] == item].sum(0)
+            where = (rows.rows[group] == item).nonzero().item()
+            torch.testing.assert_close(found[group, where], expected)
+    assert InputRows.of(torch.tensor([[0, 0, 1, 2]])).slots is None
+
+
+def test_draws_are_uniform_and_belong_to_seed_and_key() -> None:
+    numbers = uniforms(streams(0, torch.arange(200)), 500)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert abs(numbers.mean().item() - 0.5) < 0.005 and abs(numbers.var().item() - 1 / 12) < 0.002
+    assert abs(torch.corrcoef(numbers).fill_diagonal_(0)).max() < 0.25
+    again = uniforms(streams(0, torch.tensor([7, 3])), 500)
+    assert torch.equal(again, numbers[[7, 3]])
+    assert not torch.equal(uniforms(streams(1, torch.tensor([7])), 500)[0], numbers[7])
+
+
+def test_results_come_in_order_and_an_error_stops_the_work() -> None:
+    assert list(in_order(lambda n: n * n, range(20))) == [n * n for n in range(20)]
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda n: 1 // n, [1, 0, 1]))
+    assert torch.get_num_threads() == threads
+
+
+def test_tree_sum_does_not_depend_on_how_shards_are_read() -> None:
+    shards = [{"a": torch.randn(3, dtype=torch.float64)} for _ in range(11)]
+    assert torch.equal(tree_sum(iter(shards))["a"], tree_sum(shards)["a"])
+    torch.testing.assert_close(tree_sum(shards)["a"], sum(s["a"] for s in shards))
