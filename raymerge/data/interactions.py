@@ -17,7 +17,7 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from raymerge.data.ids import check_id_type
-from raymerge.prepare.timestamps import check_timestamp_type
+from raymerge.data.timestamps import check_timestamp_type
 from raymerge.errors import ConfigError, InputError
 from raymerge.registry import Registry
 from raymerge.storage import open_file, without_credentials

@@ -20,7 +20,7 @@ from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_freq
 from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
 from raymerge.data.interactions import LogConfig, LogReader, open_log
 from raymerge.data.spill import Spill
-from raymerge.prepare.timestamps import parse_timestamps
+from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
 from raymerge.storage import list_files
 
@@ -55,14 +55,14 @@ class PrepareConfig(LogConfig):
         super().__post_init__()
         for name in ("min_item_count", "min_user_count"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"prepare.{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.partitions <= MAX_PARTITIONS:
             raise ConfigError(f"prepare.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"prepare.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
         for name, known in (("duplicates", get_args(Duplicates)), ("core", get_args(Core))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"data.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise ConfigError(f"prepare.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def prepare(

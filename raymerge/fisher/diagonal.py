@@ -91,7 +91,7 @@ def accumulate(
 
 @contextmanager
 def evaluated(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
-    """The module in eval mode, modes and requires_grad flags restored afterwards; a copy if the precision is another."""
+    """The module in eval mode, its modes and flags restored afterwards, or a copy if the precision is another."""
     if dtype is not None and any(p.dtype != dtype for p in module.parameters()):
         yield copy.deepcopy(module).to(dtype).eval()
         return

@@ -1,4 +1,4 @@
-"""From weights over the catalogue to probes: a few cotangents of h whose squared backward passes add up to the diagonal.
+"""From weights over the catalogue to probes: cotangents of h whose squared backward passes add up to the diagonal.
 
 Let r_j = W_j - μ with μ = Σ_j p_j W_j, and J = ∂h/∂θ upstream of h. Then ∇ log p_j = Jᵀ r_j there, and for any matrix Q
 with Q Qᵀ = C = Σ_j w_j r_j r_jᵀ (d × d) the columns q_i of Q give Σ_j w_j (∇ log p_j)² = Σ_i (Jᵀ q_i)². A probe is such

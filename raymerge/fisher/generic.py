@@ -11,8 +11,9 @@ from raymerge.fisher.sums import SquareSums
 class AutogradBackward:
     """Adds Σ_i (Jᵀ q_i)² of each group.
 
-    Squares go straight to the sums. Where the embedded input is rows of a table, it is differentiated in the table's place, so that no gradient is as
-    large as the catalogue; otherwise all of `embed` is differentiated, and a table in it costs its size a probe.
+    Squares go straight to the sums. Where the embedded input is rows of a table, it is differentiated in the table's
+    place, so that no gradient is as large as the catalogue; otherwise all of `embed` is differentiated, and a table in
+    it costs its size a probe.
     """
 
     skips_padding = False

@@ -74,11 +74,13 @@ class Scores:
         return (logits / self.head.temperature - self.log_normaliser[:, None]).exp_()
 
     def mean_weight(self) -> Tensor:
-        """μ = Σ_j p_j W_j: [B, d]."""
-        mean = torch.zeros_like(self.flat)
+        """μ = Σ_j p_j W_j: [B, d]. Divided by Σ_j p_j, as rounding of that times a large μ would not cancel."""
+        mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
         for columns in self.tiles():
-            mean.addmm_(self.probabilities(columns), self.head.weight[columns])
-        return mean
+            p = self.probabilities(columns)
+            mean.addmm_(p, self.head.weight[columns])
+            total += p.sum(1, keepdim=True)
+        return mean / total
 
     def top(self, value: Callable[[slice], Tensor], count: int) -> Tensor:
         """Columns of the `count` largest values, largest first; `value` gives [n, columns] → int64[n, count]."""

@@ -96,7 +96,7 @@ def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kin
     )
     source = write_csv(folder / "log.csv", rows)
     if not expected[0]:
-        with pytest.raises(InputError, match="lower data.min_item_count and data.min_user_count"):
+        with pytest.raises(InputError, match="lower prepare.min_item_count and prepare.min_user_count"):
             prepare([source], config, folder / "out")
         return
     counts = prepare([source], config, folder / "out")
@@ -266,12 +266,12 @@ def peak_of_preparing(users, *, partitions, folder):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"min_item_count": 0}, "data.min_item_count must be at least 1, got 0"),
-        ({"min_user_count": -3}, "data.min_user_count must be at least 1, got -3"),
-        ({"partitions": 0}, "data.partitions must be between 1 and 65536, got 0"),
-        ({"max_bad_share": 1.5}, "data.max_bad_share must be between 0 and 1, got 1.5"),
-        ({"core": "twice"}, "data.core must be one of iterated, once, got 'twice'"),
-        ({"duplicates": "some"}, "data.duplicates must be one of keep, exact, first, last, got 'some'"),
+        ({"min_item_count": 0}, "prepare.min_item_count must be at least 1, got 0"),
+        ({"min_user_count": -3}, "prepare.min_user_count must be at least 1, got -3"),
+        ({"partitions": 0}, "prepare.partitions must be between 1 and 65536, got 0"),
+        ({"max_bad_share": 1.5}, "prepare.max_bad_share must be between 0 and 1, got 1.5"),
+        ({"core": "twice"}, "prepare.core must be one of iterated, once, got 'twice'"),
+        ({"duplicates": "some"}, "prepare.duplicates must be one of keep, exact, first, last, got 'some'"),
         ({"format": "xls"}, "unknown format 'xls'"),
     ],
 )

@@ -1,0 +1,152 @@
+"""Speed and memory of the Fisher diagonal: `python tests/bench/bench_fisher.py` (see --help to keep it short).
+
+One table of estimators at the shape of MovieLens-1M, with the machine's float32 matrix products measured in the same
+run, and one of catalogues from 10⁴ to 10⁶ items. Each row runs in a process of its own, so that its peak is its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from raymerge.fisher import FisherConfig, accumulate
+from raymerge.fisher.engine import MEMORY_BYTES
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+
+ROWS: tuple[tuple[str, int | None], ...] = (
+    ("exact", None),
+    ("model", 10),
+    ("random", 30),
+    ("topk", 50),
+    ("target", None),
+    ("rank_unbiased", 8),
+    ("hutchinson", 1),
+)
+
+
+@dataclass
+class Case:
+    """One measurement: all histories are full (length 50), the hardest case for an engine that skips padding."""
+
+    users: int
+    items: int = 3416
+    estimator: str = "exact"
+    samples: int | None = None
+    threads: int = 2
+    memory_mib: int = MEMORY_BYTES >> 20
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Users a second, matrix-product rate (GFLOP/s) and the share of it that the engine's products reach, peak MiB."""
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    module = SequenceEncoder(case.items, EncoderConfig(attention="causal")).eval()
+    module.item_embedding.weight.data[1:].normal_(std=0.3)
+    histories = torch.stack([torch.randperm(case.items)[:50] + 1 for _ in range(case.users)])
+    targets = histories[:, 0]
+    config = FisherConfig(case.estimator, case.samples)
+
+    def run(users: int) -> float:
+        start = time.perf_counter()
+        accumulate(
+            module, histories[:users], config=config, targets=targets[:users], memory_bytes=case.memory_mib << 20
+        )
+        return time.perf_counter() - start
+
+    run(2)
+    rates, seconds = [product_rate()], run(case.users)
+    rates.append(product_rate())
+    before = peak_mib()
+    work = products_of_a_user(module, histories[:8], config, targets[:8])
+    rate = sum(rates) / 2
+    parameters = sum(p.numel() for p in module.parameters())
+    return {
+        "users/s": case.users / seconds,
+        "GFLOP/s": rate,
+        "share": work * case.users / seconds / rate / 1e9,
+        "GFLOP/user": work / 1e9,
+        "peak MiB": before,
+        "parameters and sums MiB": parameters * 12 / 2**20,
+    }
+
+
+def product_rate(size: int = 1024, seconds: float = 1.0) -> float:
+    """GFLOP/s of float32 matrix products."""
+    a, out = torch.randn(size, size), torch.empty(size, size)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        torch.mm(a, a, out=out)
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def products_of_a_user(
+    module: SequenceEncoder, histories: torch.Tensor, config: FisherConfig, targets: torch.Tensor
+) -> float:
+    """Floating-point operations in matrix products for one user, counted on one thread."""
+    from raymerge.fisher import engine
+
+    threaded, engine.in_order = engine.in_order, map  # the counter sees its own thread only
+    with FlopCounterMode(display=False) as counter:
+        accumulate(module, histories, config=config, targets=targets)
+    engine.in_order = threaded
+    return counter.get_total_flops() / len(histories)
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_process(case: Case) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def table(title: str, rows: dict[str, Case]) -> None:
+    """Measure and print, a line a case."""
+    print(f"\n{title}")
+    for name, case in rows.items():
+        found = in_process(case)
+        print(f"{name:18s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
+
+
+def main() -> None:
+    """Parse the options and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--users", type=int, default=6040, help="users of the first table")
+    parser.add_argument("--estimators", nargs="*", default=[name for name, _ in ROWS], help="rows of the first table")
+    parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="items, second table")
+    parser.add_argument("--catalogue-users", type=int, default=64, help="users of the second table")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="budget of each thread")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(Case(**json.loads(options.case)))))
+        return
+    common = {"threads": options.threads, "memory_mib": options.memory_mib}
+    chosen = [(name, samples) for name, samples in ROWS if name in options.estimators]
+    table(
+        f"3416 items, {options.users} users, {options.threads} threads",
+        {
+            f"{name}({samples or ''})": Case(options.users, estimator=name, samples=samples, **common)
+            for name, samples in chosen
+        },
+    )
+    sizes = {f"{items:,} items": Case(options.catalogue_users, items=items, **common) for items in options.catalogues}
+    table(f"exact, {options.catalogue_users} users", sizes)
+
+
+if __name__ == "__main__":
+    main()
