@@ -37,7 +37,7 @@ check: install
 	$(BIN)/lint-imports --no-cache
 
 bench: install
-	@for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in tests/bench/bench_*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

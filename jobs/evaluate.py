@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/evaluate.py …`: the stage `raymerge evaluate`, with its options, on the job's cluster."""
+"""`ray job submit -- python jobs/evaluate.py …`: `raymerge evaluate`, with its options, on the job's cluster."""
 
 import sys
 

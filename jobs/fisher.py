@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/fisher.py …`: the stage `raymerge fisher`, with its options, on the job's cluster."""
+"""`ray job submit -- python jobs/fisher.py …`: `raymerge fisher`, with its options, on the job's cluster."""
 
 import sys
 

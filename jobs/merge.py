@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/merge.py …`: the stage `raymerge merge`, with its options, on the job's cluster."""
+"""`ray job submit -- python jobs/merge.py …`: `raymerge merge`, with its options, on the job's cluster."""
 
 import sys
 

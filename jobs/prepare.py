@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/prepare.py …`: the stage `raymerge prepare`, with its options, on the job's cluster."""
+"""`ray job submit -- python jobs/prepare.py …`: `raymerge prepare`, with its options, on the job's cluster."""
 
 import sys
 

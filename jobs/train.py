@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/train.py …`: the stage `raymerge train`, with its options, on the job's cluster."""
+"""`ray job submit -- python jobs/train.py …`: `raymerge train`, with its options, on the job's cluster."""
 
 import sys
 

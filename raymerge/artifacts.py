@@ -92,9 +92,13 @@ def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
         manifest = json.loads(storage.read_bytes(storage.join(url, storage.LAST_FILE)))
         found = manifest["stage"]
     except InputError:
-        raise ArtifactError(f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)") from None
+        raise ArtifactError(
+            f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again") from None
+        raise ArtifactError(
+            f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"
+        ) from None
     if stage is not None and found != stage:
         raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {stage!r}")
     return Artifact(url, manifest).verify()
@@ -235,9 +239,13 @@ def load_model(url: str) -> SequenceEncoder:
         module = SequenceEncoder(settings.pop("num_items"), EncoderConfig(**settings))
         module.load_state_dict(load_tensors(storage.join(url, "model.safetensors")))
     except InputError:
-        raise ArtifactError(f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing") from None
+        raise ArtifactError(
+            f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing"
+        ) from None
     except (RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"the model at {storage.without_credentials(url)} cannot be read: {_first_line(error)}") from None
+        raise ArtifactError(
+            f"the model at {storage.without_credentials(url)} cannot be read: {_first_line(error)}"
+        ) from None
     return module.eval()
 
 

@@ -34,9 +34,13 @@ def configured(command: F) -> F:
     options = [
         click.option("--recipe", help="A named configuration, or a YAML file that `raymerge config` printed."),
         click.option("--output", default="out", show_default=True, help="Folder or URL for all that is made."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."
+        ),
         click.option("--address", help="A Ray cluster to join; without it RAY_ADDRESS, else Ray is started here."),
-        click.option("--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db."),
+        click.option(
+            "--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

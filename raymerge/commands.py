@@ -48,6 +48,7 @@ class Announcer:
         self.tracker: Tracker | None = None
 
     def __call__(self, message: Event | Progress) -> None:
+        """Show the message; record it if it is a figure."""
         self.display(message)
         if self.tracker is not None and isinstance(message, Event):
             self.tracker(message)
@@ -271,7 +272,9 @@ def _find_report(url: str) -> str:
         return url
     if storage.exists(storage.join(url, "report.json")):
         return storage.join(url, "report.json")
-    found = [storage.join(url, "report", name, "report.json") for name in storage.list_folder(storage.join(url, "report"))]
+    found = [
+        storage.join(url, "report", name, "report.json") for name in storage.list_folder(storage.join(url, "report"))
+    ]
     if not found:
         raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
     return max(found, key=storage.modified)

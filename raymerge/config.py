@@ -96,7 +96,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         tree[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"the value in --set {override} cannot be read; put text with special signs in quotes") from None
+        raise ConfigError(
+            f"the value in --set {override} cannot be read; put text with special signs in quotes"
+        ) from None
 
 
 def _one_line(error: ValidationError) -> str:

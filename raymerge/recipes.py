@@ -34,7 +34,9 @@ class Recipe:
 RECIPES = Registry[Recipe]("recipe")
 
 
-def recipe(name: str, about: str, *, source: Source | None = None) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+def recipe(
+    name: str, about: str, *, source: Source | None = None
+) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
     """Register a function that gives a complete configuration."""
 
     def add(config: Callable[[], Config]) -> Callable[[], Config]:

@@ -162,7 +162,9 @@ def disk_errors(url: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no space left for {without_credentials(url)}; free some or choose another --output") from error
+            raise ResourceError(
+                f"no space left for {without_credentials(url)}; free some or choose another --output"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise ResourceError(f"may not write to {without_credentials(url)}; choose another --output") from error
         raise

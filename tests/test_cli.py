@@ -121,7 +121,9 @@ def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **s
     items = folder.parent / f"{folder.name}-items.parquet"
     ids = ids or [f"film {number}" for number in range(num_items)]
     count = pa.array([1] * len(ids), pa.int64())
-    pq.write_table(pa.table({"index": pa.array(range(1, len(ids) + 1), pa.int32()), "item": ids, "count": count}), items)
+    pq.write_table(
+        pa.table({"index": pa.array(range(1, len(ids) + 1), pa.int32()), "item": ids, "count": count}), items
+    )
     output = Output(str(folder)).open()
     with output.stage("train", inputs={"name": folder.name}, configuration=settings) as draft:
         config = EncoderConfig(max_length=4, dim=8, feed_forward=8, **{"heads": 2, **settings})
@@ -139,7 +141,9 @@ def test_recommend_names_an_item_that_the_model_does_not_know(
 
 
 def test_recommend_gives_own_ids_and_leaves_out_the_history(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    cli(["recommend", "--model", str(model(tmp_path / "a")), "--history", "film 1", "--top", "2"], standalone_mode=False)
+    cli(
+        ["recommend", "--model", str(model(tmp_path / "a")), "--history", "film 1", "--top", "2"], standalone_mode=False
+    )
     text = capsys.readouterr().out
     assert "film 0" in text
     assert "film 2" in text
@@ -183,9 +187,7 @@ def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
-def test_printed_configuration_is_a_recipe_again(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
-) -> None:
+def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     cli(["config", "--recipe", name], standalone_mode=False)
     file = tmp_path / "mine.yaml"
     file.write_text(capsys.readouterr().out)

@@ -36,7 +36,7 @@ def die(number: int) -> int:
     return number
 
 
-def collect(capacity: Capacity, function, pieces, deadline: Deadline = HOUR, **config) -> dict[str, int]:  # noqa: ANN001
+def collect(capacity: Capacity, function, pieces, deadline: Deadline = HOUR, **config) -> dict[str, int]:
     results: dict[str, int] = {}
 
     def take(key: str, value: int) -> None:

@@ -18,7 +18,7 @@ from raymerge.runtime import Pool
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where a model ranks the targets of one partition: own user ids, their keys int64[U], ranks by ranking int64[U]."""
+    """Where a model ranks the targets of one partition: own ids, keys int64[U], ranks int64[U] by ranking."""
 
     users: pa.Array
     keys: Tensor

@@ -24,7 +24,9 @@ def shard_sum(model: str, partition: str, config: FisherConfig) -> ShardSum:
     module = worker_model(model)
     found = worker_examples(partition, "validation", module.config.max_length)
     if not len(found):
-        return {name: torch.zeros_like(p, dtype=torch.float64, device="cpu") for name, p in module.named_parameters()}, 0
+        return {
+            name: torch.zeros_like(p, dtype=torch.float64, device="cpu") for name, p in module.named_parameters()
+        }, 0
     sums, users = accumulate(module, found.histories, config=config, targets=found.targets, keys=found.keys)
     return {name: value.cpu() for name, value in sums.items()}, users
 

@@ -78,7 +78,7 @@ class AutogradBackward:
         self._add_table(positions, table, inputs, group)
 
     def _add_table(self, positions: list[Tensor], table: list[Tensor], inputs: InputSide, group: slice) -> None:
-        """From each probe's gradients of the input positions [S, L', d] and of the whole table, those that there are."""
+        """From each probe's gradients of the input positions [S, L', d] and of the whole table, if any."""
         rows = inputs.rows.part(group)
         gradients = [rows.add_up(torch.stack([g.flatten(0, 1) for g in positions], dim=1)[None])] if positions else []
         if table:

@@ -1,4 +1,4 @@
-"""Adding up the sums of shards in one fixed order, so that the result is the same to the bit wherever they came from."""
+"""Adding up the sums of shards in one fixed order: the result is the same to the bit wherever they came from."""
 
 from collections.abc import Iterable
 

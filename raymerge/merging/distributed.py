@@ -1,4 +1,4 @@
-"""Scoring candidate merges on Ray: each process merges the members itself and ranks the validation users of its part."""
+"""Scoring candidate merges on Ray: each process merges the members itself and ranks its part of the users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,9 @@ class Candidate:
 
 
 @lru_cache(maxsize=1)
-def _members(models: tuple[str, ...], diagonals: tuple[str, ...]) -> tuple[list[SequenceEncoder], list[dict[str, Tensor]]]:
+def _members(
+    models: tuple[str, ...], diagonals: tuple[str, ...]
+) -> tuple[list[SequenceEncoder], list[dict[str, Tensor]]]:
     return [load_model(url) for url in models], [load_diagonal(url) for url in diagonals]
 
 

@@ -21,7 +21,9 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     configuration = {**asdict(context.config.fisher), "threads": context.config.cluster.actor_threads}
     done: dict[str, Artifact] = {}
     for name, model in models.items():
-        found = context.find("fisher", f"fisher/{name}", inputs=_fisher_inputs(data, model), configuration=configuration)
+        found = context.find(
+            "fisher", f"fisher/{name}", inputs=_fisher_inputs(data, model), configuration=configuration
+        )
         if found is not None:
             done[name] = found
     missing = {name: model for name, model in models.items() if name not in done}

@@ -91,7 +91,9 @@ def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Arti
         if diagonal.manifest["inputs"]["model"] != model_digest(models[name]):
             raise MergeError(f"{diagonal.url} is the diagonal of another model than {models[name].url}")
         if diagonal.manifest["configuration"] != diagonals[first].manifest["configuration"]:
-            raise MergeError(f"the diagonals of {first} and {name} were estimated in different ways: they do not compare")
+            raise MergeError(
+                f"the diagonals of {first} and {name} were estimated in different ways: they do not compare"
+            )
 
 
 def choose(score: Scorer, settings: MergeConfig, *, members: int) -> tuple[MergeSetting, Point, float]:

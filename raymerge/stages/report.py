@@ -35,7 +35,11 @@ class Entry:
 def report(context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact) -> Artifact:
     """Metrics and comparisons of all models, as `report.json`; made from the ranks alone, in one pass over users."""
     settings = context.config.evaluation
-    inputs = {"ranks": {entry.name: entry.ranks.digest for entry in entries}, "data": data.digest, "merge": merge.digest}
+    inputs = {
+        "ranks": {entry.name: entry.ranks.digest for entry in entries},
+        "data": data.digest,
+        "merge": merge.digest,
+    }
     configuration = {"evaluation": asdict(settings), "entries": [[entry.name, entry.kind] for entry in entries]}
     found = context.find("report", "report", inputs=inputs, configuration=configuration)
     if found is not None:
@@ -55,7 +59,9 @@ def report(context: Context, data: Artifact, entries: Sequence[Entry], merge: Ar
 
 def _bootstrap(data: Artifact, entries: Sequence[Entry], settings: EvaluationConfig) -> Bootstrap:
     """All metrics of all models over all users, partition by partition in their order."""
-    columns = [_column(e.name, ranking, m) for e in entries for ranking in settings.rankings for m in _metrics(settings)]
+    columns = [
+        _column(e.name, ranking, m) for e in entries for ranking in settings.rankings for m in _metrics(settings)
+    ]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
     for partition in partitions_of(data):
         keys, values = None, {}
@@ -134,11 +140,15 @@ def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict
     def measured(ranking: str, metric: str) -> dict[str, float]:
         return asdict(bootstrap.interval(_column(entry.name, ranking, metric), confidence=settings.confidence))
 
-    metrics = {ranking: {metric: measured(ranking, metric) for metric in _metrics(settings)} for ranking in settings.rankings}
+    metrics = {
+        ranking: {metric: measured(ranking, metric) for metric in _metrics(settings)} for ranking in settings.rankings
+    }
     return {"name": entry.name, "kind": entry.kind, "metrics": metrics}
 
 
-def _comparisons(entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig) -> Iterator[dict[str, Any]]:
+def _comparisons(
+    entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig
+) -> Iterator[dict[str, Any]]:
     """Each merged model against the best single one, the average and the control; Holm's correction over them all."""
     singles = [entry for entry in entries if entry.kind == "member"]
     best = max(singles, key=lambda entry: float(entry.model.counts[SCORE]))

@@ -50,7 +50,9 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     if config.base is None:
         return None
     workers, threads = config.cluster.base_workers, config.cluster.base_threads
-    return train(context, data, [Plan("train/base", config.base, config.training, None, workers, threads)])["train/base"]
+    return train(context, data, [Plan("train/base", config.base, config.training, None, workers, threads)])[
+        "train/base"
+    ]
 
 
 def train_members(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:

@@ -1,4 +1,4 @@
-"""The template of the report's page (Jinja). Everything that is put in is escaped; it has no script and loads nothing."""
+"""The template of the report's page (Jinja). What is put in is escaped; it has no script and loads nothing."""
 
 TEMPLATE = """\
 <!doctype html>

@@ -1,4 +1,4 @@
-"""The report of a run: `report.json`, the table at its end, and a page for the browser. Knows neither MLflow nor Ray."""
+"""The report of a run: `report.json`, the table at its end, a page for the browser. Knows neither MLflow nor Ray."""
 
 import base64
 import json

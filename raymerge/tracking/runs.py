@@ -140,7 +140,7 @@ class Tracker:
                     self._send_metrics(run)
             with store.settings(store.UPLOAD_TIMEOUT_S):
                 self._send_files()
-        except Exception as error:  # noqa: BLE001 - whatever the store's failure is, the training must not die of it
+        except Exception as error:
             self._report_outage(error)
             return False
         self._due = time.monotonic() + FLUSH_INTERVAL_S
@@ -180,7 +180,7 @@ class Tracker:
             with store.settings():
                 call(self.client.set_terminated, self.run_id(run), status)
             self._finished.add(run)
-        except Exception as error:  # noqa: BLE001 - the work is done, or an error of its own is on its way
+        except Exception as error:
             self._report_outage(error)
 
     def _report_outage(self, error: Exception) -> None:

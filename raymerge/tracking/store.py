@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def default_uri(output_dir: str) -> str:
-    """The store of an output folder on this machine: `<output>/mlflow.db`; its artifacts go to `<output>/mlartifacts`."""
+    """The store of an output folder on this machine: `<output>/mlflow.db`; artifacts go to `<output>/mlartifacts`."""
     return f"sqlite:///{storage.absolute(output_dir)}/mlflow.db"
 
 
@@ -141,7 +141,7 @@ def as_tracking_error(uri: str) -> Iterator[None]:
     """Turn whatever fails inside into one line that names the option to change."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - MLflow, SQLAlchemy, requests and the system fail in their own ways
+    except Exception as error:
         raise TrackingError(
             f"MLflow at {redact(uri)} cannot be used: {reason(error)}; start that server or give another --tracking-uri"
         ) from None

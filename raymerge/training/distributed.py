@@ -176,7 +176,9 @@ class Reporter:
     def step(self, report: StepReport) -> None:
         """Called about once a second."""
         done = report.epoch - 1 + report.step / report.steps
-        self._send(Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} tokens/s{self._note}"))
+        self._send(
+            Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} tokens/s{self._note}")
+        )
 
     def epoch(self, report: EpochReport, state: TrainingState) -> None:
         """A barrier for all ranks."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -96,7 +96,8 @@ def products_of_a_user(
     from raymerge.fisher import engine
 
     threaded, engine.in_order = engine.in_order, map  # the counter sees its own thread only
-    with FlopCounterMode(display=False) as counter:
+    in_place = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten.baddbmm_: baddbmm_flop}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         accumulate(module, histories, config=config, targets=targets)
     engine.in_order = threaded
     return counter.get_total_flops() / len(histories)

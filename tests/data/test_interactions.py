@@ -132,7 +132,9 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path):
     refused(tmp_path / "none.csv", r"no such file: .*none\.csv")
     refused(write(tmp_path / "empty.csv", ""), r"empty\.csv is empty")
     refused(write(tmp_path / "a.csv", "who,item,timestamp\n1,2,3\n"), "no column 'user', it has who, item, timestamp;")
-    refused(write(tmp_path / "word", "word\n"), "no known kind; set prepare.format to one of csv, tsv, movielens, parquet")
+    refused(
+        write(tmp_path / "word", "word\n"), "no known kind; set prepare.format to one of csv, tsv, movielens, parquet"
+    )
     refused(write(tmp_path / "a.parquet", "user,item\n1,2\n"), r"a\.parquet cannot be read: .*Parquet")
     refused(write(tmp_path / "a.csv.gz", "user,item\n1,2\n"), r"a\.csv\.gz cannot be read")
     refused(write(tmp_path / "latin.csv", "user,item,timestamp\né,x,1\n", "latin-1"), "cannot be read: .*UTF")
@@ -158,7 +160,7 @@ def test_options_that_cannot_be_meant_are_refused():
         LogConfig(format="xls")
     with pytest.raises(ConfigError, match="must name different columns"):
         LogConfig(user="id", item="id")
-    with pytest.raises(ConfigError, match=r"data\.delimiter must be a single byte, got '::'"):
+    with pytest.raises(ConfigError, match=r"prepare\.delimiter must be a single byte, got '::'"):
         LogConfig(delimiter="::")
 
 
