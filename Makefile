@@ -1,5 +1,6 @@
 # make run [RECIPE=demo] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
 # make test [TESTS=tests/fisher]                                                  the test suite
+# make chaos                                                                      more kills, a few minutes
 # make check                                                                      style, types, import contract
 # make bench                                                                      side by side timings
 PYTHON ?= python3
@@ -11,7 +12,7 @@ ARGS   ?=
 TESTS  ?=
 BIN    := $(VENV)/bin
 
-.PHONY: help install run test check bench clean
+.PHONY: help install run test chaos check bench clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -29,6 +30,9 @@ run: install
 
 test: install
 	@$(BIN)/python -m pytest $(TESTS)
+
+chaos: install
+	@$(BIN)/python -m pytest -m chaos
 
 check: install
 	$(BIN)/ruff check raymerge jobs tests

@@ -128,7 +128,7 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
             tracker,
             configuration=config.plain(),
             report_url=result.report.file("report.json"),
-            drawn=figures(content, trained_models(result), result.diagonals),
+            drawn=figures(content, context.output.url),
             model=model,
             score=model.counts[SCORE],
             model_name=config.tracking.model_name or f"raymerge-{Path(config.recipe).stem}",
@@ -136,13 +136,6 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
     except TrackingError as error:
         return f"not yet: {error}; give the same command again once the server is there"
     return f"{registered.uri} ({'champion' if registered.champion else 'not the champion'}: {registered.reason})"
-
-
-def trained_models(result: Result) -> dict[str, Artifact]:
-    """Models of a run that have training curves, by name."""
-    base = {"base": result.base} if result.base else {}
-    extra = {entry.name: entry.model for entry in result.entries if entry.kind in ("finetuned", "control")}
-    return {**base, **result.members, **extra}
 
 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -215,12 +208,16 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
 def run_report(url: str, html: str | None) -> None:
     """`raymerge report`."""
-    content = reports.loads(storage.read_bytes(_find_report(url)))
+    place = _find_report(url)
+    content = reports.loads(storage.read_bytes(place))
     if html is None:
         Console().print(reports.render(content))
         return
-    page = reports.to_html(content, {title: to_png(figure) for title, figure in figures(content, {}, {}).items()})
-    Path(html).write_text(page, encoding="utf-8")
+    drawn = figures(content, place.rsplit("/", 3)[0])  # <output>/report/<digest>/report.json
+    with storage.disk_errors(html):
+        Path(html).write_text(
+            reports.to_html(content, {title: to_png(one) for title, one in drawn.items()}), encoding="utf-8"
+        )
     click.echo(html)
 
 

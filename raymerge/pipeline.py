@@ -43,4 +43,5 @@ def run(context: Context, log: Sequence[str]) -> Result:
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
     entries = [Entry(name, KINDS.get(name, "member"), model, ranks[name]) for name, model in models.items()]
-    return Result(data, base, members, diagonals, merged, entries, report(context, data, entries, merged))
+    made = report(context, data, entries, merge=merged, base=base, diagonals=diagonals)
+    return Result(data, base, members, diagonals, merged, entries, made)

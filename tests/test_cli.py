@@ -57,7 +57,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "encoder.dim=63"], "encoder.dim must be a multiple of encoder.heads"),
         (["run", "--set", "encoder.max_length=99999999"], "encoder.max_length must be between"),
         (["run", "--set", "base.name=nope"], "unknown objective 'nope'; known: bert4rec"),
-        (["run", "--set", "base.name=next_item"], "needs encoder.attention causal"),
+        (["run", "--set", "base.name=bert4rec"], "needs encoder.attention bidirectional"),
         (["run", "--set", "fisher.estimator=nope"], "unknown estimator 'nope'; known: exact"),
         (["run", "--set", "fisher.estimator=topk"], "needs fisher.samples"),
         (["run", "--set", "merge.method=nope"], "nope"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Output
@@ -22,6 +23,7 @@ from raymerge.runtime import Capacity, Deadline
 from raymerge.stages.context import SCORE, Context
 from raymerge.tracking import report as reports
 
+CHECKOUT = Path(__file__).parent.parent
 SMALL = (
     "encoder.max_length=12",
     "encoder.dim=16",
@@ -120,23 +122,72 @@ def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: 
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("stage", ["train", "fisher-shard", "evaluate"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "train",
+        *(pytest.param(stage, marks=pytest.mark.chaos) for stage in ("prepare", "fisher-shard", "merge", "evaluate")),
+    ],
+)
 def test_killed_driver_goes_on_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path, stage: str
 ) -> None:
     """The driver, with a Ray of its own, is killed as soon as the stage has left something behind."""
-    output, command = tmp_path / "out", [sys.executable, "-m", "raymerge", "run", "--recipe", "demo"]
-    command += ["--input", str(log), "--output", str(output)]
-    for change in SMALL:
-        command += ["--set", change]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    with (tmp_path / "log").open("wb") as out:
-        driver = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-        while driver.poll() is None and not list(output.glob(f"{stage}/*/manifest.json")):
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    result = run(context(output), [str(log)])
-    mine = json.loads(Path(result.report.file("report.json")).read_text())
+    output = tmp_path / "out"
+    driver = start(log, output)
+    while driver.poll() is None and not list(output.glob(f"{stage}/*/manifest.json")):
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert not list(output.glob("report/*/manifest.json")), "it was done before it could be killed"
+    again = start(log, output)
+    table, progress = again.communicate(timeout=280)
+    assert again.returncode == 0, progress
+    assert "found, not made again" in progress
+    assert "fine-tuned" in table
+    reports_made = list(output.glob("report/*/report.json"))
+    mine = json.loads(reports_made[0].read_text())
     theirs = json.loads(Path(first[1].report.file("report.json")).read_text())
     assert without_times(mine) == without_times(theirs)
+    assert not list((output / "checkpoints").iterdir())
+    check_mlflow(output, mine)
+
+
+def start(log: Path, output: Path) -> subprocess.Popen[str]:
+    """`raymerge run` in a process of its own, which starts a Ray of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "raymerge",
+        "run",
+        "--recipe",
+        "demo",
+        "--input",
+        str(log),
+        "--output",
+        str(output),
+    ]
+    command += [part for change in SMALL for part in ("--set", change)]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, text=True, cwd=CHECKOUT)
+
+
+def check_mlflow(output: Path, report: dict) -> None:
+    """One finished parent, a child for each stage and model, each step once, the report, a champion that loads."""
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    experiment = client.get_experiment_by_name("raymerge")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+    assert [parent.info.status for parent in parents] == ["FINISHED"]
+    assert parents[0].data.params["encoder.dim"] == "16"
+    assert parents[0].inputs.dataset_inputs
+    children = {found.data.tags["raymerge.run"]: found for found in runs if found not in parents}
+    assert {"prepare", "train/base", "train/duorec", "fisher/duorec", "merge/fisher", "report"} <= set(children)
+    curve = client.get_metric_history(children["train/base"].info.run_id, "validation.ndcg_at_10")
+    assert [point.step for point in curve] == [1, 2]
+    files = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+    assert {"report.json", "configuration.yaml", "plots"} <= files
+    champion = client.get_model_version_by_alias("raymerge-demo", "champion")
+    assert champion.run_id == parents[0].info.run_id
+    assert float(champion.tags["raymerge.validation_score"]) == report["validation"][report["final"]]

@@ -85,14 +85,15 @@ class FeedForwardState:
         A few groups at a time: the cotangents of the wide layer are the largest tensors of all, and fit a cache so.
         """
         squares.linear(self.name + ".outer", self.active, g)
-        out = []
-        group = g[: squares.group_size, ..., 0].numel() * self.slope.shape[2] * g.element_size()
-        users = max(1, WIDE_BYTES // group) * squares.group_size
-        for part, inputs, slope in zip(g.split(users), self.inputs.split(users), self.slope.split(users), strict=True):
-            inner_g = (part @ self.module.outer.weight).mul_(slope[:, :, None])
-            squares.linear(self.name + ".inner", inputs, inner_g)
-            out.append(inner_g @ self.module.inner.weight)
-        return torch.cat(out)
+        out = g.new_empty(g.shape)
+        one = g[: squares.group_size, ..., 0].numel() * self.slope.shape[2] * g.element_size()
+        users = max(1, WIDE_BYTES // one) * squares.group_size
+        for first in range(0, len(g), users):
+            part = slice(first, first + users)
+            inner_g = (g[part] @ self.module.outer.weight).mul_(self.slope[part, :, None])
+            squares.linear(self.name + ".inner", self.inputs[part], inner_g)
+            torch.mm(inner_g.flatten(0, 2), self.module.inner.weight, out=out[part].view(-1, g.shape[3]))
+        return out
 
 
 @dataclass(frozen=True)

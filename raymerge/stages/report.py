@@ -1,7 +1,7 @@
 """From ranks to the report: every model's metrics with intervals, and which differences are more than chance."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -32,7 +32,15 @@ class Entry:
     ranks: Artifact
 
 
-def report(context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact) -> Artifact:
+def report(
+    context: Context,
+    data: Artifact,
+    entries: Sequence[Entry],
+    *,
+    merge: Artifact,
+    base: Artifact | None,
+    diagonals: Mapping[str, Artifact],
+) -> Artifact:
     """Metrics and comparisons of all models, as `report.json`; made from the ranks alone, in one pass over users."""
     settings = context.config.evaluation
     inputs = {
@@ -48,6 +56,11 @@ def report(context: Context, data: Artifact, entries: Sequence[Entry], merge: Ar
         making.progress(0, 1)
         bootstrap = _bootstrap(data, entries, settings)
         content = _content(context, data, entries, merge, bootstrap)
+        models = ({"base": base} if base else {}) | {entry.name: entry.model for entry in entries}
+        content["artifacts"] = {
+            "models": {name: _within(context, model) for name, model in models.items()},
+            "diagonals": {name: _within(context, diagonal) for name, diagonal in diagonals.items()},
+        }
         making.draft.write_json("report.json", content)
         for row in content["rows"]:
             for ranking, metrics in row["metrics"].items():
@@ -119,7 +132,6 @@ def _content(
         "validation": {entry.name: entry.model.counts[SCORE] for entry in entries},
         "final": final_model(entries).name,
         "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
-        "artifacts": {entry.name: _within(context, entry.model) for entry in entries},
         "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries},
         "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},

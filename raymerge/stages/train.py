@@ -99,7 +99,7 @@ def best_single(members: Mapping[str, Artifact]) -> str:
 
 def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, Artifact]:
     """The models of all plans, by run; those not yet committed are trained at the same time."""
-    config, output = context.config, context.output
+    config, output = context.config, context.output.open()
     trained: dict[str, Artifact] = {}
     waiting: dict[str, Plan] = {}
     for plan in plans:

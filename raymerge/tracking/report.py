@@ -87,7 +87,10 @@ class Data(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class Report(TypedDict):
-    """All that the printed table shows and where it comes from; `timings` are seconds by stage."""
+    """All that the printed table shows and where it comes from.
+
+    `artifacts` are places by name, told from the output folder on; `timings` are seconds by model.
+    """
 
     schema: int
     protocol: Protocol
@@ -95,7 +98,7 @@ class Report(TypedDict):
     comparisons: list[Comparison]
     merge: Merge
     data: Data
-    artifacts: dict[str, Any]
+    artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]
     versions: dict[str, str]
 

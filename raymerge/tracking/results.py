@@ -9,22 +9,22 @@ import yaml
 from torch import Tensor
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, load_diagonal
+from raymerge.artifacts import Artifact, load_diagonal, open_artifact
 from raymerge.merging.methods import shares
 from raymerge.tracking import plots, report
 from raymerge.tracking.registration import RegisteredVersion, register
 from raymerge.tracking.runs import PIPELINE, Tracker
 
 
-def figures(
-    content: report.Report, models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
-) -> dict[str, plots.Figure]:
-    """Plots of a run by file name: `models` are those trained, by name, with their `history.json`."""
+def figures(content: report.Report, output: str) -> dict[str, plots.Figure]:
+    """Plots of a run by title, drawn from its report and the artifacts in its output folder that it names."""
+    models, diagonals = (
+        {name: open_artifact(storage.join(output, place)) for name, place in content["artifacts"][kind].items()}
+        for kind in ("models", "diagonals")
+    )
+    trained = {name: one for name, one in models.items() if one.manifest["stage"] == "train"}
     drawn = {"NDCG@10 with intervals": plots.metric_bars(content)}
-    if models:
-        drawn["training curves"] = plots.training_curves(
-            {name: one.json("history.json") for name, one in models.items()}
-        )
+    drawn["training curves"] = plots.training_curves({name: one.json("history.json") for name, one in trained.items()})
     if diagonals:
         loaded = {name: load_diagonal(diagonal.url) for name, diagonal in diagonals.items()}
         drawn["diagonals by layer"] = plots.diagonal_histograms(loaded)

@@ -48,8 +48,8 @@ def example_report() -> Report:
         },
         "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
         "artifacts": {
-            "model": "/out/merge/0123/model",
-            "diagonals": {"bert4rec": "/out/fisher/1", "duorec": "/out/fisher/2"},
+            "models": {"duorec": "train/0123", "Fisher merge": "merge/4567"},
+            "diagonals": {"bert4rec": "fisher/1", "duorec": "fisher/2"},
         },
         "timings": {"prepare": 2.5, "train": 100.0},
         "versions": {"raymerge": "0.1.0", "torch": "2.13.0"},

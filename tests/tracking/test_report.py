@@ -134,7 +134,7 @@ def test_the_page_holds_every_ranking_every_comparison_and_the_plots_and_needs_n
 def test_names_are_escaped_in_page_and_terminal() -> None:
     content = example_report()
     content["rows"][0]["name"] = "<script>alert(1)</script>[bold red]"
-    content["artifacts"]["model"] = '"><img src="https://example.org/x">'
+    content["artifacts"]["models"]["duorec"] = '"><img src="https://example.org/x">'
     page = Page(report.to_html(content, {'a"b<c>': b"\x89PNG"}))
     assert "script" not in page.tags
     assert page.tags.count("img") == 1

@@ -48,11 +48,21 @@ def test_plots_follow_from_what_there_is(output: Output) -> None:
     models = {name: trained(output, name) for name in MEMBERS}
     diagonals = {"bert4rec": 1.0, "duorec": 4.0}
     estimates = {name: estimated(output, name, value, models[name]) for name, value in diagonals.items()}
-    drawn = figures(example_report(), models, estimates)
+    drawn = figures(report_of(output, models, estimates), output.url)
     assert len(drawn) == 4
     [axes] = drawn["weights by layer"].axes
     assert {text.get_text() for text in axes.texts} == {"14%", "86%"}, "0.4 · 1 against 0.6 · 4, in every layer"
-    assert list(figures(example_report(), {}, {})) == ["NDCG@10 with intervals"]
+    assert list(figures(report_of(output, models, {}), output.url)) == ["NDCG@10 with intervals", "training curves"]
+
+
+def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> report.Report:
+    """The example, with the places of these artifacts."""
+    made = {"models": models, "diagonals": diagonals}
+    places = {
+        kind: {name: one.url.removeprefix(output.url + "/") for name, one in found.items()}
+        for kind, found in made.items()
+    }
+    return {**example_report(), "artifacts": places}
 
 
 def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
@@ -65,7 +75,7 @@ def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
             tracker,
             configuration={"recipe": "demo"},
             report_url=str(tmp_path / "report.json"),
-            drawn=figures(example_report(), {}, {}),
+            drawn=figures(report_of(output, {"duorec": model}, {}), output.url),
             model=model,
             score=0.15,
             model_name="results",
@@ -73,6 +83,6 @@ def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
     client = MlflowClient(tracker.uri)
     top = {file.path for file in client.list_artifacts(tracker.run_id())}
     assert {"report.json", "configuration.yaml", "plots"} <= top
-    [picture] = client.list_artifacts(tracker.run_id(), "plots")
-    assert picture.path.endswith(".png")
+    pictures = [file.path for file in client.list_artifacts(tracker.run_id(), "plots")]
+    assert sorted(pictures) == ["plots/ndcg@10-with-intervals.png", "plots/training-curves.png"]
     assert client.get_model_version_by_alias("results", "champion").version == registered.version

@@ -1,0 +1,52 @@
+"""A small prepared log and a context for stages, both without Ray."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raymerge.artifacts import Artifact, Output
+from raymerge.data import demo
+from raymerge.data.sequences import Sequences, read_partition
+from raymerge.recipes import configure
+from raymerge.runtime import Deadline
+from raymerge.stages.context import Context
+from raymerge.stages.prepare import partitions_of, prepare
+
+SMALL = (
+    "encoder.max_length=10",
+    "encoder.dim=16",
+    "encoder.feed_forward=32",
+    "prepare.partitions=3",
+    "training.epochs=3",
+    "cluster.base_threads=1",
+)
+MakeContext = Callable[..., Context]
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("log") / "log.parquet"
+    pq.write_table(demo.generate(seed=7, users=150, items=120), file)
+    return file
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> MakeContext:
+    """A context whose output folder has the name given."""
+
+    def make(folder: str = "out", *overrides: str) -> Context:
+        return Context(configure("demo", (*SMALL, *overrides)), Output(str(tmp_path / folder)), print, Deadline(600))
+
+    return make
+
+
+@pytest.fixture
+def data(make_context: MakeContext, log: Path) -> Artifact:
+    return prepare(make_context("data"), [str(log)])
+
+
+@pytest.fixture
+def partitions(data: Artifact) -> list[Sequences]:
+    return [read_partition(url) for url in partitions_of(data)]

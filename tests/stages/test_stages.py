@@ -1,0 +1,180 @@
+"""Stages on Ray give what one process gives, whatever the number of processes and whoever dies on the way."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import raymerge.fisher
+from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.data.sequences import Sequences, concatenate, read_items
+from raymerge.data.split import examples
+from raymerge.errors import ConfigError, ResourceError, ScoreError
+from raymerge.evaluation.metrics import per_user
+from raymerge.evaluation.ranking import rank_targets
+from raymerge.merging.methods import MergeConfig, MergeSetting, merge
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
+from raymerge.stages.context import SCORE, Context
+from raymerge.stages.evaluate import evaluate
+from raymerge.stages.fisher import fisher
+from raymerge.stages.merge import check_coefficients, choose
+from raymerge.stages.merge import merge as merge_stage
+from raymerge.stages.report import metrics_of
+from raymerge.stages.train import model_digest, train_base
+from tests.stages.conftest import MakeContext
+
+pytestmark = pytest.mark.usefixtures("capacity")
+
+
+@pytest.fixture
+def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
+    """Two random models, as training leaves them."""
+    made, context = {}, make_context("models")
+    for seed, name in enumerate(("first", "second")):
+        key = {"inputs": {"seed": seed}, "configuration": {}}
+        with context.make("train", name, **key) as making:
+            torch.manual_seed(seed)
+            module = SequenceEncoder(data.counts["items"], context.config.encoder)
+            save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+            making.counts[SCORE] = 0.1
+        made[name] = context.committed("train", **key)
+    return made
+
+
+@pytest.mark.parametrize("estimator", [(), ("fisher.estimator=model", "fisher.samples=5")])
+def test_diagonal_is_the_same_to_the_bit_for_any_number_of_actors_and_equals_one_process(
+    make_context: MakeContext,
+    data: Artifact,
+    models: dict[str, Artifact],
+    partitions: list[Sequences],
+    estimator: tuple[str, ...],
+) -> None:
+    digests = set()
+    for actors in (1, 2):
+        context = make_context(f"actors-{actors}", f"cluster.actors={actors}", *estimator)
+        with context.pool() as pool:
+            diagonals = fisher(context, pool, data, models)
+        digests.add(tuple(one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()))
+    assert len(digests) == 1
+    found = examples(concatenate(partitions), "validation", 10)
+    settings = context.config.fisher
+    expected = raymerge.fisher.estimate(
+        load_model(models["first"].url),
+        found.histories,
+        estimator=settings.estimator,
+        samples=settings.samples,
+        keys=found.keys,
+    )
+    for name, value in load_diagonal(diagonals["first"].url).items():
+        torch.testing.assert_close(value, expected[name].float(), rtol=1e-4, atol=1e-5 * float(expected[name].max()))
+
+
+def test_new_partitions_use_the_shards_of_the_old_ones_again(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context("out")
+    with context.pool() as pool:
+        fisher(context, pool, data, {"first": models["first"]})
+        made = set((Path(context.output.url) / "fisher-shard").iterdir())
+        grown = Artifact(data.url, {**data.manifest, "digest": "grown"})
+        asked: list[str] = []
+        monkeypatch.setattr(type(pool), "run", lambda *_, **__: asked.append("run"))
+        diagonals = fisher(context, pool, grown, {"first": models["first"]})
+    assert set((Path(context.output.url) / "fisher-shard").iterdir()) == made
+    assert diagonals["first"].manifest["inputs"]["data"] == "grown"
+
+
+def test_metrics_equal_those_of_one_process(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], partitions: list[Sequences]
+) -> None:
+    context = make_context("out")
+    with context.pool() as pool:
+        ranks = evaluate(context, pool, data, models)
+    settings = context.config.evaluation
+    found = metrics_of(settings, data, ranks["second"])
+    asked = examples(concatenate(partitions), "test", 10)
+    counts = read_items(data.file(ITEMS_FILE)).counts
+    expected = rank_targets(load_model(models["second"].url), asked, config=settings, counts=counts)
+    for ranking in settings.rankings:
+        for metric, values in per_user(expected[ranking], settings.ks).items():
+            assert found[f"{ranking} {metric}"] == pytest.approx(float(values.mean()))
+
+
+def test_merge_stage_gives_the_closed_form_of_its_choice(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context = make_context("out", "merge.budget=8", "merge.normalise=model")
+    with context.pool() as pool:
+        diagonals = fisher(context, pool, data, models)
+        merged = merge_stage(context, pool, data, models, diagonals, context.config.merge)
+    expected = merge(
+        [load_model(model.url) for model in models.values()],
+        [load_diagonal(diagonal.url) for diagonal in diagonals.values()],
+        coefficients=list(merged.counts["coefficients"].values()),
+        normalise="model",
+    )
+    for name, value in load_model(merged.url).state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_given_coefficients_are_not_searched() -> None:
+    asked: list[tuple[MergeSetting, tuple[float, ...]]] = []
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> float:
+        asked.append((setting, point))
+        return 0.5 if setting.normalise == "model" else 0.1
+
+    setting, point, best = choose(score, MergeConfig(coefficients=(1.0, 3.0)), members=2)
+    assert {point for _, point in asked} == {(1.0, 3.0)}
+    assert (setting.normalise, point, best) == ("model", (1.0, 3.0), 0.5)
+    with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
+        check_coefficients(MergeConfig(coefficients=(1.0, 3.0)), 3)
+
+
+def test_killed_training_worker_is_replaced_and_the_model_is_the_same(
+    make_context: MakeContext, data: Artifact
+) -> None:
+    undisturbed = train_base(make_context("undisturbed"), data)
+    context = make_context("disturbed")
+    killer = threading.Thread(target=kill_a_training_worker, args=(context,))
+    killer.start()
+    disturbed = train_base(context, data)
+    killer.join()
+    assert undisturbed is not None
+    assert disturbed is not None
+    assert model_digest(disturbed) == model_digest(undisturbed)
+    assert len(disturbed.json("history.json")) == 3
+
+
+def kill_a_training_worker(context: Context) -> None:
+    """Once a checkpoint is there."""
+    checkpoints = Path(context.output.url) / "checkpoints"
+    while not list(checkpoints.glob("*/*/state.json")):
+        time.sleep(0.02)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::RayTrainWorker"):
+            os.kill(int(process.name), signal.SIGKILL)
+            return
+    raise AssertionError("there is no training worker to kill")
+
+
+def test_loss_that_is_not_a_number_ends_the_training_in_one_line(make_context: MakeContext, data: Artifact) -> None:
+    context = make_context("out", "training.learning_rate=99", "training.clip_norm=0", "training.epochs=30")
+    with pytest.raises(ScoreError, match="lower training.learning_rate"):
+        train_base(context, data)
+    assert not (Path(context.output.url) / "train").exists()
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:
+    with pytest.raises(ResourceError, match=r"cluster\.gpus is 8, but the cluster has 0 GPUs"):
+        cluster_capacity(ClusterConfig(gpus=8))
