@@ -125,11 +125,12 @@ class Output:
 
     def check(self) -> None:
         """Refuse a place that cannot be written or a non-empty folder that is not ours."""
-        names = storage.list_folder(self.url)
-        if names and MARKER not in names:
-            raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
         if storage.is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
+        with storage.disk_errors(self.url):
+            names = storage.list_folder(self.url)
+        if names and MARKER not in names:
+            raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
 
     def open(self) -> "Output":
         """Mark the folder as ours and clear what dead processes of this machine left in staging, the first time."""

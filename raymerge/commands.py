@@ -19,6 +19,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
 from raymerge.events import Event, Progress
+from raymerge.merging.methods import METHODS
 from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
 from raymerge.progress import display
@@ -82,7 +83,7 @@ def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Itera
         uri,
         config.tracking.experiment,
         name=f"{command} {Path(config.recipe).stem}",
-        identity=digest_of([command, configuration, dataset["digest"], context.output.url]),
+        identity=digest_of([command, _determining(configuration), dataset["digest"], context.output.url]),
         configuration=configuration,
         dataset=dataset,
     )
@@ -92,6 +93,11 @@ def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Itera
             yield tracker
         finally:
             announcer.tracker = None
+
+
+def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what only says where the work is done and recorded."""
+    return {key: value for key, value in configuration.items() if key not in ("cluster", "tracking")}
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -141,8 +147,8 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
     with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
-        files = _log_files(context, log)
-        _print_artifacts({"data": prepare(context, files)})
+        data = prepare(context, _log_files(context, log))
+    _print_artifacts({"data": data})
 
 
 def run_train(data: str, *, recipe: str | None, **options: Any) -> None:
@@ -152,16 +158,17 @@ def run_train(data: str, *, recipe: str | None, **options: Any) -> None:
         with tracked(context, "train", _prepared_dataset(prepared)):
             base = train_base(context, prepared)
             members = train_members(context, prepared, base)
-        _print_artifacts({**({"base": base} if base else {}), **members})
+    _print_artifacts({**({"base": base} if base else {}), **members})
 
 
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge fisher`."""
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
+        check_catalogue(prepared, members)
         with tracked(context, "fisher", _prepared_dataset(prepared)), context.pool() as pool:
             diagonals = fisher(context, pool, prepared, members)
-        _print_artifacts(diagonals)
+    _print_artifacts(diagonals)
 
 
 def run_merge(
@@ -173,20 +180,24 @@ def run_merge(
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
         weights = dict(zip(members, (open_artifact(url, stage="fisher") for url in diagonals), strict=False))
+        if METHODS[context.config.merge.method].needs_diagonals and not weights:
+            raise MergeError("method fisher needs a --diagonal for each --model; or --set merge.method=average")
         check_mergeable(members, weights)
         check_coefficients(context.config.merge, len(members))
         if data is None:
             raise InputError("merge chooses on the validation split of prepared data: name it with --data")
         prepared = open_artifact(data, stage="prepare")
+        check_catalogue(prepared, members)
         with tracked(context, "merge", _prepared_dataset(prepared)), context.pool() as pool:
             merged = merge(context, pool, prepared, members, weights, context.config.merge)
-        _print_artifacts({"merged": merged})
+    _print_artifacts({"merged": merged})
 
 
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge evaluate`."""
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
+        check_catalogue(prepared, members)
         with tracked(context, "evaluate", _prepared_dataset(prepared)), context.pool() as pool:
             ranks = evaluate(context, pool, prepared, members)
         metrics = {name: metrics_of(context.config.evaluation, prepared, artifact) for name, artifact in ranks.items()}
@@ -260,6 +271,16 @@ def _open_models(urls: Sequence[str]) -> dict[str, Artifact]:
     if len(found) < len(urls):
         raise ConfigError(f"a model was named twice: {', '.join(urls)}")
     return found
+
+
+def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
+    """Raise InputError unless each model's item indices mean the same items as the data's."""
+    ids = read_items(data.file(ITEMS_FILE)).ids
+    for model in models.values():
+        if not read_items(model.file("model", ITEMS_FILE)).ids.equals(ids):
+            raise InputError(
+                f"{model.url} is of another catalogue than {data.url}: prepare the log that it was trained on"
+            )
 
 
 def _find_report(url: str) -> str:

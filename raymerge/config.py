@@ -72,7 +72,7 @@ def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
 
     Raises ConfigError in one line for an unknown key, a wrong type or a value out of range.
     """
-    tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(values)))
+    tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(values), sort_keys=False))
     for override in overrides:
         _override(tree, override)
     try:

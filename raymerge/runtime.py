@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import secrets
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raymerge.errors import ConfigError, ResourceError, UserError
 from raymerge.events import Event, Progress
@@ -58,7 +60,7 @@ class Capacity:
 
     cpus: float
     gpus: float
-    nodes: int
+    node_cpus: float  # of the largest node: no process can have more
 
     def check(self, config: ClusterConfig) -> None:
         """Refuse at once what could never be scheduled and would wait for ever."""
@@ -74,12 +76,12 @@ class Capacity:
     def share(self, config: ClusterConfig, processes: int) -> dict[str, float]:
         """Resources of each of so many processes that run at once: whole GPUs, a share of one, or CPU shares.
 
-        Shares are rounded down to 1/100, so that all fit.
+        Shares are rounded down to 1/100, so that all fit; none is more than one GPU or than a node's CPUs.
         """
         gpus = self.usable_gpus(config)
         if gpus:
-            return {"GPU": _share(gpus, processes), "CPU": min(1.0, _share(self.cpus, processes))}
-        return {"CPU": _share(self.cpus, processes)}
+            return {"GPU": min(1.0, _share(gpus, processes)), "CPU": min(1.0, _share(self.cpus, processes))}
+        return {"CPU": min(_share(self.cpus, processes), self.node_cpus)}
 
 
 def _share(amount: float, processes: int) -> float:
@@ -107,11 +109,14 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         os.environ |= PATIENT_THREADS | os.environ  # inherited by the workers
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**arguments)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ResourceError(f"cannot {where}: {str(error).strip().splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own in its place, which ends without a word
     try:
         with redirect_stdout(_LogStream()):
             yield cluster_capacity(config)
@@ -131,8 +136,8 @@ class _LogStream(io.TextIOBase):
 def cluster_capacity(config: ClusterConfig) -> Capacity:
     """What the cluster has; ResourceError if it is less than the configuration asks for."""
     total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    capacity = Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), nodes=nodes)
+    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    capacity = Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), node_cpus=largest)
     capacity.check(config)
     return capacity
 
@@ -236,9 +241,11 @@ class Pool:
                     except RayTaskError as error:
                         self._idle.append(actor)
                         raise _cause(error) from error
-                    except RayActorError as error:
+                    except RayError as error:  # the actor or its node died, or was ended for want of memory
                         if attempts[key] >= MAX_ATTEMPTS:
-                            raise ResourceError(f"{doing}: the process for {key} died {attempts[key]} times") from error
+                            reason = str(error).strip().splitlines()[0]
+                            died = f"the process for {key} died {attempts[key]} times"
+                            raise ResourceError(f"{doing}: {died} ({reason})") from error
                         waiting.appendleft(key)
                     else:
                         self._idle.append(actor)

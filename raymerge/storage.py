@@ -167,6 +167,8 @@ def disk_errors(url: str) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise ResourceError(f"may not write to {without_credentials(url)}; choose another --output") from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"cannot write to {without_credentials(url)}: {error.strerror}") from error
         raise
 
 

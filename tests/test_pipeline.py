@@ -64,7 +64,7 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
     _, result, _ = first
     content = reports.loads(Path(result.report.file("report.json")).read_bytes())
     names = [row["name"] for row in content["rows"]]
-    assert names == ["bert4rec", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control"]
+    assert names == ["next_item", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control"]
     for row in content["rows"]:
         for metrics in row["metrics"].values():
             assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())

@@ -82,21 +82,27 @@ def test_ray_of_this_machine_asks_for_a_token_and_writes_none(capacity: Capacity
 
 def test_more_gpus_than_there_are_is_refused_at_once() -> None:
     with pytest.raises(ResourceError, match=r"cluster\.gpus is 4, but the cluster has 2 GPUs"):
-        Capacity(cpus=8, gpus=2, nodes=1).check(ClusterConfig(gpus=4))
+        Capacity(cpus=8, gpus=2, node_cpus=8).check(ClusterConfig(gpus=4))
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "processes", "expected"),
+    ("cpus", "gpus", "node_cpus", "processes", "expected"),
     [
-        (16, 3, 3, {"GPU": 1.0, "CPU": 1.0}),
-        (16, 1, 3, {"GPU": 0.33, "CPU": 1.0}),
-        (2, 0, 3, {"CPU": 0.66}),
-        (8, 0, 3, {"CPU": 2.0}),
-        (2, 4, 4, {"GPU": 1.0, "CPU": 0.5}),
+        (16, 3, 16, 3, {"GPU": 1.0, "CPU": 1.0}),
+        (16, 1, 16, 3, {"GPU": 0.33, "CPU": 1.0}),
+        (2, 0, 2, 3, {"CPU": 0.66}),
+        (8, 0, 8, 3, {"CPU": 2.0}),
+        (2, 4, 2, 4, {"GPU": 1.0, "CPU": 0.5}),
+        (32, 0, 8, 1, {"CPU": 8.0}),
+        (16, 3, 16, 1, {"GPU": 1.0, "CPU": 1.0}),
     ],
 )
-def test_shares_fit_together(cpus: float, gpus: float, processes: int, expected: dict[str, float]) -> None:
-    assert Capacity(cpus=cpus, gpus=gpus, nodes=1).share(ClusterConfig(), processes) == pytest.approx(expected)
+def test_shares_fit_together(
+    cpus: float, gpus: float, node_cpus: float, processes: int, expected: dict[str, float]
+) -> None:
+    assert Capacity(cpus=cpus, gpus=gpus, node_cpus=node_cpus).share(ClusterConfig(), processes) == pytest.approx(
+        expected
+    )
 
 
 def test_all_errors_survive_pickling() -> None:

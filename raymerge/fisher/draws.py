@@ -35,7 +35,7 @@ def streams(seed: int, keys: Tensor) -> Tensor:
 
 
 def integers(stream: Tensor, counters: Tensor) -> Tensor:
-    """64 random bits for each stream and counter: int64[B], int64[n] → int64[B, n]."""
+    """64 random bits for each stream and counter: int64[B], int64[n] or [B, n] → int64[B, n]."""
     return _mix(stream[:, None] + (counters + 1) * _STEP)
 
 

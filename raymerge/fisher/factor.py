@@ -53,9 +53,8 @@ class Probes:
 def from_choice(scores: Scores, choice: Choice, columns: Tensor | None) -> Probes:
     """Probes of chosen items: the items themselves, or eigenvectors if these are fewer (n > S·d)."""
     root = choice.weights.sqrt()
-    mean = scores.mean_weight().view(scores.groups, scores.group_size, 1, scores.dim)
-    centred = (scores.head.weight[choice.items] - mean) * root[:, None, :, None]
-    stacked = centred.transpose(1, 2).flatten(2)  # [G, n, S·d]
+    centred = scores.centred(choice.items.flatten(0, 1)).unflatten(0, choice.items.shape[:2])
+    stacked = (centred * root[:, None, :, None]).transpose(1, 2).flatten(2)  # [G, n, S·d]
     shares = torch.diag_embed(root)  # [G, n, P]: how a probe is made of items, times √w
     if stacked.shape[1] > stacked.shape[2]:
         values, vectors = torch.linalg.eigh(stacked.transpose(1, 2) @ stacked)
@@ -76,11 +75,10 @@ def from_all(scores: Scores, columns: Tensor | None, rank: int | None = None) ->
 
     Those with λ_i ≤ d·eps·λ_1 are left out, unless a row that is read needs them for its a_ki √λ_i = u_iᵀ c_k.
     """
-    mean = scores.mean_weight()
-    values, vectors = torch.linalg.eigh(covariance(scores, mean))
+    values, vectors = torch.linalg.eigh(covariance(scores))
     limit = scores.dim * torch.finfo(values.dtype).eps
     needed = values > limit * values[:, -1:]
-    towards = None if columns is None else _covariances_with(scores, columns, mean)
+    towards = None if columns is None else _covariances_with(scores, columns)
     if rank is None and towards is not None:
         needed |= (towards @ vectors).abs().amax(1) > limit * towards.norm(dim=2).amax(1, keepdim=True)
     first = int(needed.int().argmax(1).min())  # eigenvalues ascend: all users drop those before the first needed one
@@ -116,7 +114,7 @@ def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
         signed = _signed_roots(scores, torch.arange(run.start, run.stop, device=total.device), count)
         total += (signed.flatten(0, 1) @ scores.head.weight[run]).view_as(total)
         sums += signed.sum(2)
-    cotangents = (total - sums[..., None] * scores.mean_weight()[:, None]) / count**0.5
+    cotangents = (total - sums[..., None] * scores.mean[:, None]) / count**0.5
     if columns is None:
         return Probes(cotangents[:, :, None], None, complete=False)
     p = _probabilities_at(scores, columns)[:, 0]
@@ -125,9 +123,9 @@ def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
     return Probes(cotangents[:, :, None], mixing[:, None], complete=False)
 
 
-def covariance(scores: Scores, mean: Tensor) -> Tensor:
+def covariance(scores: Scores) -> Tensor:
     """C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ for each user: [B, d, d]; centred first, as the difference would cancel."""
-    weight = scores.head.weight
+    weight, mean = scores.head.weight, scores.mean
     total = mean.new_zeros(len(mean), scores.dim, scores.dim)
     for columns in scores.tiles():
         roots = scores.probabilities(columns).sqrt_()[..., None]
@@ -139,10 +137,9 @@ def covariance(scores: Scores, mean: Tensor) -> Tensor:
     return total
 
 
-def _covariances_with(scores: Scores, columns: Tensor, mean: Tensor) -> Tensor:
+def _covariances_with(scores: Scores, columns: Tensor) -> Tensor:
     """c_k = p_k (W_k - μ) at the rows that are read, 0 at those that are not scored: [B, K, d]."""
-    centred = scores.head.weight[columns.clamp_min(0)] - mean[:, None]
-    return centred * _probabilities_at(scores, columns)[:, 0, :, None]
+    return scores.centred(columns.clamp_min(0)) * _probabilities_at(scores, columns)[:, 0, :, None]
 
 
 def _probabilities_at(scores: Scores, columns: Tensor) -> Tensor:

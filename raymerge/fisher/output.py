@@ -22,8 +22,7 @@ def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | No
     side = _OutputSide(sums, names, scores.head)
     if choice is None:
         for run in scores.tiles():
-            p = scores.probabilities(run)
-            side.add_products(run, p * (1 - p), scores)
+            side.add_products(run, scores.variances(run), scores)
     elif scores.group_size == 1:
         _add_chosen(side, scores, choice)
     else:
@@ -111,7 +110,7 @@ def add_tied_rows(
 def replace_output_of_rows(sums: Sink, scores: Scores, names: HeadNames, probes: Probes, columns: Tensor) -> None:
     """At rows that are read, replace p_k (1 - p_k) h² by Σ_i a_ki² h² of the probes (groups of one user)."""
     assert probes.mixing is not None and names.weight is not None
-    p = scores.probabilities_of(columns.clamp_min(0))
-    factors = (probes.mixing[:, 0].square().sum(2) - p * (1 - p)).masked_fill_(columns < 0, 0)
+    whole = scores.variances_of(columns.clamp_min(0))
+    factors = (probes.mixing[:, 0].square().sum(2) - whole).masked_fill_(columns < 0, 0)
     squares = factors[..., None] * scores.flat.square()[:, None] * scores.head.temperature**-2
     sums.add_rows(names.weight, (columns.clamp_min(0) + names.first).flatten(), squares.flatten(0, 1))

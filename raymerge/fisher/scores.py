@@ -7,6 +7,7 @@ the catalogue do not depend on how users are chunked.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,42 +46,81 @@ class Scores:
         self.stream = stream
         self.groups, self.group_size, self.dim = hidden.shape
         self.flat = hidden.reshape(-1, self.dim)
-        self.log_normaliser = self._log_normaliser()
+        self._top, self._log_rest, self._log_total = self._normalise()
 
     def tiles(self) -> Iterator[slice]:
         """Runs of columns that cover the catalogue."""
         for start in range(0, self.head.items, TILE):
             yield slice(start, min(start + TILE, self.head.items))
 
-    def _log_normaliser(self) -> Tensor:
-        total = self.flat.new_full((len(self.flat),), -torch.inf)
+    def _normalise(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Column of each user's most probable item, log of the sum over all others, log of the sum over all: [B]."""
+        best = self.flat.new_full((len(self.flat),), -torch.inf)
+        rest, where = best.clone(), torch.zeros_like(best, dtype=torch.int64)
         for columns in self.tiles():
             logits = self.head.logits(self.flat, columns)
             if not bool(torch.isfinite(logits).all()):
                 bad = logits[~torch.isfinite(logits)][0].item()
                 raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower rate")
-            total = torch.logaddexp(total, logits.logsumexp(dim=1))
-        return total
+            high, index = logits.max(dim=1)
+            others = logits.scatter_(1, index[:, None], -torch.inf).logsumexp(dim=1)
+            where = torch.where(high > best, index + columns.start, where)
+            rest = torch.logaddexp(torch.logaddexp(rest, others), torch.minimum(best, high))
+            best = torch.maximum(best, high)
+        return where, rest, torch.logaddexp(best, rest)
 
     def probabilities(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
         """p of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
-        return (self.head.logits(self.flat[users], columns) - self.log_normaliser[users, None]).exp_()
+        return (self.head.logits(self.flat[users], columns) - self._log_total[users, None]).exp_()
 
     def probabilities_of(self, items: Tensor) -> Tensor:
         """p of each user's own columns: int64[B, n] → [B, n]."""
         logits = torch.bmm(self.head.weight[items], self.flat[:, :, None]).squeeze(2)
         if self.head.bias is not None:
             logits = logits + self.head.bias[items]
-        return (logits / self.head.temperature - self.log_normaliser[:, None]).exp_()
+        return (logits / self.head.temperature - self._log_total[:, None]).exp_()
 
-    def mean_weight(self) -> Tensor:
-        """μ = Σ_j p_j W_j: [B, d]. Divided by Σ_j p_j, as rounding of that times a large μ would not cancel."""
+    def variances(self, columns: slice) -> Tensor:
+        """p (1 - p) of a run of columns: [B, columns]."""
+        p = self.probabilities(columns)
+        index = torch.arange(columns.start, columns.stop, device=p.device)
+        return p * self._complement(p, index == self._top[:, None])
+
+    def variances_of(self, items: Tensor) -> Tensor:
+        """p (1 - p) of each user's own columns: int64[B, n] → [B, n]."""
+        p = self.probabilities_of(items)
+        return p * self._complement(p, items == self._top[:, None])
+
+    def _complement(self, p: Tensor, top: Tensor) -> Tensor:
+        """1 - p; for the most probable item, where that may cancel, the sum over the others."""
+        return torch.where(top, (self._log_rest - self._log_total).exp()[:, None], 1 - p)
+
+    @cached_property
+    def _others(self) -> tuple[Tensor, Tensor]:
+        """Σ p_j W_j and Σ p_j over all items but the most probable: [B, d] and [B, 1]; p rescaled to add up to 1."""
         mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
         for columns in self.tiles():
-            p = self.probabilities(columns)
+            index = torch.arange(columns.start, columns.stop, device=mean.device)
+            p = self.probabilities(columns).masked_fill_(index == self._top[:, None], 0)
             mean.addmm_(p, self.head.weight[columns])
             total += p.sum(1, keepdim=True)
-        return mean / total
+        whole = total + self.probabilities_of(self._top[:, None])
+        return mean / whole, total / whole
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """μ = Σ_j p_j W_j: [B, d]."""
+        mean, total = self._others
+        return mean + (1 - total) * self.head.weight[self._top]
+
+    def centred(self, items: Tensor) -> Tensor:
+        """r_j = W_j - μ of each user's own columns, int64[B, n] → [B, n, d], of the most probable item too.
+
+        That is Σ_k≠j p_k (W_j - W_k), where the difference would cancel for a user who is nearly certain of j.
+        """
+        weight, (mean, total) = self.head.weight[items], self._others
+        top = (items == self._top[:, None])[..., None]
+        return torch.where(top, total[:, None] * weight - mean[:, None], weight - self.mean[:, None])
 
     def top(self, value: Callable[[slice], Tensor], count: int) -> Tensor:
         """Columns of the `count` largest values, largest first; `value` gives [n, columns] → int64[n, count]."""

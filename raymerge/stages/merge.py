@@ -44,6 +44,7 @@ def merge(
     if found is not None:
         return found
     with context.make("merge", run, inputs=inputs, configuration=configuration) as making:
+        first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
         trials: list[dict[str, object]] = []
@@ -61,10 +62,10 @@ def merge(
         making.progress(0, settings.budget)
         setting, point, best = choose(score, settings, members=len(models))
         module = merged_model(candidate(setting, point)).cpu()
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
         making.draft.write_json("trials.json", trials)
-        coefficients = dict(zip(models, point, strict=True))
-        making.counts.update({"method": settings.method, "coefficients": coefficients, **asdict(setting), SCORE: best})
+        chosen = {"method": settings.method, "coefficients": list(point), **asdict(setting)}
+        making.counts.update({**chosen, SCORE: best})
         making.tell(SCORE, best)
         making.progress(1, 1, f"validation NDCG@10 {best:.4f} of {len(trials)} candidates")
     return context.committed("merge", inputs, configuration)

@@ -114,6 +114,7 @@ def _content(
     context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     config = context.config
+    members = [entry.name for entry in entries if entry.kind == "member"]  # in the order in which they were merged
     return {
         "schema": 1,
         "recipe": config.recipe,
@@ -127,7 +128,8 @@ def _content(
         },
         "rows": [_row(entry, bootstrap, config.evaluation) for entry in entries],
         "comparisons": list(_comparisons(entries, bootstrap, config.evaluation)),
-        "merge": {key: merge.counts[key] for key in ("method", "coefficients", "normalise", "epsilon")}
+        "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon")}
+        | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
         "validation": {entry.name: entry.model.counts[SCORE] for entry in entries},
         "final": final_model(entries).name,

@@ -110,6 +110,7 @@ def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, 
             context.emit(Progress(plan.run, 0, plan.training.epochs))
         else:
             trained[plan.run] = found
+            storage.remove_folder(storage.join(output.url, "checkpoints", found.digest))
 
     def commit(job: Job, state: TrainingState) -> None:
         trained[job.run] = _commit_model(context, data, waiting[job.run], state)
@@ -152,7 +153,8 @@ def _commit_model(context: Context, data: Artifact, plan: Plan, state: TrainingS
         module.load_state_dict(state.best)
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
         making.draft.write_json("history.json", [asdict(report) for report in state.history])
-        making.events += [event for report in state.history for event in epoch_events(plan.run, report)]
+        for event in (event for report in state.history for event in epoch_events(plan.run, report)):
+            making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded it
         making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
         making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"

@@ -111,7 +111,7 @@ def peak_mib() -> float:
 def in_process(case: Case) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def table(title: str, rows: dict[str, Case]) -> None:

@@ -277,6 +277,14 @@ def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -
     assert_close(double, exact, 1e-5)
 
 
+def test_a_nearly_certain_item_does_not_cancel_in_float32() -> None:
+    module, users = encoder(9), histories()
+    module.output_bias.data[2] = 18.0
+    exact, single = estimate(module, users), estimate(module.float(), users)
+    for name in ("output_bias", "item_embedding.weight", "blocks.0.feed_forward.inner.weight"):
+        assert (single[name] - exact[name]).norm() < 1e-4 * exact[name].norm(), name
+
+
 def test_one_certain_item_leaves_no_information_and_no_nan() -> None:
     module, users = encoder(9), histories()
     module.output_bias.data[2] = 1e4

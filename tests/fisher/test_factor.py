@@ -39,7 +39,7 @@ def test_squared_probes_make_the_covariance(items: int, dim: int) -> None:
     found = scores(items=items, dim=dim)
     p = found.head.logits(found.flat, slice(None)).softmax(1)
     expected = by_definition(found, p)
-    torch.testing.assert_close(covariance(found, found.mean_weight()), expected)
+    torch.testing.assert_close(covariance(found), expected)
     torch.testing.assert_close(product(from_all(found, None)), expected)
 
 
@@ -67,7 +67,7 @@ def test_what_all_items_share_does_not_cancel_the_covariance_in_float32() -> Non
     exact = Scores(Head(weight, None), hidden, torch.zeros(1, 1, dtype=torch.int64))
     single = Scores(Head(weight.float(), None), hidden.float(), exact.stream)
     expected = by_definition(exact, exact.probabilities(slice(None)))
-    found = covariance(single, single.mean_weight()).double()
+    found = covariance(single).double()
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 

@@ -19,6 +19,7 @@ from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
 from raymerge.merging.methods import MergeConfig, MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig
 from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.evaluate import evaluate
@@ -26,7 +27,7 @@ from raymerge.stages.fisher import fisher
 from raymerge.stages.merge import check_coefficients, choose
 from raymerge.stages.merge import merge as merge_stage
 from raymerge.stages.report import metrics_of
-from raymerge.stages.train import model_digest, train_base
+from raymerge.stages.train import Plan, model_digest, train, train_base
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
@@ -116,7 +117,7 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
     expected = merge(
         [load_model(model.url) for model in models.values()],
         [load_diagonal(diagonal.url) for diagonal in diagonals.values()],
-        coefficients=list(merged.counts["coefficients"].values()),
+        coefficients=merged.counts["coefficients"],
         normalise="model",
     )
     for name, value in load_model(merged.url).state_dict().items():
@@ -168,11 +169,18 @@ def kill_a_training_worker(context: Context) -> None:
     raise AssertionError("there is no training worker to kill")
 
 
-def test_loss_that_is_not_a_number_ends_the_training_in_one_line(make_context: MakeContext, data: Artifact) -> None:
-    context = make_context("out", "training.learning_rate=99", "training.clip_norm=0", "training.epochs=30")
+def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context, key = make_context("out"), {"inputs": {}, "configuration": {}}
+    with context.make("train", "diverged", **key) as making:
+        module = load_model(models["first"].url)
+        module.item_embedding.weight.data[5] = float("nan")
+        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+    start = context.committed("train", **key)
+    plan = Plan("train/next", ObjectiveConfig("next_item"), context.config.training, start, workers=1, threads=1)
     with pytest.raises(ScoreError, match="lower training.learning_rate"):
-        train_base(context, data)
-    assert not (Path(context.output.url) / "train").exists()
+        train(context, data, [plan])
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:
