@@ -180,9 +180,9 @@ def run_merge(
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
         weights = dict(zip(members, (open_artifact(url, stage="fisher") for url in diagonals), strict=False))
+        check_mergeable(members, weights)
         if METHODS[context.config.merge.method].needs_diagonals and not weights:
             raise MergeError("method fisher needs a --diagonal for each --model; or --set merge.method=average")
-        check_mergeable(members, weights)
         check_coefficients(context.config.merge, len(members))
         if data is None:
             raise InputError("merge chooses on the validation split of prepared data: name it with --data")

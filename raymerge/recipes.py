@@ -13,6 +13,7 @@ from raymerge.config import Config, resolve
 from raymerge.data import demo, movielens
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
+from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig
 from raymerge.registry import Registry
@@ -65,7 +66,8 @@ def demo_config() -> Config:
             "cl4srec": ObjectiveConfig("cl4srec", settings),
             "duorec": ObjectiveConfig("duorec", settings),
         },
-        fine_tuning=TrainingConfig(epochs=5, learning_rate=3e-3),
+        fine_tuning=TrainingConfig(epochs=4, learning_rate=3e-3),
+        merge=MergeConfig(budget=30),
         after_merge=TrainingConfig(epochs=2, learning_rate=8e-4, schedule="linear"),
     )
 
