@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LOGIT_BYTES = 2**28  # no more than this is ever held of a positions × items matrix
+LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
 CACHE_ROWS = 256  # on a CPU, chunks of so many rows stay in its cache
 
 
@@ -19,9 +19,9 @@ def catalogue_cross_entropy(
 
     states [n, d], targets int64[n] in 0..V − 1, weight [V, d], bias [V] or None → scalar. The gradients are formed in
     the forward pass, chunk by chunk of rows, while the probabilities are at hand: the logits are computed once, and
-    no more than `logit_bytes` of them are held (one row at the least).
+    no more than `logit_bytes` of them and their probabilities are held (one row at the least).
     """
-    rows = max(1, logit_bytes // (len(weight) * 4))
+    rows = max(1, logit_bytes // (2 * len(weight) * weight.element_size()))  # logits and probabilities
     if states.device.type == "cpu":
         rows = min(rows, CACHE_ROWS)
     return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows)
@@ -83,6 +83,14 @@ def info_nce(
     exp(sim(a, a⁺)/τ) / (exp(sim(a, a⁺)/τ) + Σ exp(sim(a, a⁻)/τ)) (CL4SRec, equation 3; DuoRec, arXiv 2110.05730,
     equations 8 and 13).
     """
+    with torch.autocast(first.device.type, enabled=False):
+        exact = torch.promote_types(first.dtype, torch.float32)  # half precision would blur the similarities
+        return _info_nce(first.to(exact), second.to(exact), similarity, temperature, targets)
+
+
+def _info_nce(
+    first: Tensor, second: Tensor, similarity: str, temperature: float, targets: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if similarity == "cosine":
         first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     everyone, offset = gather_rows(torch.stack([first, second], dim=1))

@@ -121,7 +121,7 @@ def in_process(case: Case) -> dict[str, float]:
 
 def table(title: str, rows: dict[str, Case]) -> None:
     """Measure and print, a line a case."""
-    print(f"\n{title}")
+    print(f"\n{title}" if rows else "")
     for name, case in rows.items():
         found = in_process(case)
         print(f"{name:18s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
