@@ -85,7 +85,7 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 def test_staging_of_dead_processes_is_cleared(output: Output) -> None:
     dead = Path(output.url) / ".staging" / f"{artifacts.socket.gethostname()}-999999999-x"
     dead.mkdir(parents=True)
-    output.open()
+    Output(output.url).open()
     assert not dead.exists()
 
 

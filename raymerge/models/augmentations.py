@@ -1,4 +1,4 @@
-"""Views of a history for contrastive learning: crop, mask and reorder (CL4SRec, arXiv 2010.14395, section 3.2).
+"""Views of a history for contrastive learning: crop, mask and reorder (CL4SRec, arXiv 2010.14395).
 
 Whole batches at once, on the histories' device, with no loop over users. Histories are int64[B, W] padded on the
 left, and so are the views. A row's draws depend on its seed alone (int64[B]), never on the rows beside it.
@@ -47,7 +47,7 @@ def _segment(histories: Tensor, seeds: Tensor, size: Tensor) -> Tensor:
 
 @AUGMENTATIONS.register("crop")
 def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
-    """A run of ⌊share · n⌋ successive items (at least one) of each history of n, all others left out (equation 5)."""
+    """A run of ⌊share · n⌋ successive items (at least one) of each history of n, all others left out."""
     size = (lengths(histories) * share).long().clamp(min=1)
     columns, width = _columns(histories), histories.shape[1]
     source = columns + (_segment(histories, seeds, size) + size - width)[:, None]
@@ -57,7 +57,7 @@ def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0)
 
 @AUGMENTATIONS.register("mask")
 def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
-    """⌊share · n⌋ of the items of each history, drawn without replacement, become the mask (equation 6)."""
+    """⌊share · n⌋ of the items of each history, drawn without replacement, become the mask."""
     keys = column_draws(histories, seeds, Stream.VIEW_COLUMNS).masked_fill(histories == 0, 2.0)
     chosen = keys.argsort(1).argsort(1) < (lengths(histories) * share).long()[:, None]
     return histories.masked_fill(chosen, mask_index)
@@ -65,7 +65,7 @@ def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> 
 
 @AUGMENTATIONS.register("reorder")
 def reorder(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
-    """A run of ⌊share · n⌋ successive items of each history is shuffled (equation 7)."""
+    """A run of ⌊share · n⌋ successive items of each history is shuffled."""
     size = (lengths(histories) * share).long()[:, None]
     first = _segment(histories, seeds, size[:, 0])[:, None]
     columns = _columns(histories)

@@ -36,12 +36,12 @@ class ContrastiveSettings(ClozeSettings):
 
     Raw dot products at temperature 1, as published, swamp the recommendation loss, because a state has a norm near √d:
     on MovieLens-1M, d 64, after 120 steps, the weighted contrastive gradient is 5 to 36 times as long as that of the
-    recommendation loss. With these defaults it is a quarter to three quarters of it.
+    recommendation loss. With these defaults the ratio is .4 to 1.4, at temperature 1 it is .2 to .7.
     """
 
     weight: float = 0.1  # of the contrastive loss
     similarity: Literal["cosine", "dot"] = "cosine"
-    temperature: float = 1.0
+    temperature: float = 0.5
     projection: bool = False  # contrast a two-layer projection of the state, which is no part of the model
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ def complete_settings(objective: ObjectiveConfig) -> dict[str, Any]:
 
 @OBJECTIVES.register("bert4rec")
 class Bert4rec(Objective):
-    """Cloze: guess hidden items from both sides (BERT4Rec, arXiv 1904.06690, section 3.6)."""
+    """Cloze: guess hidden items from both sides (BERT4Rec, arXiv 1904.06690)."""
 
     Settings = ClozeSettings
     attention = "bidirectional"
@@ -212,7 +212,7 @@ class Cl4srec(Contrastive):
     Settings = Cl4srecSettings
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        """Recommendation loss + weight · InfoNCE of crop, mask and reorder views (equation 4)."""
+        """Recommendation loss + weight · InfoNCE of crop, mask and reorder views."""
         shares = [(name, getattr(self.settings, name)) for name in self.settings.augmentations]
         history = batch.windows[:, :-1]
         views = two_views(history, batch.seeds, shares=shares, mask_index=encoder.mask_index)

@@ -126,7 +126,7 @@ def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, 
             emit=context.emit,
             on_trained=commit,
         )
-    return trained
+    return {plan.run: trained[plan.run] for plan in plans}  # not in the order in which they were done
 
 
 def _job(context: Context, data: Artifact, plan: Plan) -> Job:

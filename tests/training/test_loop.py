@@ -78,6 +78,16 @@ def sorted_like(tensors: dict[str, Tensor], pattern: dict[str, Tensor]) -> dict[
     return {name: tensors[name] for name in pattern}
 
 
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_bf16_learns_as_float32_does(name: str) -> None:
+    reports = [
+        train(*make(name), cyclic(), replace(CONFIG, epochs=3, precision=precision)).history
+        for precision in ("float32", "bf16")
+    ]
+    for exact, rough in zip(*reports, strict=True):
+        assert rough.loss == pytest.approx(exact.loss, rel=0.02) and rough.loss != exact.loss
+
+
 def test_same_seed_same_training_and_another_seed_another() -> None:
     states = [train(*make(), cyclic(), replace(CONFIG, seed=seed)) for seed in (1, 1, 2)]
     assert equal(states[0].encoder, states[1].encoder)
