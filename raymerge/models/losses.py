@@ -80,8 +80,8 @@ def info_nce(
 
     Row i of `first` [B, d] and row i of `second` are each other's positive; the views of all other rows, **of all
     ranks**, are negatives, but for those of the same target (int64[B]) where targets are given: −log of
-    exp(sim(a, a⁺)/τ) / (exp(sim(a, a⁺)/τ) + Σ exp(sim(a, a⁻)/τ)) (CL4SRec, equation 3; DuoRec, arXiv 2110.05730,
-    equations 8 and 13).
+    exp(sim(a, a⁺)/τ) / (exp(sim(a, a⁺)/τ) + Σ exp(sim(a, a⁻)/τ)), as in CL4SRec (arXiv 2010.14395) and DuoRec
+    (arXiv 2110.05730).
     """
     with torch.autocast(first.device.type, enabled=False):
         exact = torch.promote_types(first.dtype, torch.float32)  # half precision would blur the similarities
