@@ -19,7 +19,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 import raymerge
@@ -266,13 +265,3 @@ def load_diagonal(url: str) -> dict[str, Tensor]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Digest over names, types, shapes and values."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]

@@ -19,14 +19,13 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+def cli(debug: bool) -> None:
     """Train several sequential recommenders, weigh them by Fisher information, merge them into one.
 
     Start with `raymerge run`: it simulates a shop and does everything. A command that was cut off goes on where it was
     when it is given again.
     """
-    context.obj = debug
+    # main() reads --debug from the arguments: an error may come before this is called
 
 
 def configured(command: F) -> F:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,13 +169,3 @@ def disk_errors(url: str) -> Iterator[None]:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise InputError(f"cannot write to {without_credentials(url)}: {error.strerror}") from error
         raise
-
-
-def free_bytes(url: str) -> int | None:
-    """Space left where the URL lies, or None where that is not known."""
-    if not is_local(url):
-        return None
-    path = Path(absolute(url))
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -7,9 +7,11 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyarrow import compute as pc
 
 from raymerge.errors import InputError
+from raymerge.splitmix import GAMMA, mix_
 
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,18})$"
 LARGEST = str(2**63 - 1)
@@ -74,8 +76,8 @@ def own_ids(ids: pa.StringArray, *, whole_numbers: bool) -> pa.Array:
 def stable_keys(ids: pa.StringArray) -> np.ndarray:
     """64-bit hash of each id, the same in every process and on every machine: text[n] → int64[n].
 
-    Whole numbers take SplitMix64's finaliser, a bijection, so that no two of them collide (Steele et al., "Fast
-    splittable pseudorandom number generators", 2014); other texts the first 8 bytes of BLAKE2b over UTF-8.
+    Whole numbers take SplitMix64's finaliser, a bijection, so that no two of them collide; other texts the first
+    8 bytes of BLAKE2b over UTF-8.
     """
     keys = np.empty(len(ids), np.int64)
     whole = are_whole_numbers(ids)
@@ -88,7 +90,4 @@ def stable_keys(ids: pa.StringArray) -> np.ndarray:
 
 def split_mix(numbers: np.ndarray) -> np.ndarray:
     """SplitMix64's next value from each state: int64[n] → int64[n]."""
-    z = numbers.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))).view(np.int64)
+    return mix_(torch.from_numpy(numbers.astype(np.int64)) + GAMMA).numpy()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raymerge.artifacts import load_model
-from raymerge.data.sequences import read_items, read_partition
+from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import Examples, Split, evaluated_users, examples
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
 from raymerge.models.encoder import SequenceEncoder
@@ -37,9 +37,14 @@ def worker_model(url: str) -> SequenceEncoder:
 
 
 @lru_cache(maxsize=2)
+def _worker_sequences(partition: str) -> Sequences:
+    return read_partition(partition)
+
+
+@lru_cache(maxsize=2)
 def worker_examples(partition: str, split: Split, max_length: int) -> Examples:
     """Examples of a partition; the last ones are kept between pieces of work."""
-    return examples(read_partition(partition), split, max_length)
+    return examples(_worker_sequences(partition), split, max_length)
 
 
 @lru_cache(maxsize=1)
@@ -51,7 +56,7 @@ def rank_partition(model: str, partition: str, items: str, split: Split, config:
     """Rank the targets of one partition (runs in a worker; all arguments are URLs or plain values)."""
     module = worker_model(model)
     found = worker_examples(partition, split, module.config.max_length)
-    sequences = read_partition(partition)
+    sequences = _worker_sequences(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences).numpy()))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
 

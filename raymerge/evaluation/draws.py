@@ -11,6 +11,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from raymerge.splitmix import GAMMA, mix_, shifted, signed
+
 
 class Stream(IntEnum):
     """What the numbers are for: two purposes never share a number, whatever the seed."""
@@ -19,29 +21,10 @@ class Stream(IntEnum):
     BOOTSTRAP = 2
 
 
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-GAMMA = _signed(0x9E3779B97F4A7C15)
-MULTIPLIERS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 # P(X <= x) of a Poisson variable of mean 1, up to the last x that a 52-bit uniform number can reach.
 POISSON_CDF = torch.tensor(
     [math.fsum(math.exp(-1) / math.factorial(i) for i in range(x + 1)) for x in range(18)], dtype=torch.float64
 )
-
-
-def _xor_shift_(z: Tensor, bits: int) -> Tensor:
-    """z ^ (z >>> bits) in place; the mask makes int64's arithmetic shift a logical one."""
-    return z.bitwise_xor_((z >> bits).bitwise_and_((1 << (64 - bits)) - 1))
-
-
-def _mix_(z: Tensor) -> Tensor:
-    """splitmix64's finaliser, in place: a bijection of 64-bit words whose output bits look independent."""
-    _xor_shift_(z, 30).mul_(MULTIPLIERS[0])
-    _xor_shift_(z, 27).mul_(MULTIPLIERS[1])
-    return _xor_shift_(z, 31)
 
 
 def uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
@@ -50,10 +33,10 @@ def uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
     >>> uniform(0, Stream.NEGATIVES, torch.tensor([[7], [8]]), torch.arange(3)).shape
     torch.Size([2, 3])
     """
-    state = _mix_(torch.tensor(_signed(seed)) ^ _signed(GAMMA * stream))
+    state = mix_(torch.tensor(signed(seed)) ^ signed(GAMMA * stream))
     for counter in counters:
-        state = _mix_((state.to(counter.device) ^ counter) + GAMMA)
-    middle_of_cell = (state >> 12).bitwise_and_((1 << 52) - 1).to(torch.float64).add_(0.5)
+        state = mix_((state.to(counter.device) ^ counter) + GAMMA)
+    middle_of_cell = shifted(state, 12).to(torch.float64).add_(0.5)
     return middle_of_cell.mul_(2.0**-52)
 
 

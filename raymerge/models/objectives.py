@@ -7,6 +7,7 @@ A new objective is one decorated class; it then shows up in the configuration ch
 Shapes: B windows, W columns, L = max_length, d dimensions, V items. Windows are int64[B, W], padded on the left.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -82,7 +83,7 @@ class DuorecSettings(ContrastiveSettings):
         check_choice(self, "mode", ("supervised", "unsupervised", "both"))
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives: `terms` of a batch, from settings that were checked against the encoder's.
 
     Parameters of its own (a projection) are trained with the encoder, but are no part of the model.
@@ -97,9 +98,9 @@ class Objective(nn.Module):
         self.settings = settings
         self.window = config.max_length if config.cloze else config.max_length + 1  # items in a full window
 
+    @abstractmethod
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
         """The loss on this rank's rows, as terms in a fixed order; B may be 0."""
-        raise NotImplementedError
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
