@@ -24,7 +24,7 @@ from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
 from raymerge.progress import display
 from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import Deadline, session
+from raymerge.runtime import Deadline, Pool, session
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
@@ -49,10 +49,14 @@ class Announcer:
         self.tracker: Tracker | None = None
 
     def __call__(self, message: Event | Progress) -> None:
-        """Show the message; record it if it is a figure."""
+        """Show the message; record a figure, and that a run is done."""
         self.display(message)
-        if self.tracker is not None and isinstance(message, Event):
+        if self.tracker is None:
+            return
+        if isinstance(message, Event):
             self.tracker(message)
+        elif message.done >= message.total:
+            self.tracker.finish(message.run)
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def working(
 
 @contextmanager
 def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Iterator[Tracker]:
-    """A run in MLflow and a session of Ray around stages; an unreachable server is refused before Ray starts."""
+    """A run in MLflow around stages; an unreachable server is refused before anything starts."""
     config, announcer = context.config, context.emit
     assert isinstance(announcer, Announcer)
     uri = resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), context.output.url)
@@ -87,12 +91,19 @@ def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Itera
         configuration=configuration,
         dataset=dataset,
     )
-    with tracker, session(config.cluster):
+    with tracker:
         announcer.tracker = tracker
         try:
             yield tracker
         finally:
             announcer.tracker = None
+
+
+@contextmanager
+def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Pool]:
+    """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
+    with tracked(context, command, _prepared_dataset(data)), session(context.config.cluster), context.pool() as pool:
+        yield pool
 
 
 def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +116,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
     with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
         check_coefficients(context.config.merge, len(context.config.members))
         files = _log_files(context, log)
-        with tracked(context, "run", _dataset(context, files)) as tracker:
+        with tracked(context, "run", _dataset(context, files)) as tracker, session(context.config.cluster):
             result = pipeline(context, files)
             content = reports.loads(storage.read_bytes(result.report.file("report.json")))
             registered = _log_to_mlflow(context, tracker, result, content)
@@ -147,7 +158,9 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
     with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
-        data = prepare(context, _log_files(context, log))
+        files = _log_files(context, log)
+        with tracked(context, "prepare", _dataset(context, files)):
+            data = prepare(context, files)
     _print_artifacts({"data": data})
 
 
@@ -155,7 +168,7 @@ def run_train(data: str, *, recipe: str | None, **options: Any) -> None:
     """`raymerge train`."""
     with working(recipe=recipe or "default", **options) as context:
         prepared = open_artifact(data, stage="prepare")
-        with tracked(context, "train", _prepared_dataset(prepared)):
+        with tracked(context, "train", _prepared_dataset(prepared)), session(context.config.cluster):
             base = train_base(context, prepared)
             members = train_members(context, prepared, base)
     _print_artifacts({**({"base": base} if base else {}), **members})
@@ -166,7 +179,7 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
         check_catalogue(prepared, members)
-        with tracked(context, "fisher", _prepared_dataset(prepared)), context.pool() as pool:
+        with working_pool(context, "fisher", prepared) as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)
 
@@ -177,6 +190,8 @@ def run_merge(
     """`raymerge merge`."""
     with working(recipe=recipe or "default", **options) as context:
         members = _open_models(models)
+        if len(members) < 2:
+            raise MergeError(f"a merge is of two models or more, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
         weights = dict(zip(members, (open_artifact(url, stage="fisher") for url in diagonals), strict=False))
@@ -188,7 +203,7 @@ def run_merge(
             raise InputError("merge chooses on the validation split of prepared data: name it with --data")
         prepared = open_artifact(data, stage="prepare")
         check_catalogue(prepared, members)
-        with tracked(context, "merge", _prepared_dataset(prepared)), context.pool() as pool:
+        with working_pool(context, "merge", prepared) as pool:
             merged = merge(context, pool, prepared, members, weights, context.config.merge)
     _print_artifacts({"merged": merged})
 
@@ -198,9 +213,12 @@ def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **opti
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
         check_catalogue(prepared, members)
-        with tracked(context, "evaluate", _prepared_dataset(prepared)), context.pool() as pool:
+        with working_pool(context, "evaluate", prepared) as pool:
             ranks = evaluate(context, pool, prepared, members)
-        metrics = {name: metrics_of(context.config.evaluation, prepared, artifact) for name, artifact in ranks.items()}
+            metrics = {name: metrics_of(context.config.evaluation, prepared, one) for name, one in ranks.items()}
+            for name, values in metrics.items():
+                for key, value in values.items():
+                    context.emit(Event(f"evaluate/{name}", key.replace(" ", "."), 0, value))
     _print_metrics(context.config, metrics)
 
 
@@ -309,9 +327,10 @@ def _print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
 
 def _print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:
     seen = "filtered" if config.evaluation.filter_seen else "not filtered"
-    table = Table("model", *next(iter(metrics.values())), title=f"test, leave-one-out, seen items {seen}")
-    for name, values in metrics.items():
-        table.add_row(name, *(f"{value:.4f}" for value in values.values()))
+    Console().print(f"test, leave-one-out, seen items {seen}", highlight=False)
+    table = Table("ranking and metric", *metrics)
+    for key in next(iter(metrics.values())):
+        table.add_row(key, *(f"{values[key]:.4f}" for values in metrics.values()))
     Console().print(table)
 
 

@@ -19,7 +19,7 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
-RESERVED = ("base", "average", "fisher", "fine-tuned", "control")
+RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control")
 
 
 class TrackingConfig(BaseModel):

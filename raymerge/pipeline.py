@@ -7,13 +7,13 @@ from raymerge.artifacts import Artifact
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
-from raymerge.stages.merge import average, merge
+from raymerge.stages.merge import average, merge, merge_name, needs_diagonals
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, report
 from raymerge.stages.train import train_after_merge, train_base, train_members
 
-KINDS = {"average": "average", "fisher": "fisher", "fine-tuned": "finetuned", "control": "control"}
-"""What a row of the report is by its name; all others are members."""
+KINDS = {"average": "average", "fine-tuned": "finetuned", "control": "control"}
+"""What a row of the report is by its name, beside the members and their merge."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,16 @@ def run(context: Context, log: Sequence[str]) -> Result:
     data = prepare(context, log)
     base = train_base(context, data)
     members = train_members(context, data, base)
+    settings, name = context.config.merge, merge_name(context.config.merge)
     with context.pool() as pool:
-        diagonals = fisher(context, pool, data, members)
+        diagonals = fisher(context, pool, data, members) if needs_diagonals(settings) else {}
         uniform = average(context, pool, data, members)
-        merged = merge(context, pool, data, members, diagonals, context.config.merge)
+        merged = merge(context, pool, data, members, diagonals, settings)
     extra = train_after_merge(context, data, merged, members)
-    models = {**members, "average": uniform, "fisher": merged, **extra}
+    models = {**members, "average": uniform, name: merged, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
-    entries = [Entry(name, KINDS.get(name, "member"), model, ranks[name]) for name, model in models.items()]
+    kinds = dict.fromkeys(members, "member") | KINDS | {name: "merged"}
+    entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in models.items()]
     made = report(context, data, entries, merge=merged, base=base, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from raymerge import storage
@@ -47,12 +46,7 @@ def recipe(
     return add
 
 
-def _write_demo(folder: Path) -> Path:
-    pq.write_table(demo.generate(), folder / "demo.parquet")
-    return folder / "demo.parquet"
-
-
-@recipe("demo", "a simulated shop, made on the spot: see everything work in a few minutes", source=_write_demo)
+@recipe("demo", "a simulated shop, made on the spot: see everything work in a few minutes", source=demo.write)
 def demo_config() -> Config:
     """A rate that is kept up, so that members differ and their merge gains; small enough for two CPUs."""
     settings = {"weight": 0.05}

@@ -1,5 +1,6 @@
 """What a user types and gets: help, configuration, and one clear line with exit code 2 for each mistake."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import ray
 import torch
 import yaml
+from mlflow import MlflowClient
 
 from raymerge import commands, recipes
 from raymerge.artifacts import Output, save_model, save_tensors
@@ -114,6 +116,22 @@ def test_unreachable_tracking_server_is_refused(capsys: pytest.CaptureFixture[st
     line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "out", "--tracking-uri", uri)
     assert uri in line
     assert not (tmp_path / "out" / "prepare").exists()
+
+
+def test_prepare_leaves_its_counts_in_mlflow(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+    arguments = ["--set", "prepare.min_item_count=1", "--set", "prepare.min_user_count=1"]
+    cli(["prepare", "--input", str(log), "--output", str(tmp_path / "out"), *arguments], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["users"] == 9
+    client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("raymerge").experiment_id])
+    figures = {found.data.tags["raymerge.run"]: found.data.metrics for found in runs}
+    assert figures["prepare"]["users"] == 9
+    assert {found.info.status for found in runs} == {"FINISHED"}
+
+
+def test_a_merge_of_one_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = mistake(capsys, "merge", "--model", model(tmp_path / "a"), "--data", tmp_path, "--output", tmp_path / "out")
+    assert "a merge is of two models or more, got 1" in line
 
 
 def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **settings: int) -> Path:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Output
+from raymerge.commands import run_evaluate
 from raymerge.data import demo
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
@@ -105,6 +106,33 @@ def test_second_run_makes_nothing_and_tells_the_same_figures(first: tuple[Path, 
     told = {message for message in messages if isinstance(message, Event)}
     assert {message for message in again if isinstance(message, Event)} <= told
     assert time.monotonic() - began < 60
+
+
+def test_an_average_with_searched_weights_needs_no_diagonals(first: tuple[Path, Result, list], log: Path) -> None:
+    result = run(context(first[0], "merge.method=average", "after_merge=null"), [str(log)])
+    assert result.diagonals == {}
+    kinds = {entry.name: entry.kind for entry in result.entries}
+    assert (kinds["average"], kinds["weighted-average"]) == ("average", "merged")
+    assert result.merged.counts[SCORE] >= first[1].entries[3].model.counts[SCORE], "equal weights are its first trial"
+
+
+def test_evaluate_leaves_its_figures_in_mlflow(
+    first: tuple[Path, Result, list], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, result, _ = first
+    models, options = [result.merged.url], {"overrides": SMALL, "address": None, "tracking_uri": None}
+    run_evaluate(result.data.url, models, recipe="demo", output=str(tmp_path / "out"), **options)
+    [row] = [
+        row
+        for row in json.loads(Path(result.report.file("report.json")).read_text())["rows"]
+        if row["kind"] == "merged"
+    ]
+    expected = row["metrics"]["full"]["ndcg@10"]["mean"]
+    assert f"{expected:.4f}" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("raymerge").experiment_id])
+    [found] = [one.data.metrics for one in runs if one.data.tags["raymerge.run"].startswith("evaluate/")]
+    assert found["full.ndcg_at_10"] == pytest.approx(expected)
 
 
 def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:

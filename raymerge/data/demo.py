@@ -10,9 +10,11 @@ Shapes: U users, V items, G genres, T steps. Items are 0..V−1 here.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raymerge.errors import ConfigError
 
@@ -72,6 +74,12 @@ def generate(*, seed: int = SHIPPED_SEED, users: int = 3500, items: int = 600) -
     order = np.argsort(times[real], kind="stable")
     columns = {"user": owner[order], "item": world.names[watched[real][order]], "timestamp": times[real][order]}
     return pa.table(columns)
+
+
+def write(folder: Path) -> Path:
+    """Write the log as `demo.parquet` into a folder; gives the file."""
+    pq.write_table(generate(), folder / "demo.parquet")
+    return folder / "demo.parquet"
 
 
 def _world(random: np.random.Generator, items: int) -> World:

@@ -19,7 +19,8 @@ Scorer = Callable[[MergeSetting, Point], float]
 
 def average(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> Artifact:
     """The uniform average of models, which a better merge has to beat."""
-    return merge(context, pool, data, models, {}, MergeConfig(method="average", coefficients="equal"))
+    settings = MergeConfig(method="average", coefficients="equal")
+    return merge(context, pool, data, models, {}, settings, name="average")
 
 
 def merge(
@@ -29,10 +30,15 @@ def merge(
     models: Mapping[str, Artifact],
     diagonals: Mapping[str, Artifact],
     settings: MergeConfig,
+    *,
+    name: str | None = None,
 ) -> Artifact:
-    """One model out of several; what the settings leave open is chosen on the validation split."""
-    run = f"merge/{settings.method}"
-    uses = diagonals if METHODS[settings.method].needs_diagonals else {}
+    """One model out of several; what the settings leave open is chosen on the validation split.
+
+    `name` is what its run is called, by default what the settings make of the members.
+    """
+    run = f"merge/{name or merge_name(settings)}"
+    uses = diagonals if needs_diagonals(settings) else {}
     filter_seen = context.config.evaluation.filter_seen
     inputs = {
         "data": data.digest,
@@ -69,6 +75,16 @@ def merge(
         making.tell(SCORE, best)
         making.progress(1, 1, f"validation NDCG@10 {best:.4f} of {len(trials)} candidates")
     return context.committed("merge", inputs, configuration)
+
+
+def merge_name(settings: MergeConfig) -> str:
+    """What a merge is called beside the uniform average: by its method, or as an average with weights of its own."""
+    return "weighted-average" if settings.method == "average" else settings.method
+
+
+def needs_diagonals(settings: MergeConfig) -> bool:
+    """Whether the Fisher diagonals of the members play a part."""
+    return METHODS[settings.method].needs_diagonals
 
 
 def check_coefficients(settings: MergeConfig, members: int) -> None:

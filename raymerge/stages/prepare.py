@@ -1,5 +1,6 @@
 """From an interaction log, given or made by the recipe, to user partitions."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -20,7 +21,7 @@ def source(context: Context, given: str | None) -> list[str]:
     entry = recipes.RECIPES[name] if name in recipes.RECIPES else None
     if entry is None or entry.source is None:
         raise InputError(f"recipe {name} needs a log: name it with --input, or try --recipe demo")
-    inputs = {"recipe": name}
+    inputs = {"recipe": name, "made by": file_digest(inspect.getfile(entry.source))}  # another simulator, another log
     found = context.find("source", "source", inputs=inputs, configuration={})
     if found is None:
         with context.make("source", "source", inputs=inputs, configuration={}) as making:

@@ -27,7 +27,7 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # member, average, fisher, finetuned or control
+    kind: str  # member, average, merged, finetuned or control
     model: Artifact
     ranks: Artifact
 
@@ -147,7 +147,7 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 def final_model(entries: Sequence[Entry]) -> Entry:
     """The merged model, trained on after the merge or not, whichever validates better."""
-    return max((e for e in entries if e.kind in ("fisher", "finetuned")), key=lambda e: e.model.counts[SCORE])
+    return max((e for e in entries if e.kind in ("merged", "finetuned")), key=lambda e: e.model.counts[SCORE])
 
 
 def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _comparisons(
     singles = [entry for entry in entries if entry.kind == "member"]
     best = max(singles, key=lambda entry: float(entry.model.counts[SCORE]))
     references = [best, *(entry for entry in entries if entry.kind in ("average", "control"))]
-    candidates = [entry for entry in entries if entry.kind in ("fisher", "finetuned")]
+    candidates = [entry for entry in entries if entry.kind in ("merged", "finetuned")]
     ranking = settings.rankings[0]
     compared = {
         (a.name, b.name): bootstrap.compare(

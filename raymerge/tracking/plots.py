@@ -22,7 +22,7 @@ KINDS = {  # of a row of the report: what it is called, its colour
     "member": ("single model", "#56B4E9"),
     "control": ("control: a single model with the extra epochs", "#999999"),
     "average": ("uniform average", "#E69F00"),
-    "fisher": ("Fisher merge", "#0072B2"),
+    "merged": ("merge", "#0072B2"),
     "finetuned": ("merge + fine-tuning", "#009E73"),
     "ensemble": ("ensemble, several times the cost", "#DDDDDD"),
 }

@@ -19,8 +19,8 @@ from raymerge.tracking.page import TEMPLATE
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 SIGNIFICANCE = 0.05
 COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
-MERGED = ("fisher", "finetuned")
-Kind = Literal["member", "control", "average", "fisher", "finetuned", "ensemble"]
+MERGED = ("merged", "finetuned")
+Kind = Literal["member", "control", "average", "merged", "finetuned", "ensemble"]
 ROLES = {"member": "the best single model", "average": "the uniform average", "control": "the control"}
 """What a reference of each kind is called in the verdict, in the order told."""
 
@@ -67,7 +67,7 @@ class Protocol(TypedDict):
 
 
 class Merge(TypedDict):
-    """What the Fisher merge chose, on validation."""
+    """What the merge chose, on validation."""
 
     method: str
     coefficients: dict[str, float]

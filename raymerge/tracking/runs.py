@@ -18,7 +18,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from typing_extensions import Self
 
 from raymerge import storage
-from raymerge.errors import InputError
 from raymerge.events import Event
 from raymerge.tracking import store
 from raymerge.tracking.store import call, default_uri, flatten, metric_name, redact, resolve_uri, ui_command
@@ -65,7 +64,6 @@ class Tracker:
         self._held: dict[str, set[tuple[str, int]]] = {}  # by run: what the server had before this process
         self._taken: set[tuple[str, str, int]] = set()
         self._waiting: dict[str, list[Metric]] = {}
-        self._files: list[tuple[str, Path, str | None]] = []
         self._due = 0.0
         self._away = False
 
@@ -93,7 +91,7 @@ class Tracker:
         for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
             self._terminate(name, status)
         if self.pending:
-            log.warning("%d figures and files did not reach MLflow at %s", self.pending, redact(self.uri))
+            log.warning("%d figures did not reach MLflow at %s", self.pending, redact(self.uri))
 
     def __call__(self, event: Event) -> None:
         """Take an event once by (run, key, step); send what has gathered if the last time is some seconds ago."""
@@ -108,16 +106,15 @@ class Tracker:
             self.flush()
 
     def log_artifacts(self, run: str, files: Iterable[Path], folder: str | None = None) -> None:
-        """Upload files to a run; in an outage they are sent with a later flush and must stay where they are."""
-        for file in files:
-            if not file.is_file():
-                raise InputError(f"no such file to log as an artifact: {file}")
-            self._files.append((run, file, folder))
-        self._flush_unless_away()
+        """Upload files to a run now; TrackingError if the server does not take them."""
+        with store.as_tracking_error(self.uri), store.settings(store.UPLOAD_TIMEOUT_S):
+            for file in files:
+                call(self.client.log_artifact, self.run_id(run), str(file), folder)
 
     def finish(self, run: str) -> None:
         """Mark a child as FINISHED now, rather than with the pipeline; in an outage that is left to the end."""
-        if self._flush_unless_away() and run in self._runs:
+        away = self._away and time.monotonic() < self._due  # do not wait again and again for a store that is away
+        if run in self._runs.keys() | self._waiting.keys() and not away and self.flush():
             self._terminate(run, "FINISHED")
 
     def run_id(self, run: str = PIPELINE) -> str:
@@ -129,8 +126,8 @@ class Tracker:
 
     @property
     def pending(self) -> int:
-        """How many figures and files wait to be sent."""
-        return sum(map(len, self._waiting.values())) + len(self._files)
+        """How many figures wait to be sent."""
+        return sum(map(len, self._waiting.values()))
 
     def flush(self) -> bool:
         """Send what waits. False if the store did not take it: then it is kept, and the job goes on."""
@@ -138,18 +135,12 @@ class Tracker:
             with store.settings():
                 for run in list(self._waiting):
                     self._send_metrics(run)
-            with store.settings(store.UPLOAD_TIMEOUT_S):
-                self._send_files()
         except Exception as error:
             self._report_outage(error)
             return False
         self._due = time.monotonic() + FLUSH_INTERVAL_S
         self._away = False
         return True
-
-    def _flush_unless_away(self) -> bool:
-        """Do not wait again and again for a store that did not answer a moment ago."""
-        return not (self._away and time.monotonic() < self._due) and self.flush()
 
     def _send_metrics(self, run: str) -> None:
         run_id, held, waiting = self.run_id(run), self._held_by_server(run), self._waiting[run]
@@ -160,12 +151,6 @@ class Tracker:
                 self._finished.discard(run)
             del waiting[:METRICS_A_BATCH]
         del self._waiting[run]
-
-    def _send_files(self) -> None:
-        while self._files:
-            run, file, folder = self._files[0]
-            call(self.client.log_artifact, self.run_id(run), str(file), folder)
-            del self._files[0]
 
     def _held_by_server(self, run: str) -> set[tuple[str, int]]:
         if run not in self._held:

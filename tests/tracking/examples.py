@@ -34,7 +34,7 @@ def example_report() -> Report:
             row("bert4rec", "member", 0.12),
             row("duorec", "member", 0.13),
             row("uniform average", "average", 0.136),
-            row("Fisher merge", "fisher", 0.138),
+            row("Fisher merge", "merged", 0.138),
             row("merge + fine-tuning", "finetuned", 0.14),
             row("ensemble of 2", "ensemble", 0.15),
         ],
