@@ -68,12 +68,13 @@ def prepare(log: str | None, **options: Any) -> None:
 
 @cli.command()
 @click.option("--data", required=True, help="URL of data that `raymerge prepare` wrote.")
+@click.option("--start", help="URL of a model that members start from, instead of a base of their own.")
 @configured
-def train(data: str, **options: Any) -> None:
+def train(data: str, start: str | None, **options: Any) -> None:
     """Train the base and all members at the same time; prints the URL of each model."""
     from raymerge.commands import run_train
 
-    run_train(data, **options)
+    run_train(data, start, **options)
 
 
 @cli.command()
@@ -88,7 +89,7 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command()
-@click.option("--data", help="URL of prepared data; needed to search coefficients on its validation split.")
+@click.option("--data", help="URL of prepared data; needed if there is something to choose on its validation split.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; give two or more.")
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")
 @configured

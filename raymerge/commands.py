@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from raymerge.runtime import Deadline, Pool, session
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
-from raymerge.stages.merge import check_coefficients, check_mergeable, merge
+from raymerge.stages.markets import divide
+from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.prepare import check_logs, prepare, source
 from raymerge.stages.report import final_model, metrics_of
 from raymerge.stages.train import train_base, train_members
@@ -114,7 +116,7 @@ def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
     with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
-        check_coefficients(context.config.merge, len(context.config.members))
+        check_coefficients(context.config.merge, len(context.config.all_members))
         files = _log_files(context, log)
         with tracked(context, "run", _dataset(context, files)) as tracker, session(context.config.cluster):
             result = pipeline(context, files)
@@ -164,13 +166,15 @@ def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     _print_artifacts({"data": data})
 
 
-def run_train(data: str, *, recipe: str | None, **options: Any) -> None:
+def run_train(data: str, start: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge train`."""
     with working(recipe=recipe or "default", **options) as context:
         prepared = open_artifact(data, stage="prepare")
+        given = _open_start(context, prepared, start) if start else None
         with tracked(context, "train", _prepared_dataset(prepared)), session(context.config.cluster):
-            base = train_base(context, prepared)
-            members = train_members(context, prepared, base)
+            lessons = divide(context, prepared)
+            base = given or train_base(context, lessons.base)
+            members = train_members(context, lessons.members, base)
     _print_artifacts({**({"base": base} if base else {}), **members})
 
 
@@ -199,13 +203,29 @@ def run_merge(
         if METHODS[context.config.merge.method].needs_diagonals and not weights:
             raise MergeError("method fisher needs a --diagonal for each --model; or --set merge.method=average")
         check_coefficients(context.config.merge, len(members))
-        if data is None:
-            raise InputError("merge chooses on the validation split of prepared data: name it with --data")
+        merged = _merge(context, data, members, weights)
+    _print_artifacts({"merged": merged})
+
+
+def _merge(
+    context: Context, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
+) -> Artifact:
+    """The merge, chosen on the validation split of the data if there is something to choose."""
+    settings = context.config.merge
+    if data is not None:
         prepared = open_artifact(data, stage="prepare")
         check_catalogue(prepared, members)
         with working_pool(context, "merge", prepared) as pool:
-            merged = merge(context, pool, prepared, members, weights, context.config.merge)
-    _print_artifacts({"merged": merged})
+            return merge(context, pool, [prepared], members, diagonals, settings)
+    if not is_settled(settings):
+        raise InputError(
+            "merge chooses on the validation split of prepared data: name it with --data, or leave nothing to choose "
+            "by --set merge.coefficients=equal --set merge.normalise=none"
+        )
+    first, *_ = members.values()
+    digest = digest_of([model.digest for model in members.values()])
+    with tracked(context, "merge", {"name": "models", "digest": digest, "source": first.url, "counts": {}}):
+        return merge(context, None, [], members, diagonals, settings)
 
 
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
@@ -289,6 +309,18 @@ def _open_models(urls: Sequence[str]) -> dict[str, Artifact]:
     if len(found) < len(urls):
         raise ConfigError(f"a model was named twice: {', '.join(urls)}")
     return found
+
+
+def _open_start(context: Context, data: Artifact, url: str) -> Artifact:
+    """A model to train members from, of the data's catalogue and with the configured encoder."""
+    models = _open_models([url])
+    check_catalogue(data, models)
+    [start] = models.values()
+    theirs = start.json("model", "config.json")
+    for key, value in asdict(context.config.encoder).items():
+        if theirs.get(key) != value:
+            raise ConfigError(f"encoder.{key} is {value}, but {url} has {theirs.get(key)}: set it to that")
+    return start
 
 
 def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
 from raymerge.evaluation.ranking import EvaluationConfig
@@ -19,7 +20,7 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
-RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control")
+RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control", "ceiling")
 
 
 class TrackingConfig(BaseModel):
@@ -40,6 +41,7 @@ class Config(BaseModel):
     recipe: str
     prepare: PrepareConfig = PrepareConfig()
     encoder: EncoderConfig = EncoderConfig()
+    markets: MarketsConfig | None = None  # parts of the log that do not meet: a member of each is trained on each
     base: ObjectiveConfig | None = None  # what the common encoder learns first; without it members start from scratch
     training: TrainingConfig = TrainingConfig()  # of the base, or of members that start from scratch
     members: dict[str, ObjectiveConfig] = Field(min_length=1)
@@ -60,7 +62,17 @@ class Config(BaseModel):
                 raise ConfigError(f"members are named by letters, digits, - and _, got {name!r}")
             if name in RESERVED:
                 raise ConfigError(f"a member may not be named {name!r}: that is another model of the run")
+        if self.markets is not None and self.after_merge is not None:
+            raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
         return self
+
+    @property
+    def all_members(self) -> dict[str, ObjectiveConfig]:
+        """The models to merge by name: where there are markets, one of each kind for each of them."""
+        if self.markets is None:
+            return self.members
+        numbers = range(1, self.markets.count + 1)
+        return {f"{name}-{number}": objective for name, objective in self.members.items() for number in numbers}
 
     def plain(self) -> dict[str, Any]:
         """As JSON and YAML can hold it."""

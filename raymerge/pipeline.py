@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raymerge.artifacts import Artifact
+from raymerge.runtime import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
+from raymerge.stages.markets import Lessons, divide
 from raymerge.stages.merge import average, merge, merge_name, needs_diagonals
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, report
-from raymerge.stages.train import train_after_merge, train_base, train_members
+from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
 
-KINDS = {"average": "average", "fine-tuned": "finetuned", "control": "control"}
+KINDS = {"average": "average", "fine-tuned": "finetuned", "control": "control", "ceiling": "ceiling"}
 """What a row of the report is by its name, beside the members and their merge."""
 
 
@@ -32,14 +34,15 @@ class Result:
 def run(context: Context, log: Sequence[str]) -> Result:
     """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
     data = prepare(context, log)
-    base = train_base(context, data)
-    members = train_members(context, data, base)
+    lessons = divide(context, data)
+    base = train_base(context, lessons.base)
+    members = train_members(context, lessons.members, base)
     settings, name = context.config.merge, merge_name(context.config.merge)
     with context.pool() as pool:
-        diagonals = fisher(context, pool, data, members) if needs_diagonals(settings) else {}
-        uniform = average(context, pool, data, members)
-        merged = merge(context, pool, data, members, diagonals, settings)
-    extra = train_after_merge(context, data, merged, members)
+        diagonals = _own_diagonals(context, pool, lessons, members) if needs_diagonals(settings) else {}
+        uniform = average(context, pool, lessons.validation, members)
+        merged = merge(context, pool, lessons.validation, members, diagonals, settings)
+    extra = train_after_merge(context, data, merged, members) | train_ceiling(context, data, base)
     models = {**members, "average": uniform, name: merged, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
@@ -47,3 +50,13 @@ def run(context: Context, log: Sequence[str]) -> Result:
     entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in models.items()]
     made = report(context, data, entries, merge=merged, base=base, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)
+
+
+def _own_diagonals(
+    context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """The Fisher diagonal of each member, on the histories that it learned from."""
+    found: dict[str, Artifact] = {}
+    for data in lessons.validation:
+        found |= fisher(context, pool, data, {name: members[name] for name in members if lessons.members[name] is data})
+    return {name: found[name] for name in members}

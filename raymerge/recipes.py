@@ -10,6 +10,7 @@ import yaml
 from raymerge import storage
 from raymerge.config import Config, resolve
 from raymerge.data import demo, movielens
+from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
 from raymerge.merging.methods import MergeConfig
@@ -104,6 +105,24 @@ def beauty_config() -> Config:
     """As `default`, with more dropout for a sparser log."""
     return default_config().model_copy(
         update={"recipe": "beauty", "encoder": EncoderConfig(attention="causal", max_length=50, dropout=0.5)}
+    )
+
+
+@recipe("markets", "MovieLens-1M in three markets that share no data, or --input another log", source=movielens.fetch)
+def markets_config() -> Config:
+    """Members of one objective, each from a common base on its own market's data; a merge that shares none of them.
+
+    Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
+    """
+    return ml_1m_config().model_copy(
+        update={
+            "recipe": "markets",
+            "markets": MarketsConfig(),
+            "members": {"market": ObjectiveConfig("next_item")},
+            "fine_tuning": TrainingConfig(epochs=4, learning_rate=5e-4),
+            "merge": MergeConfig(coefficients="equal"),
+            "after_merge": None,
+        }
     )
 
 

@@ -14,9 +14,10 @@ import yaml
 from mlflow import MlflowClient
 
 from raymerge import commands, recipes
-from raymerge.artifacts import Output, save_model, save_tensors
+from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.stages.train import model_digest
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -127,6 +128,46 @@ def test_prepare_leaves_its_counts_in_mlflow(capsys: pytest.CaptureFixture[str],
     figures = {found.data.tags["raymerge.run"]: found.data.metrics for found in runs}
     assert figures["prepare"]["users"] == 9
     assert {found.info.status for found in runs} == {"FINISHED"}
+
+
+def test_models_merge_without_data_where_nothing_is_to_be_chosen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models = [model(tmp_path / "a"), model(tmp_path / "b")]
+    diagonals = [diagonal(tmp_path, folder, value) for folder, value in zip(models, (1.0, 3.0), strict=True)]
+    arguments = [
+        part
+        for pair in zip(models, diagonals, strict=True)
+        for part in ("--model", str(pair[0]), "--diagonal", pair[1])
+    ]
+    output = ["--output", str(tmp_path / "out")]
+    assert "nothing to choose" in mistake(capsys, "merge", *arguments, *output)
+    settled = ["--set", "merge.coefficients=equal", "--set", "merge.normalise=none"]
+    cli(["merge", *arguments, *output, *settled], standalone_mode=False)
+    merged = load_model(json.loads(capsys.readouterr().out)["url"])
+    first, second = (load_model(str(folder)).item_embedding.weight for folder in models)
+    torch.testing.assert_close(merged.item_embedding.weight, first / 4 + second * 3 / 4, rtol=0, atol=1e-5)
+
+
+def diagonal(folder: Path, of: Path, value: float) -> str:
+    """A diagonal of a model that is the same number everywhere."""
+    inputs = {"model": model_digest(open_artifact(str(of)))}
+    output = Output(str(folder / "diagonals")).open()
+    with output.stage("fisher", inputs=inputs, configuration={}) as draft:
+        module = load_model(str(of))
+        tensors = {name: torch.full_like(p, value) for name, p in module.named_parameters()}
+        save_tensors(tensors, draft.folder / "diagonal.safetensors")
+    return output.locate("fisher", inputs=inputs, configuration={})
+
+
+def test_a_start_with_another_encoder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+    arguments = ["--set", "prepare.min_item_count=1", "--set", "prepare.min_user_count=1"]
+    cli(["prepare", "--input", str(log), "--output", str(tmp_path / "out"), *arguments], standalone_mode=False)
+    data = json.loads(capsys.readouterr().out)["url"]
+    start = model(tmp_path / "a", num_items=7, ids=[f"i{number}" for number in range(7)])
+    line = mistake(capsys, "train", "--data", data, "--start", start, "--output", tmp_path / "out")
+    assert "encoder.attention is causal, but" in line
+    assert "has bidirectional: set it to that" in line
 
 
 def test_a_merge_of_one_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -135,6 +135,22 @@ def test_evaluate_leaves_its_figures_in_mlflow(
     assert found["full.ndcg_at_10"] == pytest.approx(expected)
 
 
+def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capacity, log: Path, tmp_path: Path) -> None:
+    settings = [change for change in SMALL if not change.startswith(("prepare", "after_merge"))]
+    changes = (*settings, "prepare.user=user", "prepare.item=item", "prepare.partitions=3", "markets.count=2")
+    here = Context(configure("markets", changes), Output(str(tmp_path / "out")), print, Deadline(600))
+    result = run(here, [str(log)])
+    kinds = {entry.name: entry.kind for entry in result.entries}
+    assert kinds == {
+        "market-1": "member", "market-2": "member", "average": "average", "fisher": "merged", "ceiling": "ceiling",
+    }  # fmt: skip
+    assert len({model.manifest["inputs"]["data"] for model in result.members.values()}) == 2, "each from its own data"
+    for name, diagonal in result.diagonals.items():
+        assert diagonal.manifest["inputs"]["data"] == result.members[name].manifest["inputs"]["data"]
+    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    assert [one["reference"] for one in content["comparisons"]] == ["market-1", "market-2", "average", "ceiling"]
+
+
 def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:
     from raymerge.stages.prepare import prepare
     from raymerge.stages.train import train_base

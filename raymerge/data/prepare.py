@@ -19,10 +19,11 @@ from pyarrow import parquet as pq
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
 from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
 from raymerge.data.interactions import LogConfig, LogReader, open_log
+from raymerge.data.sequences import Items, read_items
 from raymerge.data.spill import Spill
 from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
-from raymerge.storage import list_files
+from raymerge.storage import join, list_files
 
 Core = Literal["iterated", "once"]
 Progress = Callable[[str, int, int], None]
@@ -40,7 +41,9 @@ class PrepareConfig(LogConfig):
     `duplicates` are kept, dropped if equal in user, item and time (`exact`), or dropped but the `first` or `last` of a
     user with an item. `core` says how rare items and users go: `once` drops items with fewer than `min_item_count`
     interactions and then users with fewer than `min_user_count` left, in one pass each, as is common for SASRec;
-    `iterated` repeats this until all that is left has the counts (the k-core). Up to `max_bad_share` of the rows may
+    `iterated` repeats this until all that is left has the counts (the k-core). `catalogue` names the items of other
+    prepared data: the indices are theirs, all their items stay, and interactions with other items are dropped and
+    counted, so that models trained on both can be merged. Up to `max_bad_share` of the rows may
     lack a user, an item or a timestamp that parses; they are dropped and counted.
     """
 
@@ -49,6 +52,7 @@ class PrepareConfig(LogConfig):
     min_item_count: int = 5
     min_user_count: int = 5
     partitions: int = 8
+    catalogue: str | None = None  # URL of prepared data or of its items.parquet
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
@@ -75,17 +79,18 @@ def prepare(
     whose order the indices are) and `count` (interactions without each user's last two). The bytes depend on the log
     and the configuration alone.
 
-    Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids` and `bad_timestamps`, then `duplicates` and
-    `rare` interactions, and the `users`, `items`, `interactions` and `partitions` that are left.
+    Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps` and `unknown_items`, then
+    `duplicates` and `rare` interactions, and the `users`, `items`, `interactions` and `partitions` that are left.
 
     Raises InputError for what cannot be read, before anything is written, for too many bad rows, and if none is left.
     """
     report = progress or (lambda what, done, total: None)
+    catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
     files = [file for source in sources for file in list_files(source)]
     sizes = list(_check(files, config))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=folder) as scratch:
-        intake = Intake(Spill(Path(scratch), config.partitions))
+        intake = Intake.of(Spill(Path(scratch), config.partitions), catalogue)
         starts = np.cumsum([0, *sizes]).tolist()
         for file, start in zip(files, starts[:-1], strict=True):
             intake.read(file, config, partial(_report_read, report, start, starts[-1]))
@@ -97,6 +102,11 @@ def prepare(
         written = _write(partitions, intake, counts, folder, report)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
     return {"files": len(files), **intake.counts, **dropped, **written}
+
+
+def catalogue_file(url: str) -> str:
+    """The file of a catalogue that is given as such or by the prepared data that it is part of."""
+    return url if url.endswith(".parquet") else join(url, ITEMS_FILE)
 
 
 def _report_read(report: Progress, start: int, total: int, done: int) -> None:
@@ -112,15 +122,27 @@ def _check(files: list[str], config: LogConfig) -> Iterator[int]:
 
 @dataclass
 class Intake:
-    """The rows of logs on their way to the spill: bad ones are counted, items numbered as they appear."""
+    """The rows of logs on their way to the spill: bad ones are counted, items numbered as they appear.
+
+    With a `closed` catalogue the numbers are given, and rows with other items are counted and dropped.
+    """
 
     spill: Spill
+    closed: bool = False
     counts: dict[str, int] = field(
-        default_factory=lambda: {"rows": 0, "malformed_rows": 0, "bad_ids": 0, "bad_timestamps": 0}
+        default_factory=lambda: {"rows": 0, "malformed_rows": 0, "bad_ids": 0, "bad_timestamps": 0, "unknown_items": 0}
     )
     item_codes: dict[str, int] = field(default_factory=dict)
     whole_number_users: bool = True
     whole_number_items: bool = True
+
+    @classmethod
+    def of(cls, spill: Spill, catalogue: Items | None) -> "Intake":
+        """For a catalogue that is given, or one that the logs make."""
+        if catalogue is None:
+            return cls(spill)
+        codes = {text: code for code, text in enumerate(catalogue.ids.cast(pa.string()).to_pylist())}
+        return cls(spill, True, item_codes=codes, whole_number_items=pa.types.is_integer(catalogue.ids.type))
 
     @property
     def good(self) -> int:
@@ -151,25 +173,33 @@ class Intake:
         self.counts["rows"] += len(batch)
         self.counts["bad_ids"] += int((~known).sum())
         self.counts["bad_timestamps"] += int((known & ~timed).sum())
-        users, user_codes = _used(users, user_codes[good])
         items, item_codes = _used(items, item_codes[good])
+        numbers = self._numbered(items)[item_codes]
+        listed = numbers >= 0
+        self.counts["unknown_items"] += int((~listed).sum())
+        users, user_codes = _used(users, user_codes[good][listed])
         self.whole_number_users &= bool(are_whole_numbers(users).all())
-        self.whole_number_items &= bool(are_whole_numbers(items).all())
-        self.spill.append(users, user_codes, [self._numbered(items)[item_codes], whole[good], fraction[good]])
+        self.spill.append(users, user_codes, [numbers[listed], whole[good][listed], fraction[good][listed]])
 
     def _numbered(self, items: pa.StringArray) -> np.ndarray:
+        """The number of each item, −1 for one that a closed catalogue does not list."""
         codes = self.item_codes
+        if self.closed:
+            return np.fromiter((codes.get(item, -1) for item in items.to_pylist()), np.int32, len(items))
+        self.whole_number_items &= bool(are_whole_numbers(items).all())
         return np.fromiter((codes.setdefault(item, len(codes)) for item in items.to_pylist()), np.int32, len(items))
 
     def refuse_bad(self, max_share: float) -> None:
         """Raise InputError if there are no rows, or more bad ones than the share allows."""
-        rows, bad = self.counts["rows"], self.counts["rows"] - self.good
+        rows = self.counts["rows"]
+        kinds = {name: self.counts[name] for name in ("malformed_rows", "bad_ids", "bad_timestamps")}
+        bad = sum(kinds.values())
         if not rows:
             raise InputError("the interaction log has no rows")
         if bad > max_share * rows:
-            kinds = ", ".join(f"{name} {count}" for name, count in self.counts.items() if count and name != "rows")
+            found = ", ".join(f"{name} {count}" for name, count in kinds.items() if count)
             raise InputError(
-                f"{bad} of {rows} rows are bad ({kinds}), more than the share {max_share}; "
+                f"{bad} of {rows} rows are bad ({found}), more than the share {max_share}; "
                 "correct the columns or the log, or raise prepare.max_bad_share"
             )
 
@@ -199,17 +229,16 @@ def _each(partitions: list[Path], what: str, report: Progress) -> Iterable[Path]
 
 def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress) -> np.ndarray:
     """Drop rare items and users from all partitions, once or until none is rare; the counts that are left."""
+    least = 1 if config.catalogue else config.min_item_count  # a catalogue that is given keeps its items
     while True:
         left = np.zeros_like(counts)
         for path in _each(partitions, "filter", report):
-            histories = keep_frequent(
-                Histories.load(path), counts, min_item=config.min_item_count, min_user=config.min_user_count
-            )
+            histories = keep_frequent(Histories.load(path), counts, min_item=least, min_user=config.min_user_count)
             histories.save(path)
             left += count_items(histories, len(left))
         if not left.any():
             raise InputError(
-                f"no item with {config.min_item_count} interactions and user with {config.min_user_count} is left; "
+                f"no item with {least} interactions and user with {config.min_user_count} is left; "
                 "lower prepare.min_item_count and prepare.min_user_count"
             )
         if config.core == "once" or left.sum() == counts.sum():
@@ -221,7 +250,7 @@ def _write(
     partitions: list[Path], intake: Intake, counts: np.ndarray, folder: Path, report: Progress
 ) -> dict[str, int]:
     """Write the partitions and the catalogue; how many users, items, interactions and partitions there are."""
-    present = np.flatnonzero(counts)
+    present = np.arange(len(counts)) if intake.closed else np.flatnonzero(counts)
     texts = pa.array(list(intake.item_codes), pa.string()).take(pa.array(present))
     items = own_ids(texts, whole_numbers=intake.whole_number_items)
     order = pc.sort_indices(items)

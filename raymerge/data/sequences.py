@@ -5,6 +5,7 @@ Shapes: U users, n interactions, L columns, V items. Item indices are 1..V; 0 is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -84,6 +85,12 @@ def read_partition(url: str) -> Sequences:
         keys=_tensor(table["key"].combine_chunks(), pa.int64()),
         users=table["user"].combine_chunks(),
     )
+
+
+def write_partition(sequences: Sequences, path: Path) -> None:
+    """Write a partition as `read_partition` reads it."""
+    items = pa.ListArray.from_arrays(pa.array(sequences.offsets.numpy(), pa.int32()), sequences.items.numpy())
+    pq.write_table(pa.table({"user": sequences.users, "key": sequences.keys.numpy(), "items": items}), path)
 
 
 def read_items(url: str) -> Items:

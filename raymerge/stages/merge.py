@@ -1,10 +1,13 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+
+import pyarrow as pa
 
 from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
+from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.distributed import Candidate, merged_model, validate
@@ -17,7 +20,7 @@ from raymerge.stages.train import model_digest
 Scorer = Callable[[MergeSetting, Point], float]
 
 
-def average(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> Artifact:
+def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
     """The uniform average of models, which a better merge has to beat."""
     settings = MergeConfig(method="average", coefficients="equal")
     return merge(context, pool, data, models, {}, settings, name="average")
@@ -25,23 +28,24 @@ def average(context: Context, pool: Pool, data: Artifact, models: Mapping[str, A
 
 def merge(
     context: Context,
-    pool: Pool,
-    data: Artifact,
+    pool: Pool | None,
+    data: Sequence[Artifact],
     models: Mapping[str, Artifact],
     diagonals: Mapping[str, Artifact],
     settings: MergeConfig,
     *,
     name: str | None = None,
 ) -> Artifact:
-    """One model out of several; what the settings leave open is chosen on the validation split.
+    """One model out of several; what the settings leave open is chosen on the validation split of all `data`.
 
+    No data are needed for settings that leave nothing open (see `is_settled`); the merge then has no score.
     `name` is what its run is called, by default what the settings make of the members.
     """
     run = f"merge/{name or merge_name(settings)}"
     uses = diagonals if needs_diagonals(settings) else {}
     filter_seen = context.config.evaluation.filter_seen
     inputs = {
-        "data": data.digest,
+        "data": [one.digest for one in data],
         "models": [model_digest(model) for model in models.values()],
         "diagonals": [diagonal.digest for diagonal in uses.values()],
     }
@@ -53,27 +57,32 @@ def merge(
         first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
+        partitions = [partition for one in data for partition in partitions_of(one)]
         trials: list[dict[str, object]] = []
 
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
             return Candidate(urls, diagonal_urls, settings.method, point, setting)
 
         def score(setting: MergeSetting, point: Point) -> float:
-            value = validate(pool, candidate(setting, point), partitions_of(data), filter_seen=filter_seen)
+            assert pool is not None, "there are data to validate on"
+            value = validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
             trials.append({"coefficients": point, **asdict(setting), "score": value})
             making.tell("trial.ndcg@10", value, step=len(trials))
             making.progress(min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value:.4f}")
             return value
 
         making.progress(0, settings.budget)
-        setting, point, best = choose(score, settings, members=len(models))
+        setting, point, best = choose(score, settings, members=len(models)) if data else given(settings, len(models))
         module = merged_model(candidate(setting, point)).cpu()
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
         making.draft.write_json("trials.json", trials)
         chosen = {"method": settings.method, "coefficients": list(point), **asdict(setting)}
-        making.counts.update({**chosen, SCORE: best})
-        making.tell(SCORE, best)
-        making.progress(1, 1, f"validation NDCG@10 {best:.4f} of {len(trials)} candidates")
+        making.counts.update(chosen)
+        if best is not None:
+            making.counts[SCORE] = best
+            making.tell(SCORE, best)
+        scored = "nothing to choose" if best is None else f"validation NDCG@10 {best:.4f} of {len(trials)} candidates"
+        making.progress(1, 1, scored)
     return context.committed("merge", inputs, configuration)
 
 
@@ -97,8 +106,9 @@ def check_coefficients(settings: MergeConfig, members: int) -> None:
 def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]) -> None:
     """Raise MergeError unless catalogues and settings agree and each diagonal is of its model and like the others."""
     first = next(iter(models))
+    catalogue = _catalogue(models[first])
     for name, model in models.items():
-        if model.manifest["files"]["model/items.parquet"] != models[first].manifest["files"]["model/items.parquet"]:
+        if not _catalogue(model).equals(catalogue):
             raise MergeError(f"{first} and {name} are of different catalogues: their item indices mean different items")
         ours, theirs = models[first].json("model", "config.json"), model.json("model", "config.json")
         for key in ours:
@@ -113,13 +123,36 @@ def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Arti
             )
 
 
+def _catalogue(model: Artifact) -> pa.Array:
+    """Own ids of a model's items, in the order of their indices."""
+    return read_items(model.file("model", ITEMS_FILE)).ids
+
+
+def is_settled(settings: MergeConfig) -> bool:
+    """Whether a merge leaves nothing to choose, so that it needs no data."""
+    return settings.coefficients != "search" and len(settings.settings()) == 1
+
+
+def given(settings: MergeConfig, members: int) -> tuple[MergeSetting, Point, None]:
+    """The only setting and coefficients that settled settings allow, without a score."""
+    [setting] = settings.settings()
+    return setting, _point(settings, members), None
+
+
+def _point(settings: MergeConfig, members: int) -> Point:
+    """Coefficients that are not to be searched."""
+    if isinstance(settings.coefficients, str):
+        return (1 / members,) * members
+    return tuple(settings.coefficients)
+
+
 def choose(score: Scorer, settings: MergeConfig, *, members: int) -> tuple[MergeSetting, Point, float]:
     """The setting and the coefficients with the best score; what is given is not searched."""
     candidates = settings.settings()
     if settings.coefficients == "search":
         choice = search_settings(score, candidates, members, budget=settings.budget)
         return choice.setting, choice.found.coefficients, choice.found.score
-    point = (1 / members,) * members if settings.coefficients == "equal" else tuple(settings.coefficients)
+    point = _point(settings, members)
     scores = {setting: score(setting, point) for setting in candidates}
     best = max(candidates, key=scores.__getitem__)
     return best, point, scores[best]

@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from raymerge import recipes, storage
 from raymerge.artifacts import Artifact, file_digest
 from raymerge.data.interactions import open_log
-from raymerge.data.prepare import PARTITIONS_FOLDER
+from raymerge.data.prepare import PARTITIONS_FOLDER, catalogue_file
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
@@ -42,7 +42,11 @@ def check_logs(context: Context, files: Sequence[str]) -> None:
 def prepare(context: Context, files: Sequence[str]) -> Artifact:
     """User partitions, the catalogue and the counts of an interaction log."""
     inputs = {"log": [file_digest(file) for file in files]}
-    configuration = asdict(context.config.prepare)
+    settings = context.config.prepare
+    if settings.catalogue:
+        settings = replace(settings, catalogue=storage.absolute(settings.catalogue))
+        inputs["catalogue"] = [file_digest(catalogue_file(str(settings.catalogue)))]
+    configuration = {**asdict(settings), "catalogue": None}  # it is an input
     found = context.find("prepare", "prepare", inputs=inputs, configuration=configuration)
     if found is not None:
         return found
@@ -53,7 +57,7 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
             making.progress(passes.index(what) + min(done / max(total, 1), 0.99), len(passes), what)
 
         making.progress(0, len(passes))
-        counts = prepare_log(list(files), context.config.prepare, making.folder, progress=report)
+        counts = prepare_log(list(files), settings, making.folder, progress=report)
         making.counts.update(counts)
         for key, value in counts.items():
             making.tell(key, value)

@@ -12,6 +12,7 @@ import torch
 import raymerge
 from raymerge import storage
 from raymerge.artifacts import Artifact
+from raymerge.config import Config
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.evaluation.significance import Bootstrap, holm
@@ -27,7 +28,7 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # member, average, merged, finetuned or control
+    kind: str  # member, average, merged, finetuned, control or ceiling
     model: Artifact
     ranks: Artifact
 
@@ -124,10 +125,10 @@ def _content(
             "max_length": config.encoder.max_length,
             "ranking": config.evaluation.rankings[0],
             "users": bootstrap.users,
-            "validation": "each user's last item but one, full ranking, NDCG@10",
+            "validation": _validation(config),
         },
         "rows": [_row(entry, bootstrap, config.evaluation) for entry in entries],
-        "comparisons": list(_comparisons(entries, bootstrap, config.evaluation)),
+        "comparisons": list(_comparisons(entries, bootstrap, config.evaluation, apart=config.markets is not None)),
         "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon")}
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
@@ -138,6 +139,13 @@ def _content(
         "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
     }
+
+
+def _validation(config: Config) -> str:
+    """On what models were chosen."""
+    if config.markets is None:
+        return "each user's last item but one, full ranking, NDCG@10"
+    return "the last item but one of each user in each market's own part of the training data, full ranking, NDCG@10"
 
 
 def _within(context: Context, artifact: Artifact) -> str:
@@ -161,12 +169,16 @@ def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict
 
 
 def _comparisons(
-    entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig
+    entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig, *, apart: bool
 ) -> Iterator[dict[str, Any]]:
-    """Each merged model against the best single one, the average and the control; Holm's correction over them all."""
+    """Each merged model against the best single one and what else it has to beat; Holm's correction over them all."""
     singles = [entry for entry in entries if entry.kind == "member"]
-    best = max(singles, key=lambda entry: float(entry.model.counts[SCORE]))
-    references = [best, *(entry for entry in entries if entry.kind in ("average", "control"))]
+    best = [max(singles, key=lambda entry: float(entry.model.counts[SCORE]))]
+    # Members of markets validate on data of their own, so their scores do not say which is the best.
+    references = [
+        *(singles if apart else best),
+        *(entry for entry in entries if entry.kind in ("average", "control", "ceiling")),
+    ]
     candidates = [entry for entry in entries if entry.kind in ("merged", "finetuned")]
     ranking = settings.rankings[0]
     compared = {

@@ -25,13 +25,14 @@ class Plan:
     run: str
     objective: ObjectiveConfig
     training: TrainingConfig
+    data: Artifact
     start: Artifact | None
     workers: int
     threads: int
 
-    def inputs(self, data: Artifact) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Digests of what the model is made from."""
-        return {"data": data.digest, "start": self.start.digest if self.start else None}
+        return {"data": self.data.digest, "start": self.start.digest if self.start else None}
 
     def configuration(self, config: Config) -> dict[str, Any]:
         """Everything else that its parameters depend on."""
@@ -50,13 +51,12 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     if config.base is None:
         return None
     workers, threads = config.cluster.base_workers, config.cluster.base_threads
-    return train(context, data, [Plan("train/base", config.base, config.training, None, workers, threads)])[
-        "train/base"
-    ]
+    plan = Plan("train/base", config.base, config.training, data, None, workers, threads)
+    return train(context, [plan])[plan.run]
 
 
-def train_members(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
-    """All members at the same time, by name; each meets the data in an order of its own."""
+def train_members(context: Context, data: Mapping[str, Artifact], base: Artifact | None) -> dict[str, Artifact]:
+    """All members at the same time, by name, each from its own data or from the same in an order of its own."""
     config = context.config
     settings = config.fine_tuning if base else config.training
     plans = [
@@ -64,14 +64,27 @@ def train_members(context: Context, data: Artifact, base: Artifact | None) -> di
             f"train/{name}",
             objective,
             replace(settings, seed=settings.seed + number),
+            data[name],
             base,
             config.cluster.member_workers,
             config.cluster.member_threads,
         )
-        for number, (name, objective) in enumerate(config.members.items(), start=1)
+        for number, (name, objective) in enumerate(config.all_members.items(), start=1)
     ]
-    trained = train(context, data, plans)
-    return {name: trained[f"train/{name}"] for name in config.members}
+    trained = train(context, plans)
+    return {name: trained[f"train/{name}"] for name in data}
+
+
+def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
+    """Where there are markets: what one model would learn, as the first member does, if it were given all data."""
+    config = context.config
+    if config.markets is None:
+        return {}
+    objective, *_ = config.members.values()
+    settings = config.fine_tuning if base else config.training
+    workers, threads = config.cluster.base_workers, config.cluster.base_threads
+    plan = Plan("train/ceiling", objective, settings, data, base, workers, threads)
+    return {"ceiling": train(context, [plan])[plan.run]}
 
 
 def train_after_merge(
@@ -85,10 +98,10 @@ def train_after_merge(
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
     plans = [
-        Plan(f"train/{name}", objective, config.after_merge, start, workers, threads)
+        Plan(f"train/{name}", objective, config.after_merge, data, start, workers, threads)
         for name, start in (("fine-tuned", merged), ("control", members[best]))
     ]
-    trained = train(context, data, plans)
+    trained = train(context, plans)
     return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
 
 
@@ -97,13 +110,13 @@ def best_single(members: Mapping[str, Artifact]) -> str:
     return max(members, key=lambda name: members[name].counts[SCORE])
 
 
-def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, Artifact]:
+def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
     """The models of all plans, by run; those not yet committed are trained at the same time."""
     config, output = context.config, context.output.open()
     trained: dict[str, Artifact] = {}
     waiting: dict[str, Plan] = {}
     for plan in plans:
-        key = {"inputs": plan.inputs(data), "configuration": plan.configuration(config)}
+        key = {"inputs": plan.inputs(), "configuration": plan.configuration(config)}
         found = context.find("train", plan.run, **key)
         if found is None:
             waiting[plan.run] = plan
@@ -113,12 +126,12 @@ def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, 
             storage.remove_folder(storage.join(output.url, "checkpoints", found.digest))
 
     def commit(job: Job, state: TrainingState) -> None:
-        trained[job.run] = _commit_model(context, data, waiting[job.run], state)
+        trained[job.run] = _commit_model(context, waiting[job.run], state)
         storage.remove_folder(storage.join(output.url, "checkpoints", job.key))
 
     if waiting:
         train_all(
-            [_job(context, data, plan) for plan in waiting.values()],
+            [_job(context, plan) for plan in waiting.values()],
             checkpoints=storage.join(output.url, "checkpoints"),
             capacity=context.capacity,
             cluster=config.cluster,
@@ -129,14 +142,14 @@ def train(context: Context, data: Artifact, plans: Sequence[Plan]) -> dict[str, 
     return {plan.run: trained[plan.run] for plan in plans}  # not in the order in which they were done
 
 
-def _job(context: Context, data: Artifact, plan: Plan) -> Job:
+def _job(context: Context, plan: Plan) -> Job:
     config = context.config
-    place = context.output.locate("train", inputs=plan.inputs(data), configuration=plan.configuration(config))
+    place = context.output.locate("train", inputs=plan.inputs(), configuration=plan.configuration(config))
     return Job(
         run=plan.run,
         key=place.rpartition("/")[2],
-        partitions=tuple(partitions_of(data)),
-        num_items=data.counts["items"],
+        partitions=tuple(partitions_of(plan.data)),
+        num_items=plan.data.counts["items"],
         encoder=config.encoder,
         objective=plan.objective,
         training=plan.training,
@@ -146,12 +159,12 @@ def _job(context: Context, data: Artifact, plan: Plan) -> Job:
     )
 
 
-def _commit_model(context: Context, data: Artifact, plan: Plan, state: TrainingState) -> Artifact:
-    inputs, configuration = plan.inputs(data), plan.configuration(context.config)
+def _commit_model(context: Context, plan: Plan, state: TrainingState) -> Artifact:
+    inputs, configuration = plan.inputs(), plan.configuration(context.config)
     with context.make("train", plan.run, inputs=inputs, configuration=configuration) as making:
-        module = SequenceEncoder(data.counts["items"], context.config.encoder)
+        module = SequenceEncoder(plan.data.counts["items"], context.config.encoder)
         module.load_state_dict(state.best)
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        save_model(module, making.folder / "model", items_url=plan.data.file(ITEMS_FILE))
         making.draft.write_json("history.json", [asdict(report) for report in state.history])
         for event in (event for report in state.history for event in epoch_events(plan.run, report)):
             making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded it

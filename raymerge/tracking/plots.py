@@ -24,6 +24,7 @@ KINDS = {  # of a row of the report: what it is called, its colour
     "average": ("uniform average", "#E69F00"),
     "merged": ("merge", "#0072B2"),
     "finetuned": ("merge + fine-tuning", "#009E73"),
+    "ceiling": ("one model trained on all data", "#CC79A7"),
     "ensemble": ("ensemble, several times the cost", "#DDDDDD"),
 }
 RESOLUTION_DPI = 120

@@ -20,8 +20,13 @@ SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 SIGNIFICANCE = 0.05
 COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
 MERGED = ("merged", "finetuned")
-Kind = Literal["member", "control", "average", "merged", "finetuned", "ensemble"]
-ROLES = {"member": "the best single model", "average": "the uniform average", "control": "the control"}
+Kind = Literal["member", "control", "average", "merged", "finetuned", "ceiling", "ensemble"]
+ROLES = {
+    "member": "the best single model",
+    "average": "the uniform average",
+    "control": "the control",
+    "ceiling": "one model trained on all data",
+}
 """What a reference of each kind is called in the verdict, in the order told."""
 
 
@@ -188,7 +193,10 @@ def verdict(report: Report) -> list[str]:
         return ["No merged model was measured."]
     best = max(merged, key=lambda row: row["metrics"][ranking][metric]["mean"])
     score = f"{metric.upper()} {best['metrics'][ranking][metric]['mean']:.4f}"
-    judgements = [_judge(one, ROLES[kind]) for kind, one in _references(report, best["name"])]
+    references = list(_references(report, best["name"]))
+    several = sum(kind == "member" for kind, _ in references) > 1
+    roles = ROLES | ({"member": "member"} if several else {})
+    judgements = [_judge(one, roles[kind]) for kind, one in references]
     closing = "p values are corrected after Holm." if judgements else "It was not compared with other models."
     return [f"{best['name']} is the best merged model: {score}.", *judgements, closing]
 

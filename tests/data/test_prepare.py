@@ -105,6 +105,20 @@ def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kin
     assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
 
 
+def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path):
+    first = write_csv(tmp_path / "first.csv", [(1, item, time) for time, item in enumerate([30, 10, 20, 30, 10])])
+    least = {"min_item_count": 1, "min_user_count": 1}
+    prepare([first], PrepareConfig(**least), tmp_path / "first")
+    second = write_csv(tmp_path / "second.csv", [(2, item, time) for time, item in enumerate([20, 99, 10, 20, 98])])
+    config = PrepareConfig(min_item_count=5, min_user_count=1, catalogue=str(tmp_path / "first"))
+    counts = prepare([second], config, tmp_path / "second")
+    assert (counts["items"], counts["interactions"], counts["unknown_items"]) == (3, 3, 2)
+    ours, theirs = (pq.read_table(tmp_path / name / "items.parquet") for name in ("second", "first"))
+    assert ours.select(["index", "item"]).equals(theirs.select(["index", "item"]))
+    assert ours["count"].to_pylist() == [0, 1, 0], "the last two interactions do not count"
+    assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
+
+
 def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path):
     random = np.random.default_rng(7)
     rows = np.stack([random.integers(1, 90, 3000), random.integers(1, 40, 3000), random.integers(0, 99, 3000)], axis=1)
@@ -168,7 +182,8 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
     source = write_csv(tmp_path / "log.csv", rows + bad)
     counts = prepare([source], loose(max_bad_share=0.07), tmp_path / "out")
     assert counts == {
-        "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "duplicates": 0, "rare": 0,
+        "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "unknown_items": 0,
+        "duplicates": 0, "rare": 0,
         "users": 9, "items": 10, "interactions": 90, "partitions": 2,
     }  # fmt: skip
     assert list(prepared(tmp_path / "out")[1]) == list(range(10))

@@ -113,7 +113,7 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
     context = make_context("out", "merge.budget=8", "merge.normalise=model")
     with context.pool() as pool:
         diagonals = fisher(context, pool, data, models)
-        merged = merge_stage(context, pool, data, models, diagonals, context.config.merge)
+        merged = merge_stage(context, pool, [data], models, diagonals, context.config.merge)
     expected = merge(
         [load_model(model.url) for model in models.values()],
         [load_diagonal(diagonal.url) for diagonal in diagonals.values()],
@@ -178,9 +178,9 @@ def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
         module.item_embedding.weight.data[5] = float("nan")
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
     start = context.committed("train", **key)
-    plan = Plan("train/next", ObjectiveConfig("next_item"), context.config.training, start, workers=1, threads=1)
+    plan = Plan("train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1)
     with pytest.raises(ScoreError, match="lower training.learning_rate"):
-        train(context, data, [plan])
+        train(context, [plan])
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:

@@ -1,0 +1,91 @@
+"""Markets: parts of a log that may not meet, and what each of them may learn from.
+
+A log is divided by a seeded draw, so that what merging is worth without sharing data can be measured: everybody's last
+two items test and validate the whole, and no market sees them. Shapes: n interactions, V items.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from raymerge.data.sequences import Sequences, bounds
+from raymerge.data.split import training_part
+from raymerge.errors import ConfigError
+from raymerge.splitmix import GAMMA, mix_, shifted, signed
+
+By = Literal["items", "users"]
+Base = Literal["all", "shared", "first", "old"]
+SHARED = 0  # the number of what belongs to all markets; markets themselves are 1, 2, …
+
+
+@dataclass(frozen=True)
+class MarketsConfig:
+    """How a log falls into markets, and what the common base has seen of it.
+
+    By `items`, a share `shared` of the items belongs to all markets and each other item to one: a market sees what
+    users did with its own and the shared items. By `users`, each user belongs to one market, and `shared` plays no
+    part. The base has seen `all` data, only the items that are `shared`, only the `first` market, or the `old` half of
+    each history.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    count: int = 3
+    by: By = "items"
+    shared: float = 0.4
+    base: Base = "all"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.count <= 64:
+            raise ConfigError(f"markets.count must be between 2 and 64, got {self.count}")
+        if not 0 <= self.shared < 1:
+            raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
+        for name, known in (("by", get_args(By)), ("base", get_args(Base))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"markets.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.by == "users" and self.base == "shared":
+            raise ConfigError("markets.base shared needs markets.by items: markets of users share no items by draw")
+
+
+def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
+    """The market 1..count that each item index (or user key) belongs to, 0 for all of them: int64[n] → int64[n].
+
+    >>> owners(torch.arange(1, 9), MarketsConfig(count=2, shared=0.25, seed=1)).tolist()
+    [1, 0, 2, 0, 0, 1, 2, 2]
+    """
+    shared = config.shared if config.by == "items" else 0.0
+    seed = mix_(torch.tensor(signed(config.seed)) + GAMMA)
+    drawn = (shifted(mix_(numbers ^ seed), 11) * 2.0**-53 - shared) / (1 - shared)
+    return torch.where(drawn < 0, SHARED, 1 + (drawn * config.count).long().clamp(max=config.count - 1))
+
+
+def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> Sequences:
+    """The training histories as market 1..count sees them; users who have nothing there are left out."""
+    training = training_part(sequences)
+    if config.by == "users":
+        mine = owners(training.keys, config) == market
+        return _keep(training, mine.repeat_interleave(training.lengths))
+    owner = owners(training.items.long(), config)
+    return _keep(training, (owner == market) | (owner == SHARED))
+
+
+def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
+    """The training histories as the common base sees them, if that is not all of them."""
+    training = training_part(sequences)
+    if config.base == "first":
+        return seen_by_market(sequences, 1, config)
+    if config.base == "shared":
+        return _keep(training, owners(training.items.long(), config) == SHARED)
+    place = torch.arange(len(training.items)) - training.offsets[:-1].repeat_interleave(training.lengths)
+    return _keep(training, place < training.lengths.repeat_interleave(training.lengths) / 2)
+
+
+def _keep(sequences: Sequences, kept: Tensor) -> Sequences:
+    """Some interactions, bool[n], of the users who have any among them."""
+    before = bounds(kept.long())[sequences.offsets]
+    users = before.diff().nonzero().squeeze(1)
+    rest = Sequences(sequences.items[kept], before, sequences.keys, sequences.users)
+    return rest.select(users, before[users], before[users + 1])

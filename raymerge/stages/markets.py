@@ -1,0 +1,69 @@
+"""Who learns from what: all models from all data, or each from its own market."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from raymerge import storage
+from raymerge.artifacts import Artifact
+from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
+from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER
+from raymerge.data.sequences import Sequences, read_partition, write_partition
+from raymerge.stages.context import Context
+from raymerge.stages.prepare import partitions_of
+
+Part = Callable[[Sequences], Sequences]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The data that each model learns from; `validation` are those by which a merge is chosen."""
+
+    base: Artifact
+    members: Mapping[str, Artifact]
+    validation: Sequence[Artifact]
+
+
+def divide(context: Context, data: Artifact) -> Lessons:
+    """All data for every model, or a part of it for each market, as data of its own with the same catalogue.
+
+    What a market holds back of its part to validate is its own: a merge is chosen by sums that the markets tell.
+    """
+    config, settings = context.config, context.config.markets
+    if settings is None:
+        return Lessons(data, dict.fromkeys(config.members, data), [data])
+    markets = {
+        number: _part(context, data, f"market-{number}", partial(seen_by_market, market=number, config=settings))
+        for number in range(1, settings.count + 1)
+    }
+    base = data
+    if config.base is not None and settings.base != "all":
+        base = _part(context, data, f"base-{settings.base}", partial(seen_by_base, config=settings))
+    members = {f"{name}-{number}": market for name in config.members for number, market in markets.items()}
+    return Lessons(base, members, list(markets.values()))
+
+
+def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
+    """What `part` leaves of all partitions."""
+    settings = context.config.markets
+    assert isinstance(settings, MarketsConfig)
+    run, inputs, configuration = f"markets/{name}", {"data": data.digest}, {"part": name, **asdict(settings)}
+    found = context.find("markets", run, inputs=inputs, configuration=configuration)
+    if found is not None:
+        return found
+    partitions = partitions_of(data)
+    with context.make("markets", run, inputs=inputs, configuration=configuration) as making:
+        (making.folder / PARTITIONS_FOLDER).mkdir()
+        (making.folder / ITEMS_FILE).write_bytes(storage.read_bytes(data.file(ITEMS_FILE)))
+        counts = {"users": 0, "items": data.counts["items"], "interactions": 0, "partitions": len(partitions)}
+        for number, partition in enumerate(partitions):
+            making.progress(number, len(partitions))
+            kept = part(read_partition(partition))
+            write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
+            counts["users"] += len(kept)
+            counts["interactions"] += len(kept.items)
+        making.counts.update(counts)
+        for key, value in counts.items():
+            making.tell(key, value)
+        making.progress(1, 1, f"{counts['users']:,} users, {counts['interactions']:,} interactions")
+    return context.committed("markets", inputs, configuration)

@@ -1,0 +1,76 @@
+"""What a market may learn from: its own and what is shared, and never what tests or validates the whole."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymerge.data.markets import MarketsConfig, owners, seen_by_base, seen_by_market
+from raymerge.data.sequences import Sequences, from_lists
+from raymerge.errors import ConfigError
+
+HISTORIES = st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=8)
+
+
+def by_key(sequences: Sequences) -> dict[int, list[int]]:
+    return {
+        int(key): sequences.items[begin:end].tolist()
+        for key, begin, end in zip(sequences.keys, sequences.offsets, sequences.offsets[1:], strict=False)
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(HISTORIES, st.integers(2, 5), st.floats(0, 0.9), st.sampled_from(["items", "users"]))
+def test_a_market_sees_its_own_and_the_shared_part_of_what_trains_and_nothing_else(
+    histories: list[list[int]], count: int, shared: float, by: str
+) -> None:
+    whole, config = from_lists(histories), MarketsConfig(count=count, shared=shared, by=by, seed=3)
+    owner_of_item = dict(enumerate(owners(torch.arange(41), config).tolist()))
+    owner_of_user = dict(zip(whole.keys.tolist(), owners(whole.keys, config).tolist(), strict=True))
+    for market in range(1, count + 1):
+        expected = {}
+        for key, history in by_key(whole).items():
+            training = history[:-2] if len(history) >= 3 else []
+            if by == "users":
+                kept = training if owner_of_user[key] == market else []
+            else:
+                kept = [item for item in training if owner_of_item[item] in (0, market)]
+            if kept:
+                expected[key] = kept
+        assert by_key(seen_by_market(whole, market, config)) == expected
+
+
+def test_the_base_sees_all_markets_old_half_their_shared_items_or_the_first_market() -> None:
+    whole = from_lists([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]])
+    [first, second] = by_key(whole)
+    assert by_key(seen_by_base(whole, MarketsConfig(base="old"))) == {first: [1, 2, 3], second: [8]}
+    config = MarketsConfig(base="shared", shared=0.5, seed=1)
+    shared = set((owners(torch.arange(1, 11), config) == 0).nonzero().squeeze(1).add(1).tolist())
+    assert {item for history in by_key(seen_by_base(whole, config)).values() for item in history} == shared & {
+        1, 2, 3, 4, 5, 8,
+    }  # fmt: skip
+    config = MarketsConfig(base="first")
+    assert by_key(seen_by_base(whole, config)) == by_key(seen_by_market(whole, 1, config))
+
+
+def test_shares_of_markets_are_about_equal_and_follow_from_the_seed() -> None:
+    items = torch.arange(1, 20_001)
+    config = MarketsConfig(count=4, shared=0.2, seed=5)
+    sizes = torch.bincount(owners(items, config), minlength=5) / len(items)
+    assert sizes.tolist() == pytest.approx([0.2] * 5, abs=0.01)
+    assert torch.equal(owners(items, config), owners(items, MarketsConfig(count=4, shared=0.2, seed=5)))
+    assert not torch.equal(owners(items, config), owners(items, MarketsConfig(count=4, shared=0.2, seed=6)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"count": 1}, "markets.count must be between 2 and 64, got 1"),
+        ({"shared": 1.0}, "markets.shared must be at least 0 and below 1"),
+        ({"by": "shops"}, "markets.by must be one of items, users, got 'shops'"),
+        ({"by": "users", "base": "shared"}, "markets.base shared needs markets.by items"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        MarketsConfig(**settings)
