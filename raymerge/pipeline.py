@@ -14,7 +14,7 @@ from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
 
-KINDS = {"average": "average", "fine-tuned": "finetuned", "control": "control", "ceiling": "ceiling"}
+KINDS = {name: name for name in ("base", "average", "fine-tuned", "control", "ceiling")}
 """What a row of the report is by its name, beside the members and their merge."""
 
 
@@ -43,12 +43,12 @@ def run(context: Context, log: Sequence[str]) -> Result:
         uniform = average(context, pool, lessons.validation, members)
         merged = merge(context, pool, lessons.validation, members, diagonals, settings)
     extra = train_after_merge(context, data, merged, members) | train_ceiling(context, data, base)
-    models = {**members, "average": uniform, name: merged, **extra}
+    models = ({"base": base} if base else {}) | {**members, "average": uniform, name: merged, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
     kinds = dict.fromkeys(members, "member") | KINDS | {name: "merged"}
     entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in models.items()]
-    made = report(context, data, entries, merge=merged, base=base, diagonals=diagonals)
+    made = report(context, data, entries, merge=merged, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)
 
 

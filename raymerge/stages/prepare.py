@@ -46,7 +46,8 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
     if settings.catalogue:
         settings = replace(settings, catalogue=storage.absolute(settings.catalogue))
         inputs["catalogue"] = [file_digest(catalogue_file(str(settings.catalogue)))]
-    configuration = {**asdict(settings), "catalogue": None}  # it is an input
+    configuration = asdict(settings)
+    del configuration["catalogue"]  # it is an input
     found = context.find("prepare", "prepare", inputs=inputs, configuration=configuration)
     if found is not None:
         return found

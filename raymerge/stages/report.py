@@ -20,6 +20,7 @@ from raymerge.stages.context import SCORE, Context
 from raymerge.stages.prepare import partitions_of
 
 METRIC = "ndcg@10"  # by which models are compared
+REFERENCES = ("base", "average", "control", "ceiling")  # kinds that a merge is compared with, beside members
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
 
@@ -28,7 +29,7 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # member, average, merged, finetuned, control or ceiling
+    kind: str  # base, member, average, merged, fine-tuned, control or ceiling
     model: Artifact
     ranks: Artifact
 
@@ -39,7 +40,6 @@ def report(
     entries: Sequence[Entry],
     *,
     merge: Artifact,
-    base: Artifact | None,
     diagonals: Mapping[str, Artifact],
 ) -> Artifact:
     """Metrics and comparisons of all models, as `report.json`; made from the ranks alone, in one pass over users."""
@@ -57,9 +57,8 @@ def report(
         making.progress(0, 1)
         bootstrap = _bootstrap(data, entries, settings)
         content = _content(context, data, entries, merge, bootstrap)
-        models = ({"base": base} if base else {}) | {entry.name: entry.model for entry in entries}
         content["artifacts"] = {
-            "models": {name: _within(context, model) for name, model in models.items()},
+            "models": {entry.name: _within(context, entry.model) for entry in entries},
             "diagonals": {name: _within(context, diagonal) for name, diagonal in diagonals.items()},
         }
         making.draft.write_json("report.json", content)
@@ -155,7 +154,7 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 def final_model(entries: Sequence[Entry]) -> Entry:
     """The merged model, trained on after the merge or not, whichever validates better."""
-    return max((e for e in entries if e.kind in ("merged", "finetuned")), key=lambda e: e.model.counts[SCORE])
+    return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.model.counts[SCORE])
 
 
 def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
@@ -175,11 +174,8 @@ def _comparisons(
     singles = [entry for entry in entries if entry.kind == "member"]
     best = [max(singles, key=lambda entry: float(entry.model.counts[SCORE]))]
     # Members of markets validate on data of their own, so their scores do not say which is the best.
-    references = [
-        *(singles if apart else best),
-        *(entry for entry in entries if entry.kind in ("average", "control", "ceiling")),
-    ]
-    candidates = [entry for entry in entries if entry.kind in ("merged", "finetuned")]
+    references = [*(singles if apart else best), *(entry for entry in entries if entry.kind in REFERENCES)]
+    candidates = [entry for entry in entries if entry.kind in ("merged", "fine-tuned")]
     ranking = settings.rankings[0]
     compared = {
         (a.name, b.name): bootstrap.compare(

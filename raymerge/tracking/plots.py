@@ -19,11 +19,12 @@ from torch import Tensor
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 KINDS = {  # of a row of the report: what it is called, its colour
+    "base": ("base that members start from", "#999999"),
     "member": ("single model", "#56B4E9"),
-    "control": ("control: a single model with the extra epochs", "#999999"),
+    "control": ("control: a single model with the extra epochs", "#666666"),
     "average": ("uniform average", "#E69F00"),
     "merged": ("merge", "#0072B2"),
-    "finetuned": ("merge + fine-tuning", "#009E73"),
+    "fine-tuned": ("merge + fine-tuning", "#009E73"),
     "ceiling": ("one model trained on all data", "#CC79A7"),
     "ensemble": ("ensemble, several times the cost", "#DDDDDD"),
 }

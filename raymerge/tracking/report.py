@@ -19,9 +19,10 @@ from raymerge.tracking.page import TEMPLATE
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 SIGNIFICANCE = 0.05
 COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
-MERGED = ("merged", "finetuned")
-Kind = Literal["member", "control", "average", "merged", "finetuned", "ceiling", "ensemble"]
+MERGED = ("merged", "fine-tuned")
+Kind = Literal["base", "member", "control", "average", "merged", "fine-tuned", "ceiling", "ensemble"]
 ROLES = {
+    "base": "the base that members start from",
     "member": "the best single model",
     "average": "the uniform average",
     "control": "the control",

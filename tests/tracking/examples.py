@@ -35,7 +35,7 @@ def example_report() -> Report:
             row("duorec", "member", 0.13),
             row("uniform average", "average", 0.136),
             row("Fisher merge", "merged", 0.138),
-            row("merge + fine-tuning", "finetuned", 0.14),
+            row("merge + fine-tuning", "fine-tuned", 0.14),
             row("ensemble of 2", "ensemble", 0.15),
         ],
         "comparisons": [comparison("uniform average", 0.004, p_holm=0.12), comparison("duorec", 0.01, p_holm=0.004)],
