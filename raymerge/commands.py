@@ -32,7 +32,7 @@ from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.prepare import check_logs, prepare, source
-from raymerge.stages.report import final_model, metrics_of
+from raymerge.stages.report import metrics_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
 from raymerge.tracking.plots import to_png
@@ -122,15 +122,14 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
             result = pipeline(context, files)
             content = reports.loads(storage.read_bytes(result.report.file("report.json")))
             registered = _log_to_mlflow(context, tracker, result, content)
-    final = final_model(result.entries).model
     console = Console()
     console.print(reports.render(content))
     rows = {
-        "model": final.file("model"),
+        "model": result.final.file("model"),
         "report": result.report.file("report.json"),
         "registered": registered,
         "MLflow": ui_command(tracker.uri),
-        "try it": f"raymerge recommend --model {final.url} --history {_some_items(result.data)}",
+        "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
     }
     _print_rows(console, rows)
 
@@ -141,15 +140,15 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
     A server that is gone by now does not take the results away: they lie in the output folder, and the same command
     sends them once the server is back.
     """
-    config, model = context.config, final_model(result.entries).model
+    config = context.config
     try:
         registered = log_results(
             tracker,
             configuration=config.plain(),
             report_url=result.report.file("report.json"),
             drawn=figures(content, context.output.url),
-            model=model,
-            score=model.counts[SCORE],
+            model=result.final,
+            score=result.final.counts[SCORE],
             model_name=config.tracking.model_name or f"raymerge-{Path(config.recipe).stem}",
         )
     except TrackingError as error:

@@ -20,7 +20,7 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
-RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control", "ceiling")
+RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control", "ceiling", "ensemble")
 
 
 class TrackingConfig(BaseModel):

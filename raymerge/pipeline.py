@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from raymerge.artifacts import Artifact
 from raymerge.runtime import Pool
 from raymerge.stages.context import Context
-from raymerge.stages.evaluate import evaluate
+from raymerge.stages.evaluate import evaluate, evaluate_together
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import Lessons, divide
 from raymerge.stages.merge import average, merge, merge_name, needs_diagonals
 from raymerge.stages.prepare import prepare
-from raymerge.stages.report import Entry, report
+from raymerge.stages.report import Entry, final_model, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
 
 KINDS = {name: name for name in ("base", "average", "fine-tuned", "control", "ceiling")}
@@ -30,6 +30,13 @@ class Result:
     entries: list[Entry]
     report: Artifact
 
+    @property
+    def final(self) -> Artifact:
+        """The model to serve: the merged one, trained on after the merge or not, whichever validates better."""
+        model = final_model(self.entries).model
+        assert model is not None, "it is no ensemble"
+        return model
+
 
 def run(context: Context, log: Sequence[str]) -> Result:
     """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
@@ -46,8 +53,10 @@ def run(context: Context, log: Sequence[str]) -> Result:
     models = ({"base": base} if base else {}) | {**members, "average": uniform, name: merged, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
+        together = evaluate_together(context, pool, data, list(members.values()))
     kinds = dict.fromkeys(members, "member") | KINDS | {name: "merged"}
     entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in models.items()]
+    entries.append(Entry("ensemble", "ensemble", None, together))
     made = report(context, data, entries, merge=merged, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)
 

@@ -65,7 +65,7 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
     _, result, _ = first
     content = reports.loads(Path(result.report.file("report.json")).read_bytes())
     names = [row["name"] for row in content["rows"]]
-    assert names == ["base", "next_item", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control"]
+    assert names == ["base", "next_item", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control", "ensemble"]
     for row in content["rows"]:
         for metrics in row["metrics"].values():
             assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
@@ -144,7 +144,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capaci
     kinds = {entry.name: entry.kind for entry in result.entries}
     assert kinds == {
         "base": "base", "market-1": "member", "market-2": "member", "average": "average", "fisher": "merged",
-        "ceiling": "ceiling",
+        "ceiling": "ceiling", "ensemble": "ensemble",
     }  # fmt: skip
     assert len({model.manifest["inputs"]["data"] for model in result.members.values()}) == 2, "each from its own data"
     for name, diagonal in result.diagonals.items():

@@ -13,6 +13,7 @@ from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import Examples, Split, evaluated_users, examples
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
 from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.ensemble import Ensemble
 from raymerge.runtime import Pool
 
 
@@ -52,10 +53,18 @@ def _popularity(items: str) -> Tensor:
     return read_items(items).counts
 
 
-def rank_partition(model: str, partition: str, items: str, split: Split, config: EvaluationConfig) -> Ranks:
-    """Rank the targets of one partition (runs in a worker; all arguments are URLs or plain values)."""
-    module = worker_model(model)
-    found = worker_examples(partition, split, module.config.max_length)
+@lru_cache(maxsize=1)
+def _worker_ensemble(urls: tuple[str, ...]) -> Ensemble:
+    return Ensemble([worker_model(url) for url in urls])
+
+
+def rank_partition(
+    models: tuple[str, ...], partition: str, items: str, split: Split, config: EvaluationConfig
+) -> Ranks:
+    """Rank the targets of one partition under a model, or under several together (runs in a worker)."""
+    first = worker_model(models[0])
+    module = first if len(models) == 1 else _worker_ensemble(models)
+    found = worker_examples(partition, split, first.config.max_length)
     sequences = _worker_sequences(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences).numpy()))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
@@ -63,7 +72,7 @@ def rank_partition(model: str, partition: str, items: str, split: Split, config:
 
 def rank_users(
     pool: Pool,
-    model: str,
+    models: tuple[str, ...],
     *,
     partitions: Sequence[str],
     items: str,
@@ -73,9 +82,10 @@ def rank_users(
 ) -> None:
     """Rank the targets of all users, partition by partition; `on_partition(url, ranks)` in order of completion.
 
+    `models` are the URLs of one model, or of several whose logits are averaged.
     What is in memory is one partition in each process, whatever the number of users.
     """
-    pieces: Mapping[str, tuple[str, str, str, Split, EvaluationConfig]] = {
-        partition: (model, partition, items, split, config) for partition in partitions
+    pieces: Mapping[str, tuple[tuple[str, ...], str, str, Split, EvaluationConfig]] = {
+        partition: (models, partition, items, split, config) for partition in partitions
     }
-    pool.run(rank_partition, pieces, doing=f"evaluating {model}", on_result=on_partition)
+    pool.run(rank_partition, pieces, doing=f"evaluating {', '.join(models)}", on_result=on_partition)

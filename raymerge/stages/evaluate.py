@@ -1,6 +1,6 @@
 """From models to the ranks of every user's test item."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 
@@ -15,12 +15,17 @@ from raymerge.stages.train import model_digest
 
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Ranks of the test items of all users under each model, by name; one Parquet file a partition."""
-    return {name: _evaluate(context, pool, data, name, model) for name, model in models.items()}
+    return {name: _evaluate(context, pool, data, name, [model]) for name, model in models.items()}
 
 
-def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, model: Artifact) -> Artifact:
+def evaluate_together(context: Context, pool: Pool, data: Artifact, models: Sequence[Artifact]) -> Artifact:
+    """Ranks under the mean of the logits of several models."""
+    return _evaluate(context, pool, data, "ensemble", models)
+
+
+def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: Sequence[Artifact]) -> Artifact:
     run, settings = f"evaluate/{name}", context.config.evaluation
-    inputs = {"data": data.digest, "model": model_digest(model)}
+    inputs = {"data": data.digest, "models": [model_digest(model) for model in models]}
     configuration = {
         "rankings": list(settings.rankings),
         "filter_seen": settings.filter_seen,
@@ -43,7 +48,7 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, model: Ar
 
         rank_users(
             pool,
-            model.file("model"),
+            tuple(model.file("model") for model in models),
             partitions=partitions,
             items=data.file(ITEMS_FILE),
             split="test",

@@ -29,9 +29,15 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # base, member, average, merged, fine-tuned, control or ceiling
-    model: Artifact
+    kind: str  # base, member, average, merged, fine-tuned, control, ceiling or ensemble
+    model: Artifact | None  # None for the ensemble of all members
     ranks: Artifact
+
+    @property
+    def score(self) -> float:
+        """On validation, which chooses."""
+        assert self.model is not None, "an ensemble is not to be chosen"
+        return float(self.model.counts[SCORE])
 
 
 def report(
@@ -58,7 +64,7 @@ def report(
         bootstrap = _bootstrap(data, entries, settings)
         content = _content(context, data, entries, merge, bootstrap)
         content["artifacts"] = {
-            "models": {entry.name: _within(context, entry.model) for entry in entries},
+            "models": {entry.name: _within(context, entry.model) for entry in entries if entry.model},
             "diagonals": {name: _within(context, diagonal) for name, diagonal in diagonals.items()},
         }
         making.draft.write_json("report.json", content)
@@ -131,10 +137,10 @@ def _content(
         "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon")}
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
-        "validation": {entry.name: entry.model.counts[SCORE] for entry in entries},
+        "validation": {entry.name: entry.score for entry in entries if entry.model},
         "final": final_model(entries).name,
         "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
-        "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries},
+        "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries if entry.model},
         "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
     }
@@ -154,7 +160,7 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 def final_model(entries: Sequence[Entry]) -> Entry:
     """The merged model, trained on after the merge or not, whichever validates better."""
-    return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.model.counts[SCORE])
+    return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.score)
 
 
 def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _comparisons(
 ) -> Iterator[dict[str, Any]]:
     """Each merged model against the best single one and what else it has to beat; Holm's correction over them all."""
     singles = [entry for entry in entries if entry.kind == "member"]
-    best = [max(singles, key=lambda entry: float(entry.model.counts[SCORE]))]
+    best = [max(singles, key=lambda entry: entry.score)]
     # Members of markets validate on data of their own, so their scores do not say which is the best.
     references = [*(singles if apart else best), *(entry for entry in entries if entry.kind in REFERENCES)]
     candidates = [entry for entry in entries if entry.kind in ("merged", "fine-tuned")]

@@ -1,0 +1,26 @@
+"""The ensemble scores as the mean of its members' logits, whatever way it is computed."""
+
+import pytest
+import torch
+
+from raymerge.evaluation.ranking import full_ranks
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.ensemble import Ensemble
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_ranks_are_those_of_the_mean_of_logits(attention: str, bias: bool) -> None:
+    torch.manual_seed(1)
+    config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, output_bias=bias)
+    models = [SequenceEncoder(30, config).double().eval() for _ in range(3)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.5)
+    histories = torch.randint(1, 31, (20, 6))
+    histories[:7, :3] = 0
+    targets = torch.randint(1, 31, (20,))
+    with torch.no_grad():
+        logits = torch.stack([model(histories) for model in models]).mean(dim=0)
+    own = logits.gather(1, targets[:, None] - 1)
+    assert full_ranks(Ensemble(models), histories, targets).tolist() == (logits >= own).sum(dim=1).tolist()
