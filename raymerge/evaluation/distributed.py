@@ -13,7 +13,7 @@ from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import Examples, Split, evaluated_users, examples
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 
 
 @dataclass(frozen=True)
