@@ -31,8 +31,10 @@ from raymerge.stages.fisher import fisher
 from raymerge.stages.merge import check_coefficients, check_mergeable, merge
 from raymerge.stages.prepare import check_logs, prepare, source
 from raymerge.stages.report import final_model, metrics_of
+from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
+from raymerge.tracking import study as studies
 from raymerge.tracking.plots import to_png
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
@@ -169,6 +171,23 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
         with tracked(context, "fisher", _prepared_dataset(prepared)), context.pool() as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)
+
+
+def run_fisher_study(
+    data: str, model: str, users: int | None, *, recipe: str | None, overrides: Sequence[str], **options: Any
+) -> None:
+    """`raymerge fisher-study`."""
+    changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
+    with working(recipe=recipe or "default", overrides=changes, **options) as context:
+        prepared, members = open_artifact(data, stage="prepare"), _open_models([model])
+        check_catalogue(prepared, members)
+        [(name, trained)] = members.items()
+        with tracked(context, "fisher-study", _prepared_dataset(prepared)) as tracker, context.pool() as pool:
+            made = fisher_study(context, pool, prepared, name, trained)
+            studies.log_study(tracker, run_of(name), made)
+    console = Console()
+    console.print(studies.render(made.json("study.json")))
+    _print_rows(console, {"study": made.file("study.json"), "MLflow": ui_command(tracker.uri)})
 
 
 def run_merge(
