@@ -89,6 +89,18 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command()
+@click.option("--data", required=True, help="URL of prepared data.")
+@click.option("--model", required=True, help="URL of a trained model.")
+@click.option("--users", type=int, help="How many users at most; without it all.")
+@configured
+def fisher_study(data: str, model: str, users: int | None, **options: Any) -> None:
+    """Compare all estimators with the exact diagonal: error over cost, and how many samples are enough."""
+    from raymerge.commands import run_fisher_study
+
+    run_fisher_study(data, model, users, **options)
+
+
+@cli.command()
 @click.option("--data", help="URL of prepared data; needed if there is something to choose on its validation split.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; give two or more.")
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")

@@ -23,9 +23,10 @@ from raymerge.events import Event, Progress
 from raymerge.merging.methods import METHODS
 from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
+from raymerge.pool import Pool
 from raymerge.progress import display
 from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import Deadline, Pool, session
+from raymerge.runtime import Deadline, session
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
@@ -33,8 +34,10 @@ from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.prepare import check_logs, prepare, source
 from raymerge.stages.report import metrics_of
+from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
+from raymerge.tracking import study as studies
 from raymerge.tracking.plots import to_png
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
@@ -185,6 +188,25 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
         with working_pool(context, "fisher", prepared) as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)
+
+
+def run_fisher_study(
+    data: str, model: str, users: int | None, *, recipe: str | None, overrides: Sequence[str], **options: Any
+) -> None:
+    """`raymerge fisher-study`."""
+    changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
+    with working(recipe=recipe or "default", overrides=changes, **options) as context:
+        prepared, members = open_artifact(data, stage="prepare"), _open_models([model])
+        check_catalogue(prepared, members)
+        [(name, trained)] = members.items()
+        dataset = _prepared_dataset(prepared)
+        with tracked(context, "fisher-study", dataset) as tracker, session(context.config.cluster):
+            with context.pool() as pool:
+                made = fisher_study(context, pool, prepared, name, trained)
+            studies.log_study(tracker, run_of(name), made)
+    console = Console()
+    console.print(studies.render(made.json("study.json")))
+    _print_rows(console, {"study": made.file("study.json"), "MLflow": ui_command(tracker.uri)})
 
 
 def run_merge(

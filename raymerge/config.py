@@ -13,6 +13,7 @@ from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
 from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.fisher.study import StudyConfig
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
@@ -47,6 +48,7 @@ class Config(BaseModel):
     members: dict[str, ObjectiveConfig] = Field(min_length=1)
     fine_tuning: TrainingConfig = TrainingConfig()  # of each member from the base
     fisher: FisherConfig = FisherConfig()
+    study: StudyConfig = StudyConfig()  # of the estimators; no part of a run
     merge: MergeConfig = MergeConfig()
     after_merge: TrainingConfig | None = None  # of the merged model, and of the control that it is compared with
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raymerge.artifacts import Artifact
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
 from raymerge.stages.fisher import fisher

@@ -59,7 +59,7 @@ class LineDisplay:
         self._console = console
         self._every_s = every_s
         self._begin = time.monotonic()
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, float]] = {}  # when, and how much was done already
         self._printed: dict[str, float] = {}
         self._done: set[str] = set()
 
@@ -76,23 +76,25 @@ class LineDisplay:
         if isinstance(message, Event) or message.run in self._done:
             return
         now = time.monotonic()
-        started = self._started.setdefault(message.run, now)
+        self._started.setdefault(message.run, (now, message.done))
         finished = message.done >= message.total
         if not finished and now - self._printed.get(message.run, -self._every_s) < self._every_s:
             return
         self._printed[message.run] = now
         self._done |= {message.run} if finished else set()
-        self._console.print(self._line(message, now - started, finished), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(self._line(message, now, finished), markup=False, highlight=False, soft_wrap=True)
 
-    def _line(self, message: Progress, seconds: float, finished: bool) -> str:
-        clock = _clock(time.monotonic() - self._begin)
+    def _line(self, message: Progress, now: float, finished: bool) -> str:
+        clock = _clock(now - self._begin)
+        start, found = self._started[message.run]
+        seconds, made = now - start, message.done - found
         if finished:
             state = f"done in {_clock(seconds)}"
-        elif message.done:
-            left = seconds * (message.total - message.done) / message.done
+        elif made:
+            left = seconds * (message.total - message.done) / made
             state = f"{message.done / message.total:4.0%}, about {_clock(left)} left"
         else:
-            state = "started"
+            state = f"{message.done / message.total:4.0%} found, goes on" if found else "started"
         return f"{clock}  {message.run:<18} {state}" + (f"  {message.note}" if message.note else "")
 
 

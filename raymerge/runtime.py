@@ -1,4 +1,4 @@
-"""Ray: start or join it, know what it has, and get each piece of work done exactly once."""
+"""Ray: start or join it, know what it has, what workers say, and when to give up."""
 
 import io
 import logging
@@ -7,20 +7,17 @@ import secrets
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from raymerge.errors import ConfigError, ResourceError, UserError
 from raymerge.events import Event, Progress
 
-MAX_ATTEMPTS = 4  # of one piece of work whose process died
 POLL_S = 0.25
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads of torch that wait asleep. Where processes share CPUs, waiting in a loop made steps 2 to 7 times slower."""
@@ -41,6 +38,7 @@ class ClusterConfig:
     member_workers: int = 1  # data-parallel processes of each member
     member_threads: int = 1
     actor_threads: int = 1
+    piece_hours: float = 4.0  # a partition that takes longer in Fisher or evaluation is taken to hang, and done again
     deadline_hours: float = 48.0
 
     def __post_init__(self) -> None:
@@ -50,8 +48,9 @@ class ClusterConfig:
                 raise ConfigError(f"cluster.{name} must be between 1 and 4096, got {value}")
         if self.gpus is not None and self.gpus < 0:
             raise ConfigError(f"cluster.gpus must not be negative, got {self.gpus}")
-        if not self.deadline_hours > 0:
-            raise ConfigError(f"cluster.deadline_hours must be positive, got {self.deadline_hours}")
+        for name in ("piece_hours", "deadline_hours"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"cluster.{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -172,93 +171,6 @@ class Deadline:
                 f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to go on, "
                 "or raise cluster.deadline_hours"
             )
-
-
-class Worker:
-    """Runs functions for the driver. A plain class: only `Pool` makes an actor of it."""
-
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result."""
-        return function(*arguments)
-
-
-class Pool:
-    """Actors that compute pieces of work, each taken once by its key.
-
-    One piece is under way per actor. An actor that dies is replaced and its piece is done again, up to `MAX_ATTEMPTS`
-    times; a mistake of the user that a worker found is raised here as it is. A function therefore returns a value for
-    its piece and changes nothing. The actors live as long as the block, so what a function caches is kept.
-    """
-
-    def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
-        self.size = config.actors or max(1, int(capacity.usable_gpus(config) or capacity.cpus))
-        self._resources = capacity.share(config, self.size)
-        self._threads = config.actor_threads
-        self._deadline = deadline
-        self._idle: list[Any] = []
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for actor in self._idle:
-            ray.kill(actor)
-        self._idle = []
-
-    def _launch(self) -> Any:
-        kind: Any = ray.remote(num_cpus=self._resources["CPU"], num_gpus=self._resources.get("GPU", 0))(Worker)
-        return kind.remote(self._threads)
-
-    def run(
-        self,
-        function: Callable[..., Any],
-        pieces: Mapping[str, tuple[Any, ...]],
-        *,
-        doing: str,
-        on_result: Callable[[str, Any], None],
-    ) -> None:
-        """Compute `function(*arguments)` for each piece; `on_result(key, value)` is called in order of completion.
-
-        Whoever sums results up must do it in the order of the keys.
-        """
-        waiting, attempts = deque(sorted(pieces)), dict.fromkeys(pieces, 0)
-        under_way: dict[Any, tuple[str, Any]] = {}
-        try:
-            while waiting or under_way:
-                self._deadline.check(doing)
-                while waiting and len(under_way) < self.size:
-                    key = waiting.popleft()
-                    attempts[key] += 1
-                    actor = self._idle.pop() if self._idle else self._launch()
-                    under_way[actor.run.remote(function, *pieces[key])] = key, actor
-                for reference in ray.wait(list(under_way), timeout=POLL_S)[0]:
-                    key, actor = under_way.pop(reference)
-                    try:
-                        result = ray.get(reference)
-                    except RayTaskError as error:
-                        self._idle.append(actor)
-                        raise _cause(error) from error
-                    except RayError as error:  # the actor or its node died, or was ended for want of memory
-                        if attempts[key] >= MAX_ATTEMPTS:
-                            reason = str(error).strip().splitlines()[0]
-                            died = f"the process for {key} died {attempts[key]} times"
-                            raise ResourceError(f"{doing}: {died} ({reason})") from error
-                        waiting.appendleft(key)
-                    else:
-                        self._idle.append(actor)
-                        on_result(key, result)
-        finally:
-            for _, actor in under_way.values():
-                ray.kill(actor)
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """The mistake of the user that ended a task, or the failure of the task itself."""
-    cause = error.cause
-    return cause if isinstance(cause, UserError) else error
 
 
 def launch_event_log() -> Any:

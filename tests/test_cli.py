@@ -70,6 +70,11 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "there is no report at"),
         (["evaluate", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
+        (["fisher-study", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
+        (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),
+        (["fisher-study", "--data", "x", "--model", "x", "--users", "many"], "'many' is not a valid integer"),
+        (["fisher-study", "--data", "x", "--model", "x", "--set", "study.samples=[0]"], "study.samples must be"),
+        (["fisher-study", "--data", "x"], "Missing option '--model'"),
     ],
 )
 def test_mistake_is_one_line(

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from raymerge.events import Event, Progress
@@ -23,9 +24,17 @@ def test_quiet_run_has_a_line_at_its_start_and_one_at_its_end() -> None:
 
 
 def test_long_run_says_how_far_it_is_and_how_long_yet() -> None:
-    printed = lines(Progress("fisher/duorec", 1, 4, "120 users/s"), every_s=0)
-    assert "25%, about" in printed[0]
-    assert printed[0].endswith("120 users/s")
+    printed = lines(Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s"), every_s=0)
+    assert "25%, about" in printed[1]
+    assert printed[1].endswith("120 users/s")
+
+
+def test_what_was_found_does_not_count_as_fast_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 10.0])
+    monkeypatch.setattr("raymerge.progress.time.monotonic", lambda: next(clock))
+    printed = lines(Progress("fisher/duorec", 6, 8), Progress("fisher/duorec", 7, 8, "90 users/s"), every_s=0)
+    assert printed[0].endswith("75% found, goes on")
+    assert "88%, about 0:10 left" in printed[1]
 
 
 def test_terminal_gets_bars_and_a_log_gets_lines() -> None:

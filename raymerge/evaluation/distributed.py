@@ -14,7 +14,7 @@ from raymerge.data.split import Examples, Split, evaluated_users, examples
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.ensemble import Ensemble
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,111 @@
-"""The Fisher diagonal on Ray: each user partition is a shard, summed by whichever process is free, taken once.
+"""The Fisher diagonal on Ray: each user partition is a shard, summed by whichever process is free, committed once.
 
-A shard's sum depends on the model, the partition and the configuration only. Shards are added in float64 in a fixed
-tree over their keys (`raymerge.fisher.reduction`), so the diagonal is the same to the bit for any number of
-processes, any order of completion and any process that died on the way. Traffic: one diagonal in float64 a shard.
+A shard's sum depends on the model, the partition and the configuration only. The process that made it commits it under
+a key of just these, so a shard that was made twice, after a process died or hung, is the same file. Shards are added in
+float64 in a fixed tree over the partitions (`raymerge.fisher.reduction`), so the diagonal is the same to the bit for
+any number of processes, any order of completion and any process that died on the way.
+
+Traffic of a process: it reads each model once and each partition once a model, and writes one diagonal in float64 a
+shard to the output folder; the driver gets two numbers. Memory of a process: the models it has met (at most 8), the
+sums in float64, and the engine's budget; a model is too large for a process only if these do not fit. The driver holds
+1 + log2(shards) blocks of `raymerge.blocks.BLOCK_BYTES`, whatever the model.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from raymerge.artifacts import Output
+from raymerge.blocks import blocks, write_blocks
+from raymerge.data.split import Examples
 from raymerge.evaluation.distributed import worker_examples, worker_model
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.weights import FisherConfig
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 
-ShardSum = tuple[dict[str, Tensor], int]
-"""Sum over a shard's users in float64, by parameter name, and how many users they are."""
+SUMS_FILE = "sums.safetensors"
 
 
-def shard_sum(model: str, partition: str, config: FisherConfig) -> ShardSum:
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be made: `model` and `partition` by URL, `inputs` by digest.
+
+    For a study, `users` bounds how many of the partition are taken, and `double` computes in float64.
+    """
+
+    stage: str
+    model: str
+    partition: str
+    inputs: Mapping[str, str]
+    config: FisherConfig
+    users: int | None = None
+    double: bool = False
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the shard is found by: all that its sum depends on."""
+        configuration = asdict(self.config)
+        configuration |= {"users": self.users} if self.users is not None else {}
+        configuration |= {"dtype": "float64"} if self.double else {}
+        return {"inputs": dict(self.inputs), "configuration": configuration}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A committed shard: where it lies, how many users it sums, and how long that took one process."""
+
+    url: str
+    users: int
+    seconds: float
+
+
+def make_shard(output: str, plan: ShardPlan) -> Shard:
     """Sum over the users of one partition, at the position that predicts their validation item (runs in a worker)."""
+    module = worker_model(plan.model)
+    found = worker_examples(plan.partition, "validation", module.config.max_length)
+    _warm_up(plan.model, plan.partition)
+    began = time.perf_counter()
+    sums, users = _sums(module, found, plan)
+    seconds = time.perf_counter() - began
+    shapes = {name: tuple(value.shape) for name, value in sums.items()}
+    with Output(output).stage(plan.stage, **plan.key) as draft:
+        content = (block.of(sums[block.name]) for block in blocks(shapes))
+        write_blocks(draft.folder / SUMS_FILE, shapes, torch.float64, content)
+        draft.counts.update({"users": users, "seconds": seconds})
+    return Shard(Output(output).locate(plan.stage, **plan.key), users, seconds)
+
+
+def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str, Tensor], int]:
+    some = slice(plan.users)
+    if not len(found.histories[some]):
+        zeros = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in module.named_parameters()}
+        return zeros, 0
+    return accumulate(
+        module,
+        found.histories[some],
+        config=plan.config,
+        targets=found.targets[some],
+        keys=found.keys[some],
+        dtype=torch.float64 if plan.double else None,
+    )
+
+
+@lru_cache(maxsize=1)
+def _warm_up(model: str, partition: str) -> None:
+    """Have a process use its kernels and threads before the first shard's time is taken."""
     module = worker_model(model)
     found = worker_examples(partition, "validation", module.config.max_length)
-    if not len(found):
-        return {
-            name: torch.zeros_like(p, dtype=torch.float64, device="cpu") for name, p in module.named_parameters()
-        }, 0
-    sums, users = accumulate(module, found.histories, config=config, targets=found.targets, keys=found.keys)
-    return {name: value.cpu() for name, value in sums.items()}, users
+    if len(found):
+        accumulate(module, found.histories[:2], config=FisherConfig())
 
 
-def shard_sums(
-    pool: Pool,
-    shards: Mapping[str, tuple[str, str]],
-    config: FisherConfig,
-    *,
-    on_shard: Callable[[str, ShardSum], None],
+def make_shards(
+    pool: Pool, output: str, plans: Mapping[str, ShardPlan], *, doing: str, on_shard: Callable[[str, Shard], None]
 ) -> None:
-    """Sum the shards given as key → (URL of the model, URL of the partition); `on_shard` in order of completion."""
-    pieces = {key: (*shard, config) for key, shard in shards.items()}
-    pool.run(shard_sum, pieces, doing="the Fisher diagonals", on_result=on_shard)
+    """Make and commit the shards planned under each key; `on_shard` in order of completion."""
+    pool.run(make_shard, {key: (output, plan) for key, plan in plans.items()}, doing=doing, on_result=on_shard)

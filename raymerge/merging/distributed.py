@@ -13,7 +13,7 @@ from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from raymerge.artifacts import Artifact, Draft, Output
 from raymerge.config import Config
 from raymerge.events import Emit, Event, Progress
-from raymerge.runtime import Capacity, Deadline, Pool, cluster_capacity
+from raymerge.pool import Pool
+from raymerge.runtime import Capacity, Deadline, cluster_capacity
 
 SCORE = "validation.ndcg@10"  # by which models are chosen; the test split chooses nothing
 EVENTS = "events.json"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from raymerge.artifacts import Artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest

@@ -12,7 +12,7 @@ from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.distributed import Candidate, merged_model, validate
 from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
-from raymerge.runtime import Pool
+from raymerge.pool import Pool
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest

@@ -4,8 +4,7 @@ Colours are those of Okabe and Ito ("Color universal design", 2008), told apart 
 """
 
 import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -15,6 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from raymerge.fisher.study import Spread, Study
+from raymerge.models.layers import by_layer
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
@@ -86,7 +88,7 @@ def metric_bars(report: Mapping[str, Any], *, metric: str = "ndcg@10", ranking: 
 
 def diagonal_histograms(diagonals: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """How the diagonals' entries spread in each layer: model → parameter → diagonal; entries of 0 are counted apart."""
-    layers = _by_layer(next(iter(diagonals.values())))
+    layers = by_layer(next(iter(diagonals.values())))
     rows = ceil(len(layers) / PANELS_A_ROW)
     figure = _figure(12, 0.9 + 2.1 * rows)
     figure.suptitle("Fisher information of single parameters, by layer (mean over users)", x=0.01, ha="left")
@@ -127,7 +129,7 @@ def layer_shares(
     numbers of entries.
     """
     layers = {}
-    for layer, names in _by_layer(shares).items():
+    for layer, names in by_layer(shares).items():
         parts = np.average([shares[name] for name in names], axis=0, weights=[sizes[name] for name in names])
         layers[layer] = dict(zip(models, parts.tolist(), strict=True))
     return layers
@@ -155,32 +157,70 @@ def share_map(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+def error_over_cost(study: Study) -> Figure:
+    """Error against the exact diagonal over seconds a user: a line an estimator, a point a number of samples."""
+    figure = _figure(12, 5.4)
+    panels = {
+        "Relative error, raw": [row["overall"]["error"] for row in study["rows"]],
+        "Relative error after the best single scale": [row["overall"]["scaled_error"] for row in study["rows"]],
+    }
+    for place, (title, errors) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 2, place + 1)
+        _draw_study(axes, study, errors)
+        axes.set_title(f"{title} ({study['users']:,} users)", loc="left")
+        axes.set_ylabel("|estimate - exact| / |exact|")
+    _legend_below(figure)
+    return figure
+
+
+def error_over_cost_by_layer(study: Study) -> Figure:
+    """The same for each layer, after the scale that is best for the whole diagonal."""
+    layers = list(study["rows"][0]["layers"])
+    rows = ceil(len(layers) / PANELS_A_ROW)
+    figure = _figure(14, 1.2 + 2.7 * rows)
+    for place, layer in enumerate(layers):
+        axes = figure.add_subplot(rows, PANELS_A_ROW, place + 1)
+        _draw_study(axes, study, [row["layers"][layer]["scaled_error"] for row in study["rows"]])
+        axes.set_title(layer, loc="left", fontsize=10)
+    _legend_below(figure)
+    return figure
+
+
+def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
+    """Lines with the spread between seeds; those of biased estimators are hollow; `exact` is where its cost is."""
+    costs = [1000 * row["seconds_per_user"] for row in study["rows"]]
+    lines: dict[str, list[int]] = {}
+    for place, row in enumerate(study["rows"]):
+        if row["estimator"] == "exact":
+            axes.axvline(costs[place], color="#999999", linewidth=3, label="exact: no error")
+        else:
+            lines.setdefault(row["line"], []).append(place)
+    for (line, places), (colour, style) in zip(lines.items(), _styles(len(lines)), strict=True):
+        means, spreads = ([errors[place][part] for place in places] for part in ("mean", "spread"))
+        below = [min(spread, 0.9 * mean) for mean, spread in zip(means, spreads, strict=True)]
+        unbiased = study["rows"][places[0]]["unbiased"]
+        axes.errorbar(
+            [costs[place] for place in places],
+            means,
+            yerr=[below, spreads],
+            color=colour,
+            linestyle=style,
+            marker="o",
+            markersize=5,
+            markerfacecolor=colour if unbiased else "white",
+            label=line if unbiased else f"{line} (biased)",
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("milliseconds a user")
+    _tidy(axes, grid="both")
+
+
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file's content."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=RESOLUTION_DPI)
     return buffer.getvalue()
-
-
-def layer_of(parameter: str) -> str:
-    """The layer that a parameter belongs to, as plots name it; all normalisations count as one.
-
-    >>> layer_of("blocks.0.attention.qkv.weight"), layer_of("item_embedding.weight"), layer_of("output_norm.bias")
-    ('block 1 attention', 'item embedding', 'norms')
-    """
-    if "norm." in parameter:
-        return "norms"
-    block = re.match(r"\w+\.(\d+)\.(\w+)", parameter)
-    name = f"block {int(block[1]) + 1} {block[2]}" if block else parameter.split(".")[0]
-    return name.replace("_", " ")
-
-
-def _by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
-    """Names of parameters by layer, from the input to the output."""
-    layers: dict[str, list[str]] = {}
-    for name in sorted(parameters, key=lambda name: name.startswith("output")):
-        layers.setdefault(layer_of(name), []).append(name)
-    return layers
 
 
 def _values(tensors: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
@@ -202,6 +242,11 @@ def _tidy(axes: Axes, *, grid: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.7)  # type: ignore[arg-type]
+
+
+def _legend_below(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:

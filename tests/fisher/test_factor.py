@@ -6,7 +6,6 @@ from torch import Tensor
 
 from raymerge.fisher.draws import streams, uniforms
 from raymerge.fisher.factor import Choice, Probes, covariance, from_all, from_choice
-from raymerge.fisher.reduction import tree_sum
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import Head, Scores
 from raymerge.fisher.threads import in_order
@@ -100,9 +99,3 @@ def test_results_come_in_order_and_an_error_stops_the_work() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda n: 1 // n, [1, 0, 1]))
     assert torch.get_num_threads() == threads
-
-
-def test_tree_sum_does_not_depend_on_how_shards_are_read() -> None:
-    shards = [{"a": torch.randn(3, dtype=torch.float64)} for _ in range(11)]
-    assert torch.equal(tree_sum(iter(shards))["a"], tree_sum(shards)["a"])
-    torch.testing.assert_close(tree_sum(shards)["a"], sum(s["a"] for s in shards))

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from raymerge.artifacts import Artifact, Output
+from raymerge.artifacts import Artifact, Output, save_model
 from raymerge.data import demo
+from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_partition
+from raymerge.events import Emit
+from raymerge.models.encoder import SequenceEncoder
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
-from raymerge.stages.context import Context
+from raymerge.stages.context import SCORE, Context
 from raymerge.stages.prepare import partitions_of, prepare
 
 SMALL = (
@@ -36,8 +40,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_context(tmp_path: Path) -> MakeContext:
     """A context whose output folder has the name given."""
 
-    def make(folder: str = "out", *overrides: str) -> Context:
-        return Context(configure("demo", (*SMALL, *overrides)), Output(str(tmp_path / folder)), print, Deadline(600))
+    def make(folder: str = "out", *overrides: str, emit: Emit = print) -> Context:
+        return Context(configure("demo", (*SMALL, *overrides)), Output(str(tmp_path / folder)), emit, Deadline(600))
 
     return make
 
@@ -50,3 +54,18 @@ def data(make_context: MakeContext, log: Path) -> Artifact:
 @pytest.fixture
 def partitions(data: Artifact) -> list[Sequences]:
     return [read_partition(url) for url in partitions_of(data)]
+
+
+@pytest.fixture
+def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
+    """Two random models, as training leaves them."""
+    made, context = {}, make_context("models")
+    for seed, name in enumerate(("first", "second")):
+        key = {"inputs": {"seed": seed}, "configuration": {}}
+        with context.make("train", name, **key) as making:
+            torch.manual_seed(seed)
+            module = SequenceEncoder(data.counts["items"], context.config.encoder)
+            save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+            making.counts[SCORE] = 0.1
+        made[name] = context.committed("train", **key)
+    return made

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import raymerge.fisher
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, concatenate, read_items
@@ -18,10 +17,9 @@ from raymerge.errors import ConfigError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
 from raymerge.merging.methods import MergeConfig, MergeSetting, merge
-from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig
 from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
 from raymerge.stages.merge import check_coefficients, choose
@@ -31,64 +29,6 @@ from raymerge.stages.train import Plan, model_digest, train, train_base
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
-
-
-@pytest.fixture
-def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
-    """Two random models, as training leaves them."""
-    made, context = {}, make_context("models")
-    for seed, name in enumerate(("first", "second")):
-        key = {"inputs": {"seed": seed}, "configuration": {}}
-        with context.make("train", name, **key) as making:
-            torch.manual_seed(seed)
-            module = SequenceEncoder(data.counts["items"], context.config.encoder)
-            save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-            making.counts[SCORE] = 0.1
-        made[name] = context.committed("train", **key)
-    return made
-
-
-@pytest.mark.parametrize("estimator", [(), ("fisher.estimator=model", "fisher.samples=5")])
-def test_diagonal_is_the_same_to_the_bit_for_any_number_of_actors_and_equals_one_process(
-    make_context: MakeContext,
-    data: Artifact,
-    models: dict[str, Artifact],
-    partitions: list[Sequences],
-    estimator: tuple[str, ...],
-) -> None:
-    digests = set()
-    for actors in (1, 2):
-        context = make_context(f"actors-{actors}", f"cluster.actors={actors}", *estimator)
-        with context.pool() as pool:
-            diagonals = fisher(context, pool, data, models)
-        digests.add(tuple(one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()))
-    assert len(digests) == 1
-    found = examples(concatenate(partitions), "validation", 10)
-    settings = context.config.fisher
-    expected = raymerge.fisher.estimate(
-        load_model(models["first"].url),
-        found.histories,
-        estimator=settings.estimator,
-        samples=settings.samples,
-        keys=found.keys,
-    )
-    for name, value in load_diagonal(diagonals["first"].url).items():
-        torch.testing.assert_close(value, expected[name].float(), rtol=1e-4, atol=1e-5 * float(expected[name].max()))
-
-
-def test_new_partitions_use_the_shards_of_the_old_ones_again(
-    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context = make_context("out")
-    with context.pool() as pool:
-        fisher(context, pool, data, {"first": models["first"]})
-        made = set((Path(context.output.url) / "fisher-shard").iterdir())
-        grown = Artifact(data.url, {**data.manifest, "digest": "grown"})
-        asked: list[str] = []
-        monkeypatch.setattr(type(pool), "run", lambda *_, **__: asked.append("run"))
-        diagonals = fisher(context, pool, grown, {"first": models["first"]})
-    assert set((Path(context.output.url) / "fisher-shard").iterdir()) == made
-    assert diagonals["first"].manifest["inputs"]["data"] == "grown"
 
 
 def test_metrics_equal_those_of_one_process(

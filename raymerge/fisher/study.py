@@ -1,0 +1,253 @@
+"""How well each estimator's diagonal agrees with the exact one, at what cost: how many samples are enough.
+
+With x an estimate and e the exact diagonal as one long vector: relative error |x - e| / |e|; cosine x·e / |x||e|; and
+the error after the best single scale, |c x - e| / |e| with c = x·e / x·x. A merge weighs models against each other, so
+a scale that all diagonals share does no harm: of a biased estimator the scaled error is what counts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import sqrt
+from statistics import fmean, median, stdev
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+from raymerge.errors import ConfigError
+from raymerge.fisher.diagonal import estimate
+from raymerge.fisher.weights import ESTIMATORS, Estimator, FisherConfig
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.layers import by_layer
+
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is compared: each estimator with these numbers of samples, one that draws at random with several seeds.
+
+    `users` bounds the users; `batch_size` B adds the batch-wise forms over groups of B users, which are of another
+    quantity.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    samples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 50)
+    seeds: int = 3
+    users: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.samples or min(self.samples) < 1 or len(set(self.samples)) < len(self.samples):
+            raise ConfigError(f"study.samples must be different numbers from 1 on, got {list(self.samples)}")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise ConfigError(f"study.seeds must be between 1 and {MOST_SEEDS}, got {self.seeds}")
+        if self.users is not None and self.users < 1:
+            raise ConfigError(f"study.users must be at least 1, got {self.users}")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ConfigError(f"study.batch_size must be at least 2, got {self.batch_size}; or leave it out")
+
+
+def candidates(settings: StudyConfig, *, temperature: float, items: int, dim: int) -> Iterator[FisherConfig]:
+    """All registered estimators with all numbers of samples that a model of this size allows, and their seeds."""
+    for name in ESTIMATORS:
+        entry = ESTIMATORS[name]
+        most = {"items": items, "dimensions": dim, None: max(settings.samples)}[entry.limit]
+        numbers = [None] if entry.samples is None else [n for n in sorted(settings.samples) if n <= most]
+        for plain in (FisherConfig(name, n, temperature) for n in numbers):
+            for form in [plain, *_batch_wise(plain, entry, settings.batch_size)]:
+                for seed in range(settings.seeds if draws_at_random(name) else 1):
+                    yield replace(form, seed=seed)
+
+
+def _batch_wise(config: FisherConfig, entry: Estimator, batch_size: int | None) -> Iterator[FisherConfig]:
+    alignments: tuple[Literal["identity", "rank"], ...] = ("identity", "rank")
+    for align in alignments:
+        if batch_size is not None and align in entry.alignments:
+            yield replace(config, batch_size=batch_size, align=align)
+
+
+@cache
+def draws_at_random(estimator: str) -> bool:
+    """Whether an estimator's result depends on the seed, tried on a small model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = SequenceEncoder(12, EncoderConfig(dim=4, heads=1, blocks=1, feed_forward=4, max_length=3))
+    histories = torch.arange(24).view(8, 3) % 12 + 1
+    samples = None if ESTIMATORS[estimator].samples is None else 1
+    first, second = (
+        estimate(module, histories, estimator=estimator, samples=samples, targets=histories[:, 0], seed=seed)
+        for seed in (0, 1)
+    )
+    return any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def backward_passes(config: FisherConfig, *, dim: int) -> int:
+    """Backward passes a user, at most, by the formula that the estimator states."""
+    formula = ESTIMATORS[config.estimator].passes  # a constant of the registry
+    names = {"d": dim * (config.batch_size or 1), "n": config.samples, "min": min}
+    return int(eval(formula, {"__builtins__": {}}, names))
+
+
+def line_of(config: FisherConfig) -> str:
+    """What all sample sizes of a candidate are called together."""
+    form = f" B={config.batch_size} by {config.align}" if config.batch_size else ""
+    return config.estimator + form
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Sums over entries from which all comparisons follow: Σ(x - e)², Σx², Σxe and Σe². They add up over parameters."""
+
+    difference: float = 0.0
+    estimate: float = 0.0
+    product: float = 0.0
+    exact: float = 0.0
+
+    @classmethod
+    def of(cls, estimate: Tensor, exact: Tensor) -> "Agreement":
+        """Of two tensors of one shape, added up in float64."""
+        x, e = estimate.double().flatten(), exact.double().flatten()
+        return cls(float((x - e).square().sum()), float(x @ x), float(x @ e), float(e @ e))
+
+    def __add__(self, other: "Agreement") -> "Agreement":
+        return Agreement(
+            self.difference + other.difference,
+            self.estimate + other.estimate,
+            self.product + other.product,
+            self.exact + other.exact,
+        )
+
+    @property
+    def scale(self) -> float:
+        """The c that makes |c x - e| least."""
+        return self.product / self.estimate if self.estimate else 0.0
+
+    def scaled(self, scale: float) -> "Agreement":
+        """The same with the estimate times `scale`."""
+        estimate, product = scale**2 * self.estimate, scale * self.product
+        return Agreement(max(0.0, estimate - 2 * product + self.exact), estimate, product, self.exact)
+
+    @property
+    def error(self) -> float:
+        """|x - e| / |e|."""
+        return sqrt(self.difference / self.exact)
+
+    @property
+    def cosine(self) -> float:
+        """x·e / |x||e|, 0 if x is 0."""
+        return self.product / sqrt(self.estimate * self.exact) if self.estimate else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate with one seed: how its diagonal over so many users agrees by parameter, and what a user cost."""
+
+    config: FisherConfig
+    users: int
+    seconds_per_user: float
+    agreement: Mapping[str, Agreement]
+
+
+class Spread(TypedDict):
+    """Mean over seeds, and standard deviation between them (0 for a single one)."""
+
+    mean: float
+    spread: float
+
+
+class Metrics(TypedDict):
+    """How well a diagonal agrees; of a layer, `scaled_error` is with the scale that is best for the whole."""
+
+    error: Spread
+    scaled_error: Spread
+    cosine: Spread
+    scale: Spread
+
+
+class Row(TypedDict):
+    """One estimator with one number of samples."""
+
+    line: str
+    estimator: str
+    samples: int | None
+    batch_size: int | None
+    align: str | None
+    unbiased: bool
+    seeds: int
+    users: int
+    passes: int
+    seconds_per_user: float
+    overall: Metrics
+    layers: dict[str, Metrics]
+
+
+class Study(TypedDict):
+    """`study.json`: candidates compared with `exact` in float64, for so many users of a model of this size.
+
+    Seconds are of one process with so many threads.
+    """
+
+    schema: int
+    users: int
+    items: int
+    dim: int
+    temperature: float
+    threads: int
+    rows: list[Row]
+
+
+def rows(measured: Sequence[Measured], *, dim: int) -> list[Row]:
+    """A row for each candidate, its seeds together, in the order given."""
+    groups: dict[FisherConfig, list[Measured]] = {}
+    for one in measured:
+        groups.setdefault(replace(one.config, seed=0), []).append(one)
+    return [_row(config, group, dim) for config, group in groups.items()]
+
+
+def _row(config: FisherConfig, seeds: Sequence[Measured], dim: int) -> Row:
+    totals = [sum(one.agreement.values(), Agreement()) for one in seeds]
+    scales = [total.scale for total in totals]
+    layers = {
+        layer: [sum((one.agreement[name] for name in names), Agreement()) for one in seeds]
+        for layer, names in by_layer(seeds[0].agreement).items()
+    }
+    return {
+        "line": line_of(config),
+        "estimator": config.estimator,
+        "samples": config.samples,
+        "batch_size": config.batch_size,
+        "align": config.align if config.batch_size else None,
+        "unbiased": ESTIMATORS[config.estimator].unbiased and config.batch_size is None,
+        "seeds": len(seeds),
+        "users": seeds[0].users,
+        "passes": backward_passes(config, dim=dim),
+        "seconds_per_user": median(one.seconds_per_user for one in seeds),
+        "overall": _metrics(totals, scales),
+        "layers": {layer: _metrics(found, scales) for layer, found in layers.items() if found[0].exact},
+    }
+
+
+def _metrics(seeds: Sequence[Agreement], scales: Sequence[float]) -> Metrics:
+    return {
+        "error": _spread([one.error for one in seeds]),
+        "scaled_error": _spread([one.scaled(scale).error for one, scale in zip(seeds, scales, strict=True)]),
+        "cosine": _spread([one.cosine for one in seeds]),
+        "scale": _spread([one.scale for one in seeds]),
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return {"mean": fmean(values), "spread": stdev(values) if len(values) > 1 else 0.0}
+
+
+def enough(found: Sequence[Row], tolerance: float) -> dict[str, Row | None]:
+    """By line the cheapest row whose error, after the best single scale, is at most `tolerance`; None if none is."""
+    best: dict[str, Row | None] = {}
+    for row in sorted(found, key=lambda row: row["passes"]):
+        good = row["overall"]["scaled_error"]["mean"] <= tolerance
+        if best.setdefault(row["line"], None) is None and good:
+            best[row["line"]] = row
+    return {row["line"]: best[row["line"]] for row in found}

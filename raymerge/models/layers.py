@@ -1,0 +1,25 @@
+"""Parameters in the layers that a person thinks of."""
+
+import re
+from collections.abc import Iterable
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to; all normalisations count as one.
+
+    >>> layer_of("blocks.0.attention.qkv.weight"), layer_of("item_embedding.weight"), layer_of("output_norm.bias")
+    ('block 1 attention', 'item embedding', 'norms')
+    """
+    if "norm." in parameter:
+        return "norms"
+    block = re.match(r"\w+\.(\d+)\.(\w+)", parameter)
+    name = f"block {int(block[1]) + 1} {block[2]}" if block else parameter.split(".")[0]
+    return name.replace("_", " ")
+
+
+def by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
+    """Names of parameters by layer, from the input to the output."""
+    layers: dict[str, list[str]] = {}
+    for name in sorted(parameters, key=lambda name: name.startswith("output")):
+        layers.setdefault(layer_of(name), []).append(name)
+    return layers

@@ -1,0 +1,189 @@
+"""Pieces of work on Ray: each done by whichever process is free, and its result taken exactly once."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from raymerge.errors import ResourceError, UserError
+from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
+
+MAX_ATTEMPTS = 4  # of one piece of work whose process died
+PATIENCE, PATIENCE_S = 20, 600.0
+"""A process that takes so many times as long as the slowest piece yet, and so many seconds, is taken to hang."""
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs functions for the driver. A plain class: only `Pool` makes an actor of it."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def started(self) -> None:
+        """Answers once the process is there."""
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result."""
+        return function(*arguments)
+
+
+@dataclass
+class _Call:
+    """A piece of work under way."""
+
+    key: str
+    actor: Any
+    began: float  # seconds of a monotonic clock, at which a process that was there already was given the piece
+    hangs: bool = False
+
+
+class _Work:
+    """The pieces of one `Pool.run`: those that wait and those under way, and how long the slowest yet took."""
+
+    def __init__(self, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]], doing: str) -> None:
+        self.doing = doing
+        self.waiting = deque(sorted(pieces))
+        self.under_way: dict[Any, _Call] = {}
+        self._function, self._pieces = function, pieces
+        self._attempts = dict.fromkeys(pieces, 0)
+        self._slowest_s = 0.0
+
+    def give(self, actor: Any) -> None:
+        """Have an actor compute the next piece."""
+        key = self.waiting.popleft()
+        self._attempts[key] += 1
+        reference = actor.run.remote(self._function, *self._pieces[key])
+        self.under_way[reference] = _Call(key, actor, time.monotonic())
+
+    def done(self, call: _Call) -> None:
+        """Note how long a piece took."""
+        self._slowest_s = max(self._slowest_s, time.monotonic() - call.began)
+
+    def again(self, call: _Call, error: RayError) -> None:
+        """Let a piece whose process is gone wait again; ResourceError if that has happened too often."""
+        if self._attempts[call.key] >= MAX_ATTEMPTS:
+            happened, reason = "died", str(error).strip().splitlines()[0]
+            if call.hangs:
+                happened, reason = "gave no result in time", "raise cluster.piece_hours if it needs longer"
+            raise ResourceError(
+                f"{self.doing}: the process for {call.key} {happened} {MAX_ATTEMPTS} times ({reason})"
+            ) from error
+        self.waiting.appendleft(call.key)
+
+    def end_hanging(self, most_s: float) -> None:
+        """End processes that take far too long for their piece, or longer than `most_s`."""
+        limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
+        for call in self.under_way.values():
+            if not call.hangs and time.monotonic() - call.began > limit_s:
+                log.warning("%s: no result for %s in %.0f s; it is done again", self.doing, call.key, limit_s)
+                call.hangs = True
+                ray.kill(call.actor)
+
+
+class Pool:
+    """Actors that compute pieces of work, each taken once by its key.
+
+    One piece is under way per actor: the next is handed over before the last one's result is dealt with, so an actor
+    waits for a message and no more, and no more than one result an actor waits to be taken. An actor that dies or hangs
+    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times; a mistake of the user that a worker found is
+    raised here as it is. A function therefore returns a value for its piece, or commits it under its key, and changes
+    nothing else. The actors live as long as the block, so what a function caches is kept.
+    """
+
+    def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
+        self.size = config.actors or max(1, int(capacity.usable_gpus(config) or capacity.cpus))
+        self._resources = capacity.share(config, self.size)
+        self._config = config
+        self._deadline = deadline
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._failed_starts = 0
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in [*self._idle, *self._starting.values()]:
+            ray.kill(actor)
+        self._idle, self._starting = [], {}
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        pieces: Mapping[str, tuple[Any, ...]],
+        *,
+        doing: str,
+        on_result: Callable[[str, Any], None],
+    ) -> None:
+        """Compute `function(*arguments)` for each piece; `on_result(key, value)` is called in order of completion.
+
+        Whoever sums results up must do it in the order of the keys.
+        """
+        work = _Work(function, pieces, doing)
+        try:
+            while work.waiting or work.under_way:
+                self._deadline.check(doing)
+                self._hand_out(work)
+                work.end_hanging(self._config.piece_hours * 3600)
+                for reference in ray.wait([*self._starting, *work.under_way], timeout=POLL_S)[0]:
+                    if reference in self._starting:
+                        self._take_started(reference, doing)
+                        continue
+                    results = self._take(work, reference)
+                    self._hand_out(work)
+                    for key, result in results:
+                        on_result(key, result)
+        finally:
+            for call in work.under_way.values():
+                ray.kill(call.actor)
+
+    def _hand_out(self, work: _Work) -> None:
+        """Give pieces to idle actors; start as many more as there is work and room for."""
+        while work.waiting and self._idle:
+            work.give(self._idle.pop())
+        room = self.size - len(work.under_way) - len(self._idle)
+        while len(self._starting) < min(room, len(work.waiting)):
+            kind: Any = ray.remote(num_cpus=self._resources["CPU"], num_gpus=self._resources.get("GPU", 0))(Worker)
+            actor = kind.remote(self._config.actor_threads)
+            self._starting[actor.started.remote()] = actor
+
+    def _take_started(self, reference: Any, doing: str) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_ATTEMPTS:
+                reason = str(error).strip().splitlines()[0]
+                raise ResourceError(f"{doing}: {MAX_ATTEMPTS} processes died at their start ({reason})") from error
+        else:
+            self._failed_starts = 0
+            self._idle.append(actor)
+
+    def _take(self, work: _Work, reference: Any) -> list[tuple[str, Any]]:
+        """Key and result of a finished piece; nothing if its process is gone and the piece waits again."""
+        call = work.under_way.pop(reference)
+        try:
+            result = ray.get(reference)
+        except RayTaskError as error:
+            self._idle.append(call.actor)
+            raise _cause(error) from error
+        except RayError as error:  # the actor or its node died, or was ended because it hung or for want of memory
+            work.again(call, error)
+            return []
+        work.done(call)
+        self._idle.append(call.actor)
+        return [(call.key, result)]
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """The mistake of the user that ended a task, or the failure of the task itself."""
+    cause = error.cause
+    return cause if isinstance(cause, UserError) else error

@@ -1,0 +1,107 @@
+"""Shards of Fisher sums: those that are committed are found, the others made; and their sum, block by block."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+
+from torch import Tensor
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, Output
+from raymerge.blocks import Block, Shapes, TensorFile, blocks
+from raymerge.errors import InputError
+from raymerge.fisher.distributed import SUMS_FILE, Shard, ShardPlan, make_shards
+from raymerge.fisher.reduction import tree_sum
+from raymerge.pool import Pool
+from raymerge.stages.train import model_digest
+
+
+def shard_inputs(data: Artifact, model: Artifact, partition: str) -> dict[str, str]:
+    """Digests of what a shard is made of: the same in a data set that has been added to."""
+    name = partition.removeprefix(data.url + "/")
+    return {"model": model_digest(model), "partition": data.manifest["files"][name]}
+
+
+class ShardGroups:
+    """Shards of several diagonals, found or made at the same time: group → key → plan.
+
+    Keys differ between groups too; they are made in the order of their names, and summed in the order given.
+    """
+
+    def __init__(self, output: Output, groups: Mapping[str, Mapping[str, ShardPlan]]) -> None:
+        self._output, self._groups = output, groups
+        self._shards: dict[str, Shard] = {}
+        for key, plan in self._plans().items():
+            found = output.find(plan.stage, **plan.key)
+            if found is not None:
+                self._shards[key] = Shard(found.url, found.counts["users"], found.counts["seconds"])
+        self.done = Counter({name: sum(key in self._shards for key in plans) for name, plans in groups.items()})
+        """How many shards of each group there are."""
+
+    def _plans(self) -> dict[str, ShardPlan]:
+        return {key: plan for plans in self._groups.values() for key, plan in plans.items()}
+
+    def make(
+        self,
+        pool: Pool,
+        *,
+        doing: str,
+        on_shard: Callable[[str, Shard], None],
+        on_group: Callable[[str, list[Shard]], None],
+    ) -> None:
+        """Make what is missing; `on_shard(group, shard)` for each, and `on_group(group, shards)` once all are there."""
+        owners = {key: name for name, plans in self._groups.items() for key in plans}
+
+        def hand_on(name: str) -> None:
+            if self.done[name] == len(self._groups[name]):
+                on_group(name, [self._shards[key] for key in self._groups[name]])
+
+        def take(key: str, shard: Shard) -> None:
+            self._shards[key] = shard
+            self.done[owners[key]] += 1
+            on_shard(owners[key], shard)
+            hand_on(owners[key])
+
+        missing = {key: plan for key, plan in self._plans().items() if key not in self._shards}
+        for name in self._groups:
+            hand_on(name)
+        make_shards(pool, self._output.open().url, missing, doing=doing, on_shard=take)
+
+
+class ShardSum:
+    """The sum of shards, in the order given, of which no more than some blocks are ever in memory.
+
+    `seconds_per_user` is the median over shards, which a machine that was busy for a while does not change. Raises
+    InputError if they hold no user.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.users = sum(shard.users for shard in shards)
+        if not self.users:
+            raise InputError("there is no user with 3 items or more to predict: prepare a longer log")
+        self._files = [TensorFile(storage.join(shard.url, SUMS_FILE)) for shard in shards]
+
+        self.seconds_per_user = median(shard.seconds / shard.users for shard in shards if shard.users)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the parameters, by name."""
+        return self._files[0].shapes
+
+    def means(self) -> Iterator[tuple[Block, Tensor]]:
+        """Block by block the mean over users, in float64."""
+        for block in blocks(self.shapes):
+            yield block, tree_sum(file.read(block) for file in self._files) / self.users
+
+
+class Rate:
+    """Users a second, all processes together, since it was made."""
+
+    def __init__(self) -> None:
+        self._began, self._users = time.monotonic(), 0
+
+    def note(self, users: int) -> str:
+        """The rate in words, after so many users more."""
+        self._users += users
+        return f"{self._users / (time.monotonic() - self._began):,.0f} users/s"

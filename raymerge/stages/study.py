@@ -1,0 +1,201 @@
+"""From a model to a study of the estimators: how many samples are enough."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from raymerge import storage
+from raymerge.artifacts import Artifact
+from raymerge.blocks import TensorFile, write_blocks
+from raymerge.events import Progress
+from raymerge.fisher.distributed import Shard, ShardPlan
+from raymerge.fisher.study import Agreement, Measured, Study, backward_passes, candidates, line_of, rows
+from raymerge.fisher.weights import FisherConfig
+from raymerge.pool import Pool
+from raymerge.stages.context import Context, Making
+from raymerge.stages.prepare import partitions_of
+from raymerge.stages.shards import Rate, ShardGroups, ShardSum, shard_inputs
+from raymerge.stages.train import model_digest
+
+SCHEMA = 1  # of study.json; raised when a key changes its meaning
+RESULT = "study-result"
+EXACT_FILE = "diagonal.safetensors"
+
+
+def run_of(model: str) -> str:
+    """What the study of a model is called in events."""
+    return f"fisher-study/{model}"
+
+
+def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model: Artifact) -> Artifact:
+    """Compare every registered estimator's diagonal with the exact one on the validation histories: `study.json`.
+
+    Each candidate is done partition by partition; once all its shards are there, what came of it is committed and
+    its shards are removed, so that the disk holds the shards of a few candidates at a time.
+    """
+    task = _Task(context, pool, data, run_of(name), model)
+    configuration = asdict(context.config.study) | {"temperature": context.config.fisher.temperature}
+    key: dict[str, Any] = {"inputs": task.inputs, "configuration": configuration}
+    found = context.find("study", task.run, **key)
+    if found is not None:
+        return found
+    with context.make("study", task.run, **key) as making:
+        content = _content(task, _measure(task, _exact(task)))
+        making.draft.write_json("study.json", content)
+        _tell(making, content)
+        making.counts.update({"users": content["users"], "rows": len(content["rows"])})
+        making.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")
+    return context.committed("study", **key)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One study: the users it takes, and the pieces it is made of."""
+
+    context: Context
+    pool: Pool
+    data: Artifact
+    run: str
+    model: Artifact
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.data.digest, "model": model_digest(self.model)}
+
+    @cached_property
+    def size(self) -> dict[str, int]:
+        """V and d of the model."""
+        config = self.model.json("model", "config.json")
+        return {"items": config["num_items"], "dim": config["dim"]}
+
+    @cached_property
+    def bounds(self) -> dict[str, int | None]:
+        """How many users of each partition; a bound is split evenly, as each is a random part of all."""
+        partitions, users = partitions_of(self.data), self.context.config.study.users
+        if users is None:
+            return dict.fromkeys(partitions)
+        most, more = divmod(users, len(partitions))
+        return {url: most + (place < more) for place, url in enumerate(partitions)}
+
+    def plans(self, name: str, config: FisherConfig, *, double: bool = False) -> dict[str, ShardPlan]:
+        """Shards of a candidate."""
+        return {
+            f"{name} on {url.rpartition('/')[2]}": ShardPlan(
+                "study-shard",
+                self.model.file("model"),
+                url,
+                shard_inputs(self.data, self.model, url),
+                config,
+                users=users,
+                double=double,
+            )
+            for url, users in self.bounds.items()
+        }
+
+    def key(self, config: FisherConfig) -> dict[str, Any]:
+        """What the result for a candidate is found by."""
+        return {"inputs": self.inputs, "configuration": asdict(config) | {"users": self.context.config.study.users}}
+
+
+def _exact(task: _Task) -> Artifact:
+    """The exact diagonal in float64, with which all others are compared."""
+    output, run = task.context.output, f"{task.run}/exact"
+    config = FisherConfig(temperature=task.context.config.fisher.temperature)
+    key = task.key(config)
+    found = output.find("study-exact", **key)
+    if found is not None:
+        return found
+    groups, rate = ShardGroups(output, {run: task.plans("exact", config, double=True)}), Rate()
+    total = len(task.bounds) + 1
+
+    def tell(_: str, shard: Shard) -> None:
+        task.context.emit(Progress(run, groups.done[run], total, rate.note(shard.users)))
+
+    def commit(_: str, shards: list[Shard]) -> None:
+        summed = ShardSum(shards)
+        with output.stage("study-exact", **key) as draft:
+            means = (mean for _, mean in summed.means())
+            write_blocks(draft.folder / EXACT_FILE, summed.shapes, torch.float64, means)
+            draft.counts["users"] = summed.users
+        _remove(shards)
+        task.context.emit(Progress(run, 1, 1, f"{summed.users:,} users, float64"))
+
+    task.context.emit(Progress(run, groups.done[run], total))
+    groups.make(task.pool, doing="the exact diagonal", on_shard=tell, on_group=commit)
+    return task.context.committed("study-exact", **key)
+
+
+def _measure(task: _Task, exact: Artifact) -> list[Measured]:
+    """All candidates, those measured before included; the most expensive first, so that the time left is soon true."""
+    output, size = task.context.output, task.size
+    configs = list(candidates(task.context.config.study, temperature=task.context.config.fisher.temperature, **size))
+    found = {config: output.find(RESULT, **task.key(config)) for config in configs}
+    costs = {config: backward_passes(config, dim=size["dim"]) + 1 for config in configs}
+    missing = sorted((config for config in configs if found[config] is None), key=lambda one: -costs[one])
+    names = {f"{place:04d} {_title(config)}": config for place, config in enumerate(missing)}
+    groups = ShardGroups(output, {name: task.plans(name, config) for name, config in names.items()})
+    total = sum(costs.values()) * len(task.bounds)
+
+    def done() -> float:
+        shards = sum(costs[config] * groups.done[name] for name, config in names.items())
+        return shards + sum(costs[config] for config in configs if found[config] is not None) * len(task.bounds)
+
+    def tell(name: str, shard: Shard) -> None:
+        task.context.emit(Progress(task.run, done(), total + 1, _title(names[name])))
+
+    def commit(name: str, shards: list[Shard]) -> None:
+        _commit_result(task, names[name], exact, ShardSum(shards))
+        _remove(shards)
+
+    task.context.emit(Progress(task.run, done(), total + 1))
+    groups.make(task.pool, doing="the study", on_shard=tell, on_group=commit)
+    return [_result(config, task.context.committed(RESULT, **task.key(config))) for config in configs]
+
+
+def _title(config: FisherConfig) -> str:
+    return line_of(config) + (f" n={config.samples}" if config.samples else "")
+
+
+def _commit_result(task: _Task, config: FisherConfig, exact: Artifact, total: ShardSum) -> None:
+    """Compare the diagonal of a candidate with the exact one, block by block, and keep the comparison only."""
+    reference = TensorFile(exact.file(EXACT_FILE))
+    agreement = dict.fromkeys(total.shapes, Agreement())
+    for block, mean in total.means():
+        agreement[block.name] += Agreement.of(mean, reference.read(block))
+    with task.context.output.stage(RESULT, **task.key(config)) as draft:
+        draft.write_json("agreement.json", {name: asdict(found) for name, found in agreement.items()})
+        draft.counts.update({"users": total.users, "seconds_per_user": total.seconds_per_user})
+
+
+def _result(config: FisherConfig, artifact: Artifact) -> Measured:
+    agreement = {name: Agreement(**sums) for name, sums in artifact.json("agreement.json").items()}
+    return Measured(config, artifact.counts["users"], artifact.counts["seconds_per_user"], agreement)
+
+
+def _remove(shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        storage.remove_folder(shard.url)
+
+
+def _content(task: _Task, measured: Sequence[Measured]) -> Study:
+    return {
+        "schema": SCHEMA,
+        "users": measured[0].users,
+        "items": task.size["items"],
+        "dim": task.size["dim"],
+        "temperature": task.context.config.fisher.temperature,
+        "threads": task.context.config.cluster.actor_threads,
+        "rows": rows(measured, dim=task.size["dim"]),
+    }
+
+
+def _tell(making: Making, content: Study) -> None:
+    """Figures of each line, by number of samples."""
+    for row in content["rows"]:
+        line, step = row["line"], row["samples"] or 0
+        for metric in ("error", "scaled_error", "cosine"):
+            making.tell(f"{line}.{metric}", row["overall"][metric]["mean"], step=step)
+        making.tell(f"{line}.ms_per_user", 1000 * row["seconds_per_user"], step=step)

@@ -1,0 +1,105 @@
+"""What a study of the estimators shows: its table, its plots, and what goes to MLflow."""
+
+import csv
+import tempfile
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from raymerge import storage
+from raymerge.artifacts import Artifact
+from raymerge.fisher.study import Row, Spread, Study, enough
+from raymerge.tracking import plots
+from raymerge.tracking.runs import Tracker
+
+TOLERANCES = (0.1, 0.05, 0.02)
+METRICS: Final = ("error", "scaled_error", "cosine", "scale")
+FACTS: Final = (
+    "estimator", "samples", "batch_size", "align", "unbiased", "seeds", "users", "passes", "seconds_per_user"
+)  # fmt: skip
+
+
+def render(study: Study) -> Group:
+    """The table for a `rich` console, and below it how many samples are enough."""
+    table = Table(
+        title=f"against the exact diagonal of {study['users']:,} users, d {study['dim']}", box=SIMPLE, pad_edge=False
+    )
+    table.add_column("estimator", no_wrap=True)
+    for heading in ("n", "passes", "ms/user", "error", "scaled", "cosine"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, row in enumerate(study["rows"]):
+        overall, last = row["overall"], study["rows"][place - 1]
+        if place and row["line"] != last["line"]:
+            table.add_section()
+        table.add_row(
+            row["line"] + ("" if row["unbiased"] else " *"),
+            str(row["samples"] or ""),
+            str(row["passes"]),
+            f"{1000 * row['seconds_per_user']:.2f}",
+            _shown(overall["error"], row),
+            _shown(overall["scaled_error"], row),
+            f"{overall['cosine']['mean']:.4f}",
+        )
+    notes = (
+        "* biased, or another quantity (B: batch-wise). scaled: error after the best single scale. ±: between seeds."
+    )
+    return Group(table, Text(notes, style="dim"), Text(), _enough(study))
+
+
+def _shown(value: Spread, row: Row) -> str:
+    return f"{value['mean']:.1%}" + (f" ±{100 * value['spread']:.1f}" if row["seeds"] > 1 else "")
+
+
+def _enough(study: Study) -> Table:
+    """For each estimator the least number of samples with so small an error after one scale, and what it costs."""
+    table = Table(box=None)
+    table.add_column("enough samples for a scaled error of", no_wrap=True)
+    for tolerance in TOLERANCES:
+        table.add_column(f"{tolerance:.0%}", justify="right")
+    found = [enough(study["rows"], tolerance) for tolerance in TOLERANCES]
+    for line in found[0]:
+        table.add_row(line, *(_cell(answer[line]) for answer in found))
+    return table
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    number = f"{row['samples']}, " if row["samples"] else ""
+    return f"{number}{1000 * row['seconds_per_user']:.2f} ms"
+
+
+def figures(study: Study) -> dict[str, plots.Figure]:
+    """Plots of a study by title."""
+    return {"error over cost": plots.error_over_cost(study), "error by layer": plots.error_over_cost_by_layer(study)}
+
+
+def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
+    """Upload to a run `study.json`, the table as CSV with a line for each layer, and the plots."""
+    study: Study = artifact.json("study.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "study.json").write_bytes(storage.read_bytes(artifact.file("study.json")))
+        write_table(study, folder / "study.csv")
+        tracker.log_artifacts(run, [folder / "study.json", folder / "study.csv"])
+        pictures = []
+        for title, figure in figures(study).items():
+            pictures.append(folder / f"{title.replace(' ', '-')}.png")
+            pictures[-1].write_bytes(plots.to_png(figure))
+        tracker.log_artifacts(run, pictures, "plots")
+
+
+def write_table(study: Study, file: Path) -> None:
+    """The study as CSV: a line for each row's whole diagonal ("all") and one for each of its layers."""
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow([*FACTS, "layer", *(f"{metric}.{part}" for metric in METRICS for part in ("mean", "spread"))])
+        for row in study["rows"]:
+            for layer, metrics in {"all": row["overall"], **row["layers"]}.items():
+                parts = [(metrics[metric]["mean"], metrics[metric]["spread"]) for metric in METRICS]
+                writer.writerow([*(row[fact] for fact in FACTS), layer, *chain.from_iterable(parts)])

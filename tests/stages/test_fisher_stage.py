@@ -1,0 +1,160 @@
+"""Fisher diagonals on Ray: those of one process, to the bit, whoever computes them and dies over it."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import raymerge.fisher
+from raymerge.artifacts import Artifact, load_diagonal, load_model
+from raymerge.data.sequences import Sequences, concatenate, read_partition
+from raymerge.data.split import examples
+from raymerge.errors import InputError
+from raymerge.events import Event, Progress
+from raymerge.stages.context import Context
+from raymerge.stages.fisher import fisher
+from raymerge.stages.prepare import partitions_of
+from tests.stages.conftest import MakeContext
+
+pytestmark = pytest.mark.usefixtures("capacity")
+
+
+def estimate(context: Context, model: Artifact, partitions: list[Sequences]) -> dict[str, torch.Tensor]:
+    """The diagonal over all users of some partitions, in this process."""
+    found, settings = examples(concatenate(partitions), "validation", 10), context.config.fisher
+    sampled = {"estimator": settings.estimator, "samples": settings.samples}
+    return raymerge.fisher.estimate(load_model(model.url), found.histories, keys=found.keys, **sampled)
+
+
+def assert_close(url: str, expected: dict[str, torch.Tensor]) -> None:
+    for name, value in load_diagonal(url).items():
+        torch.testing.assert_close(value, expected[name].float(), rtol=1e-4, atol=1e-5 * float(expected[name].max()))
+
+
+def digests(diagonals: dict[str, Artifact]) -> list[str]:
+    return [one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()]
+
+
+def test_sampled_diagonal_equals_that_of_one_process(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], partitions: list[Sequences]
+) -> None:
+    context = make_context("out", "fisher.estimator=model", "fisher.samples=5")
+    with context.pool() as pool:
+        diagonals = fisher(context, pool, data, models)
+    assert_close(diagonals["second"].url, estimate(context, models["second"], partitions))
+
+
+def test_bits_are_the_same_for_any_number_of_actors_and_threads_and_whoever_is_killed(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], partitions: list[Sequences]
+) -> None:
+    found = []
+    for actors, threads, kills in ((1, 1, 0), (2, 2, 1), (5, 1, 2)):
+        settings = (f"cluster.actors={actors}", f"cluster.actor_threads={threads}")
+        context = make_context(f"actors-{actors}", *settings)
+        killer = Killer(Path(context.output.url) / "fisher-shard", kills, shards=6)
+        killer.start()
+        with context.pool() as pool:
+            diagonals = fisher(context, pool, data, models)
+        killer.join()
+        assert killer.killed == kills
+        found.append(digests(diagonals))
+    assert found[1:] == found[:1] * 2
+    assert_close(diagonals["first"].url, estimate(context, models["first"], partitions))
+
+
+class Killer(threading.Thread):
+    """Kills a process that computes, by its pid, at moments drawn at random: when so many shards are committed."""
+
+    def __init__(self, folder: Path, kills: int, *, shards: int) -> None:
+        super().__init__()
+        self._folder, self._random = folder, random.Random(kills)
+        self._moments = sorted(self._random.sample(range(shards - 1), kills))
+        self.killed = 0
+
+    def run(self) -> None:
+        for moment in self._moments:
+            while len(list(self._folder.glob("*/manifest.json"))) < moment:
+                time.sleep(0.005)
+            while not (busy := computing()):
+                time.sleep(0.005)
+            os.kill(self._random.choice(busy), signal.SIGKILL)
+            self.killed += 1
+
+
+def computing() -> list[int]:
+    """Pids of the actors that compute a piece."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::Worker.run"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_data_that_was_added_to_uses_the_shards_of_its_old_partitions_again(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context, first = make_context("out"), {"first": models["first"]}
+    with context.pool() as pool:
+        fisher(context, pool, data, first)
+        made = {shard.parent.name: shard.stat().st_mtime_ns for shard in shards(context)}
+        grown = added_to(context, data)
+        diagonals = fisher(context, pool, grown, first)
+    after = {shard.parent.name: shard.stat().st_mtime_ns for shard in shards(context)}
+    assert len(made) == 3
+    assert len(after) == 4
+    assert made.items() <= after.items()
+    expected = estimate(context, models["first"], [read_partition(url) for url in partitions_of(grown)])
+    assert_close(diagonals["first"].url, expected)
+
+
+def shards(context: Context) -> list[Path]:
+    return list(Path(context.output.url).glob("fisher-shard/*/sums.safetensors"))
+
+
+def added_to(context: Context, data: Artifact) -> Artifact:
+    """The data set with some more users, in a partition of their own."""
+    key = {"inputs": {"more": data.digest}, "configuration": {}}
+    with context.make("prepare", "prepare", **key) as making:
+        shutil.copytree(data.url, making.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        table = pq.read_table(making.folder / "partitions" / "part-00000.parquet").slice(0, 20)
+        pq.write_table(table, making.folder / "partitions" / "part-00003.parquet")
+        making.counts.update(data.counts)
+    return context.committed("prepare", **key)
+
+
+def test_diagonals_tell_their_means_and_how_fast_they_come(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    messages: list[Event | Progress] = []
+    context = make_context("out", emit=messages.append)
+    with context.pool() as pool:
+        diagonal = fisher(context, pool, data, {"first": models["first"]})["first"]
+    means = {message.key: message.value for message in messages if isinstance(message, Event)}
+    for name, value in load_diagonal(diagonal.url).items():
+        assert means[f"mean.{name}"] == pytest.approx(float(value.double().mean()))
+    notes = [message.note for message in messages if isinstance(message, Progress)]
+    assert sum(note.endswith("users/s") for note in notes) == 3
+    assert diagonal.counts["users"] == 150
+
+
+def test_data_without_a_user_to_validate_is_refused(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context = make_context("out")
+    key = {"inputs": {}, "configuration": {}}
+    with context.make("prepare", "prepare", **key) as making:
+        (making.folder / "partitions").mkdir()
+        table = pq.read_table(partitions_of(data)[0]).slice(0, 0)
+        pq.write_table(table, making.folder / "partitions" / "part-00000.parquet")
+    with context.pool() as pool, pytest.raises(InputError, match="no user with 3 items or more"):
+        fisher(context, pool, context.committed("prepare", **key), models)

@@ -1,0 +1,119 @@
+"""Work is taken once, and processes that die or hang are replaced."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from raymerge.errors import InputError, ResourceError
+from raymerge.pool import Pool
+from raymerge.runtime import Capacity, ClusterConfig, Deadline
+
+HOUR = Deadline(3600)
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def refuse(number: int) -> int:
+    raise InputError(f"{number} is not a number to our taste")
+
+
+def die_once(number: int, folder: str) -> int:
+    """Kill the own process the first time that a number comes by."""
+    mark = Path(folder) / str(number)
+    if number % 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def hang_once(number: int, folder: str, how: str) -> int:
+    """Stop the own process, or wait for ever, the first time that a number comes by."""
+    mark = Path(folder) / str(number)
+    if number == 3 and not mark.exists():
+        mark.touch()
+        if how == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()
+    return number * number
+
+
+def hang(number: int) -> int:
+    threading.Event().wait()
+    return number
+
+
+def process_id(number: int) -> int:
+    return os.getpid()
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def collect(capacity: Capacity, function, pieces, deadline: Deadline = HOUR, **config) -> dict[str, int]:
+    results: dict[str, int] = {}
+
+    def take(key: str, value: int) -> None:
+        assert key not in results, "a result was taken twice"
+        results[key] = value
+
+    with Pool(capacity, ClusterConfig(**config), deadline) as pool:
+        pool.run(function, pieces, doing="squares", on_result=take)
+    return results
+
+
+def test_pool_takes_each_result_once(capacity: Capacity) -> None:
+    pieces = {f"{number:02d}": (number,) for number in range(20)}
+    assert collect(capacity, square, pieces) == {key: value * value for key, (value,) in pieces.items()}
+
+
+def test_dead_processes_are_replaced_and_their_work_done_again(capacity: Capacity, tmp_path: Path) -> None:
+    pieces = {f"{number:02d}": (number, str(tmp_path)) for number in range(6)}
+    assert collect(capacity, die_once, pieces) == {key: value[0] ** 2 for key, value in pieces.items()}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> None:
+    with pytest.raises(ResourceError, match="died 4 times"):
+        collect(capacity, die, {"a": (1,)}, actors=1)
+
+
+@pytest.mark.parametrize("how", ["stopped", "waits"])
+def test_process_that_hangs_is_replaced_and_its_work_done_again(
+    capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("raymerge.pool.PATIENCE_S", 0.5)
+    pieces = {f"{number:02d}": (number, str(tmp_path), how) for number in range(6)}
+    assert collect(capacity, hang_once, pieces) == {key: value[0] ** 2 for key, value in pieces.items()}
+    assert (tmp_path / "3").exists()
+
+
+def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymerge.pool.MAX_ATTEMPTS", 2)
+    with pytest.raises(ResourceError, match=r"gave no result in time 2 times \(raise cluster.piece_hours"):
+        collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=0.2 / 3600)
+
+
+def test_process_killed_while_idle_is_replaced(capacity: Capacity) -> None:
+    results: list[int] = []
+    with Pool(capacity, ClusterConfig(actors=1), HOUR) as pool:
+        for _ in range(2):
+            pool.run(process_id, {"a": (1,)}, doing="pids", on_result=lambda _, pid: results.append(pid))
+            os.kill(results[-1], signal.SIGKILL)
+    assert results[0] != results[1]
+
+
+def test_mistake_found_by_a_worker_reaches_the_driver_as_it_is(capacity: Capacity) -> None:
+    with pytest.raises(InputError, match="7 is not a number to our taste"):
+        collect(capacity, refuse, {"a": (7,)}, actors=1)
+
+
+def test_deadline_ends_the_work(capacity: Capacity) -> None:
+    with pytest.raises(ResourceError, match="was not done within 0 hours"):
+        collect(capacity, square, {"a": (1,)}, Deadline(0.0), actors=1)

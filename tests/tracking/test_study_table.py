@@ -1,0 +1,95 @@
+"""What a study shows: every row in its table, every point in its plots, all of it in MLflow."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from raymerge.artifacts import Artifact, Output
+from raymerge.fisher.study import Agreement, Measured, Study, rows
+from raymerge.fisher.weights import FisherConfig
+from raymerge.tracking import plots, study
+from raymerge.tracking.runs import Tracker
+
+
+def example() -> Study:
+    """Errors of 20% and 5% of an unbiased estimator with two seeds, 40% of a biased one, and the exact one."""
+    errors = [
+        (FisherConfig("exact"), 1e-6),
+        (FisherConfig("hutchinson", 2, seed=0), 0.2),
+        (FisherConfig("hutchinson", 2, seed=1), 0.3),
+        (FisherConfig("hutchinson", 30), 0.05),
+        (FisherConfig("topk", 30), 0.4),
+    ]
+    measured = [
+        Measured(
+            config, 100, 0.001 * (config.samples or 64), dict.fromkeys(("output_bias", "norm.weight"), sums(error))
+        )
+        for config, error in errors
+    ]
+    return {
+        "schema": 1,
+        "users": 100,
+        "items": 50,
+        "dim": 64,
+        "temperature": 1.0,
+        "threads": 1,
+        "rows": rows(measured, dim=64),
+    }
+
+
+def sums(error: float) -> Agreement:
+    """Of an estimate that is right but for something orthogonal."""
+    return Agreement(difference=error**2, estimate=1 + error**2, product=1.0, exact=1.0)
+
+
+def test_table_has_each_row_and_says_how_many_samples_are_enough() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(study.render(example()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    assert "hutchinson 2 2 2.00 25.0% ±7.1 24.2% ±6.5 0.9692" in lines
+    assert "topk * 30 30 30.00 40.0% 37.1% 0.9285" in lines
+    assert "exact 64.00 ms 64.00 ms 64.00 ms" in lines
+    assert "hutchinson 30, 30.00 ms 30, 30.00 ms -" in lines
+    assert "topk - - -" in lines
+
+
+def test_plot_has_a_line_an_estimator_and_a_point_a_number_of_samples() -> None:
+    for axes in plots.error_over_cost(example()).axes:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        labels = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+        assert list(labels) == ["hutchinson", "topk (biased)"]
+        assert labels["hutchinson"].get_xdata().tolist() == pytest.approx([2, 30])
+        assert labels["topk (biased)"].get_markerfacecolor() == "white"
+        assert axes.lines[0].get_xdata() == pytest.approx([64, 64]), "where the exact diagonal costs"
+    raw, _ = plots.error_over_cost(example()).axes
+    assert raw.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.25, 0.05])
+
+
+def test_each_layer_has_its_plot() -> None:
+    axes = plots.error_over_cost_by_layer(example()).axes
+    assert [one.get_title(loc="left") for one in axes] == ["norms", "output bias"]
+
+
+def test_table_and_plots_reach_mlflow(tmp_path: Path) -> None:
+    output, key = Output(str(tmp_path / "out")).open(), {"inputs": {}, "configuration": {}}
+    with output.stage("study", **key) as draft:
+        draft.write_json("study.json", example())
+    artifact = output.find("study", **key)
+    assert isinstance(artifact, Artifact)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    dataset = {"name": "d", "digest": "0", "source": "s", "counts": {}}
+    with Tracker(uri, "raymerge", name="study", identity="1", configuration={}, dataset=dataset) as tracker:
+        study.log_study(tracker, "fisher-study/base", artifact)
+        run_id = tracker.run_id("fisher-study/base")
+    client = MlflowClient(uri)
+    files = {file.path for folder in (None, "plots") for file in client.list_artifacts(run_id, folder)}
+    assert {"study.json", "study.csv", "plots/error-over-cost.png", "plots/error-by-layer.png"} <= files
+    written = Path(client.download_artifacts(run_id, "study.csv", str(tmp_path))).read_text()
+    table = list(csv.DictReader(io.StringIO(written)))
+    assert [row["layer"] for row in table[:3]] == ["all", "norms", "output bias"]
+    assert float(table[3]["error.mean"]) == pytest.approx(0.25)
