@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Literal, TypedDict
 
 import torch
@@ -187,7 +187,7 @@ class Row(TypedDict):
 class Study(TypedDict):
     """`study.json`: candidates compared with `exact` in float64, for so many users of a model of this size.
 
-    Seconds are of one process with so many threads.
+    Seconds are of a core, or of the GPU where the processes have one.
     """
 
     schema: int
@@ -195,7 +195,6 @@ class Study(TypedDict):
     items: int
     dim: int
     temperature: float
-    threads: int
     rows: list[Row]
 
 
@@ -224,7 +223,7 @@ def _row(config: FisherConfig, seeds: Sequence[Measured], dim: int) -> Row:
         "seeds": len(seeds),
         "users": seeds[0].users,
         "passes": backward_passes(config, dim=dim),
-        "seconds_per_user": median(one.seconds_per_user for one in seeds),
+        "seconds_per_user": min(one.seconds_per_user for one in seeds),
         "overall": _metrics(totals, scales),
         "layers": {layer: _metrics(found, scales) for layer, found in layers.items() if found[0].exact},
     }

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import median
 
 from torch import Tensor
 
@@ -72,8 +71,8 @@ class ShardGroups:
 class ShardSum:
     """The sum of shards, in the order given, of which no more than some blocks are ever in memory.
 
-    `seconds_per_user` is the median over shards, which a machine that was busy for a while does not change. Raises
-    InputError if they hold no user.
+    `seconds_per_user` is that of the fastest shard: what else a machine does only adds to it. Raises InputError if they
+    hold no user.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -82,7 +81,7 @@ class ShardSum:
             raise InputError("there is no user with 3 items or more to predict: prepare a longer log")
         self._files = [TensorFile(storage.join(shard.url, SUMS_FILE)) for shard in shards]
 
-        self.seconds_per_user = median(shard.seconds / shard.users for shard in shards if shard.users)
+        self.seconds_per_user = min(shard.seconds / shard.users for shard in shards if shard.users)
 
     @property
     def shapes(self) -> Shapes:

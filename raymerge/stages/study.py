@@ -187,7 +187,6 @@ def _content(task: _Task, measured: Sequence[Measured]) -> Study:
         "items": task.size["items"],
         "dim": task.size["dim"],
         "temperature": task.context.config.fisher.temperature,
-        "threads": task.context.config.cluster.actor_threads,
         "rows": rows(measured, dim=task.size["dim"]),
     }
 

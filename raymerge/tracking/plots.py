@@ -212,7 +212,7 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("milliseconds a user")
+    axes.set_xlabel("milliseconds a user, of a core or GPU")
     _tidy(axes, grid="both")
 
 

@@ -42,13 +42,20 @@ def digests(diagonals: dict[str, Artifact]) -> list[str]:
     return [one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()]
 
 
-def test_sampled_diagonal_equals_that_of_one_process(
+def test_sampled_diagonal_equals_that_of_one_process_and_tells_its_means_and_its_speed(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact], partitions: list[Sequences]
 ) -> None:
-    context = make_context("out", "fisher.estimator=model", "fisher.samples=5")
+    messages: list[Event | Progress] = []
+    context = make_context("out", "fisher.estimator=model", "fisher.samples=5", emit=messages.append)
     with context.pool() as pool:
-        diagonals = fisher(context, pool, data, models)
-    assert_close(diagonals["second"].url, estimate(context, models["second"], partitions))
+        diagonal = fisher(context, pool, data, {"first": models["first"]})["first"]
+    assert_close(diagonal.url, estimate(context, models["first"], partitions))
+    assert diagonal.counts["users"] == 150
+    means = {message.key: message.value for message in messages if isinstance(message, Event)}
+    for name, value in load_diagonal(diagonal.url).items():
+        assert means[f"mean.{name}"] == pytest.approx(float(value.double().mean()))
+    notes = [message.note for message in messages if isinstance(message, Progress)]
+    assert sum(note.endswith("users/s") for note in notes) == 3
 
 
 def test_bits_are_the_same_for_any_number_of_actors_and_threads_and_whoever_is_killed(
@@ -132,25 +139,10 @@ def added_to(context: Context, data: Artifact) -> Artifact:
     return context.committed("prepare", **key)
 
 
-def test_diagonals_tell_their_means_and_how_fast_they_come(
-    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
-) -> None:
-    messages: list[Event | Progress] = []
-    context = make_context("out", emit=messages.append)
-    with context.pool() as pool:
-        diagonal = fisher(context, pool, data, {"first": models["first"]})["first"]
-    means = {message.key: message.value for message in messages if isinstance(message, Event)}
-    for name, value in load_diagonal(diagonal.url).items():
-        assert means[f"mean.{name}"] == pytest.approx(float(value.double().mean()))
-    notes = [message.note for message in messages if isinstance(message, Progress)]
-    assert sum(note.endswith("users/s") for note in notes) == 3
-    assert diagonal.counts["users"] == 150
-
-
 def test_data_without_a_user_to_validate_is_refused(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
-    context = make_context("out")
+    context = make_context("out", "cluster.actors=1")
     key = {"inputs": {}, "configuration": {}}
     with context.make("prepare", "prepare", **key) as making:
         (making.folder / "partitions").mkdir()

@@ -36,7 +36,6 @@ def example() -> Study:
         "items": 50,
         "dim": 64,
         "temperature": 1.0,
-        "threads": 1,
         "rows": rows(measured, dim=64),
     }
 
