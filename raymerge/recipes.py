@@ -120,7 +120,7 @@ def markets_config() -> Config:
             "markets": MarketsConfig(),
             "members": {"market": ObjectiveConfig("next_item")},
             "fine_tuning": TrainingConfig(epochs=4, learning_rate=5e-4),
-            "merge": MergeConfig(coefficients="equal"),
+            "merge": MergeConfig(coefficients="equal", power="search"),
             "after_merge": None,
         }
     )

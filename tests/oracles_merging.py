@@ -22,10 +22,14 @@ def fisher(
     coefficients: list[float],
     normalise: str,
     epsilon: float,
+    power: float = 1.0,
 ) -> dict[str, list[float]]:
-    """Entry by entry: Σ λ (F + ε) θ / Σ λ (F + ε), or Σ λ θ / Σ λ where the former is 0 / 0."""
+    """Entry by entry: Σ λ (F^α + ε) θ / Σ λ (F^α + ε), or Σ λ θ / Σ λ where the former is 0 / 0."""
     merged = {}
-    weights = scaled(diagonals, normalise)
+    weights = [
+        {name: [value**power for value in tensor] for name, tensor in diagonal.items()}
+        for diagonal in scaled(diagonals, normalise)
+    ]
     for name in models[0]:
         floor = epsilon * mean([value for diagonal in weights for value in diagonal[name]])
         merged[name] = []

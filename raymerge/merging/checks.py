@@ -141,6 +141,12 @@ def check_coefficients(coefficients: Sequence[float], members: int, error: type[
         raise error("coefficients must not all be 0: nothing would be left of the models")
 
 
+def check_power(power: float, error: type[UserError] = MergeError) -> None:
+    """Raise unless α is finite and above 0."""
+    if not (math.isfinite(power) and power > 0):
+        raise error(f"power must be finite and above 0, got {power}")
+
+
 def check_epsilon(epsilon: float, error: type[UserError] = MergeError) -> None:
     """Raise unless ε is finite and at least 0."""
     if not (math.isfinite(epsilon) and epsilon >= 0):

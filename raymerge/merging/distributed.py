@@ -45,6 +45,7 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
         coefficients=candidate.coefficients,
         normalise=candidate.setting.normalise,
         epsilon=candidate.setting.epsilon,
+        power=candidate.setting.power,
     )
     merged = SequenceEncoder(modules[0].num_items, modules[0].config)
     merged.load_state_dict(parameters)

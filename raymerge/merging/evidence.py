@@ -1,4 +1,4 @@
-"""Diagonals made comparable before they weigh: scaled between models, floored within a tensor, read block by block.
+"""Diagonals made comparable before they weigh: scaled, raised to a power, floored within a tensor, block by block.
 
 Shapes: M models, n entries of a block of one tensor.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raymerge.errors import ConfigError
-from raymerge.merging.checks import Tensors, check_epsilon
+from raymerge.merging.checks import Tensors, check_epsilon, check_power
 
 Normalise = Literal["none", "model", "tensor"]
 NORMALISATIONS: tuple[Normalise, ...] = ("none", "model", "tensor")
@@ -25,44 +25,47 @@ def blocks(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
 
 
 class Evidence:
-    """What each model knows about each parameter entry: its diagonal F, times the scale that `normalise` gives.
+    """What each model knows about each parameter entry: (s F)^α, F its diagonal, s the scale that `normalise` gives.
 
     none: 1. model: 1 / mean of F over all entries of the model. tensor: 1 / mean of F over the tensor of that model.
-    A mean of 0 is left as it is. Raises ConfigError for an unknown normalisation, MergeError for ε out of range.
+    A mean of 0 is left as it is. α is the `power`. Raises ConfigError for an unknown normalisation, MergeError for ε
+    or α out of range.
     """
 
-    def __init__(self, diagonals: Sequence[Tensors], normalise: Normalise, epsilon: float) -> None:
+    def __init__(self, diagonals: Sequence[Tensors], normalise: Normalise, epsilon: float, power: float) -> None:
         check_epsilon(epsilon)
+        check_power(power)
         if normalise not in NORMALISATIONS:
             raise ConfigError(f"unknown normalisation {normalise!r}; known: {', '.join(NORMALISATIONS)}")
         self._diagonals = diagonals
-        self._epsilon = epsilon
-        self._means = [{name: _mean(tensor) for name, tensor in diagonal.items()} for diagonal in diagonals]
-        self._scales = [_scales(*pair, normalise) for pair in zip(diagonals, self._means, strict=True)]
+        self._epsilon, self._power = epsilon, power
+        self._scales = [_scales(diagonal, normalise) for diagonal in diagonals]
 
     def __contains__(self, name: str) -> bool:
         return name in self._diagonals[0]
 
-    def floor(self, name: str) -> float:
-        """ε of a tensor: `epsilon` times the mean of the scaled diagonals over its entries and the models."""
-        scaled = (means[name] * scales[name] for means, scales in zip(self._means, self._scales, strict=True))
-        return self._epsilon * sum(scaled) / len(self._diagonals)
+    def floor(self, name: str, device: torch.device) -> float:
+        """ε of a tensor: `epsilon` times the mean of (s F)^α over its entries and the models."""
+        entries = len(self._diagonals) * self._diagonals[0][name].numel()
+        total = sum(float(block.sum()) for block in self.blocks(name, device))
+        return self._epsilon * total / max(1, entries)
 
     def blocks(self, name: str, device: torch.device) -> Iterator[Tensor]:
-        """Scaled diagonals of a tensor, block by block: f64[M, n]."""
+        """(s F)^α of a tensor, block by block: f64[M, n]."""
         scales = torch.tensor([[scales[name]] for scales in self._scales], dtype=torch.float64, device=device)
         for block in blocks([diagonal[name] for diagonal in self._diagonals], device):
-            yield block.mul_(scales)
+            yield block.mul_(scales) if self._power == 1 else block.mul_(scales).pow_(self._power)
 
 
 def _mean(tensor: Tensor) -> float:
     return float(tensor.sum(dtype=torch.float64)) / max(1, tensor.numel())
 
 
-def _scales(diagonal: Tensors, means: dict[str, float], normalise: Normalise) -> dict[str, float]:
+def _scales(diagonal: Tensors, normalise: Normalise) -> dict[str, float]:
     """By tensor name, what a model's diagonal is multiplied by."""
     if normalise == "none":
-        return dict.fromkeys(means, 1.0)
+        return dict.fromkeys(diagonal, 1.0)
+    means = {name: _mean(tensor) for name, tensor in diagonal.items()}
     if normalise == "tensor":
         return {name: 1 / mean if mean else 1.0 for name, mean in means.items()}
     entries = sum(tensor.numel() for tensor in diagonal.values())

@@ -20,6 +20,7 @@ from raymerge.merging.checks import (
     check_diagonals,
     check_epsilon,
     check_models,
+    check_power,
     check_unmerged,
     diagonal_names,
     tensors_of,
@@ -28,6 +29,7 @@ from raymerge.merging.evidence import ENTRIES_AT_ONCE, NORMALISATIONS, Evidence,
 from raymerge.registry import Registry
 
 EPSILONS = (1e-6, 1e-3, 1e-1)
+POWERS = (1.0, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def average(values: Tensor, coefficients: Tensor) -> Tensor:
 def fisher(values: Tensor, coefficients: Tensor, diagonals: Tensor, floor: float) -> Tensor:
     """Σ_m λ_m (F_m + ε) θ_m / Σ_m λ_m (F_m + ε), with the λ-weighted mean where that is 0 / 0.
 
-    Matena and Raffel, "Merging models with Fisher-weighted averaging", NeurIPS 2022, eq. 4; ε is ours.
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", NeurIPS 2022, eq. 4; ε is ours, and so is the
+    power α that F may have been raised to: above 1 whoever knows more decides more, towards 0 all count alike.
     """
     return (fisher_shares(coefficients, diagonals, floor) * values).sum(dim=0)
 
@@ -71,10 +74,11 @@ METHODS.add("fisher", MergeMethod(fisher, needs_diagonals=True))
 
 @dataclass(frozen=True)
 class MergeSetting:
-    """How diagonals are scaled and floored before they weigh: one candidate of a search on validation."""
+    """How diagonals are scaled, sharpened and floored before they weigh: one candidate of a search on validation."""
 
     normalise: Normalise = "none"
     epsilon: float = 1e-6
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class MergeConfig:
     coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"
     normalise: Literal["none", "model", "tensor", "search"] = "search"
     epsilon: float | Literal["search"] = 1e-6
+    power: float | Literal["search"] = 1.0
     budget: int = 48
 
     def __post_init__(self) -> None:
@@ -101,16 +106,21 @@ class MergeConfig:
             check_epsilon(self.epsilon, ConfigError)
         elif self.epsilon != "search":
             raise ConfigError(f"merge.epsilon must be a number or search, got {self.epsilon!r}")
+        if not isinstance(self.power, str):
+            check_power(self.power, ConfigError)
+        elif self.power != "search":
+            raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
         if not 1 <= self.budget <= 10**6:
             raise ConfigError(f"merge.budget must be between 1 and 1000000 trials, got {self.budget}")
 
     def settings(self) -> list[MergeSetting]:
-        """The candidates for normalisation and ε, the plainest first; a single one where nothing is to be chosen."""
+        """The candidates for normalisation, ε and α, the plainest first; a single one where nothing is to be chosen."""
         if not METHODS[self.method].needs_diagonals:
             return [MergeSetting()]
         normalise = NORMALISATIONS if self.normalise == "search" else (self.normalise,)
         epsilon = EPSILONS if isinstance(self.epsilon, str) else (self.epsilon,)
-        return [MergeSetting(*candidate) for candidate in product(normalise, epsilon)]
+        power = POWERS if isinstance(self.power, str) else (self.power,)
+        return [MergeSetting(*candidate) for candidate in product(normalise, epsilon, power)]
 
 
 @torch.no_grad()
@@ -122,6 +132,7 @@ def merge(
     coefficients: Sequence[float] | None = None,
     normalise: Normalise = "none",
     epsilon: float = 1e-6,
+    power: float = 1.0,
 ) -> dict[str, Tensor]:
     """Merge modules or state dicts of one shape: name → new tensor, in the dtype and on the device of the first model.
 
@@ -129,7 +140,7 @@ def merge(
     (equal without them; their sum does not matter). ε is `epsilon` times the mean of the diagonals over the tensor
     and the models: entries on which no model has information take the λ-weighted mean, and nothing becomes NaN.
     `normalise` scales the diagonals between models first: not at all, each model's by its overall mean ("model"), or
-    each tensor of each model by its own mean ("tensor").
+    each tensor of each model by its own mean ("tensor"); `power` is what they are raised to afterwards.
 
     Parameters are merged; of a state dict that is every floating-point tensor. All other tensors (buffers,
     parameters that no diagonal has) must be equal in all models and are copied. Nothing that is given is changed.
@@ -147,7 +158,7 @@ def merge(
     """
     chosen = METHODS[method]
     check_models(models)
-    evidence = _evidence(method, models, diagonals, normalise, epsilon)
+    evidence = _evidence(method, models, diagonals, MergeSetting(normalise, epsilon, power))
     lambdas = _sum_to_one(coefficients, len(models))
     names = diagonal_names(models[0])
     members = [tensors_of(model) for model in models]
@@ -169,24 +180,26 @@ def shares(
     coefficients: Sequence[float] | None = None,
     normalise: Normalise = "none",
     epsilon: float = 1e-6,
+    power: float = 1.0,
 ) -> dict[str, list[float]]:
     """What part of each tensor of a Fisher merge comes from each model: name → M numbers that sum to 1.
 
-    A part is the mean over the tensor's entries of λ_m (F_m + ε) / Σ λ (F + ε), with the arguments of `merge`.
+    A part is the mean over the tensor's entries of λ_m (F_m^α + ε) / Σ λ (F^α + ε), with the arguments of `merge`.
     """
-    evidence = Evidence(diagonals, normalise, epsilon)
+    evidence = Evidence(diagonals, normalise, epsilon, power)
     lambdas = _sum_to_one(coefficients, len(diagonals))
     parts = {}
     for name, tensor in diagonals[0].items():
         total = torch.zeros(len(diagonals), dtype=torch.float64)
+        floor = evidence.floor(name, total.device)
         for block in evidence.blocks(name, total.device):
-            total += fisher_shares(lambdas, block, evidence.floor(name)).sum(dim=1)
+            total += fisher_shares(lambdas, block, floor).sum(dim=1)
         parts[name] = (total / tensor.numel()).tolist()
     return parts
 
 
 def _evidence(
-    method: str, models: Sequence[Model], diagonals: Sequence[Tensors] | None, normalise: Normalise, epsilon: float
+    method: str, models: Sequence[Model], diagonals: Sequence[Tensors] | None, setting: MergeSetting
 ) -> Evidence | None:
     """The diagonals that a method needs, checked; None for a method that needs none."""
     needed = METHODS[method].needs_diagonals
@@ -197,7 +210,7 @@ def _evidence(
     if diagonals is None:
         return None
     check_diagonals(models, diagonals)
-    return Evidence(diagonals, normalise, epsilon)
+    return Evidence(diagonals, setting.normalise, setting.epsilon, setting.power)
 
 
 def _sum_to_one(coefficients: Sequence[float] | None, members: int) -> Tensor:
@@ -216,7 +229,7 @@ def _merge_tensor(
     merged = torch.empty_like(values[0], memory_format=torch.contiguous_format)
     arguments: Iterator[tuple[Any, ...]] = ((block,) for block in blocks(values, device))
     if evidence is not None:
-        floor = repeat(evidence.floor(name))
+        floor = repeat(evidence.floor(name, device))
         arguments = zip(blocks(values, device), evidence.blocks(name, device), floor, strict=False)
     lambdas = lambdas.to(device)
     for output, (theta, *rest) in zip(merged.view(-1).split(ENTRIES_AT_ONCE), arguments, strict=True):

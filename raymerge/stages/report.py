@@ -134,7 +134,7 @@ def _content(
         },
         "rows": [_row(entry, bootstrap, config.evaluation) for entry in entries],
         "comparisons": list(_comparisons(entries, bootstrap, config.evaluation, apart=config.markets is not None)),
-        "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon")}
+        "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon", "power")}
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
         "validation": {entry.name: entry.score for entry in entries if entry.model},

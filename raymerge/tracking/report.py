@@ -79,6 +79,7 @@ class Merge(TypedDict):
     coefficients: dict[str, float]
     normalise: Literal["none", "model", "tensor"]
     epsilon: float
+    power: float
     validation_score: float | None
 
 

@@ -41,6 +41,7 @@ def _shares(merge: report.Merge, diagonals: Mapping[str, Mapping[str, Tensor]]) 
         coefficients=coefficients,
         normalise=merge["normalise"],
         epsilon=merge["epsilon"],
+        power=merge["power"],
     )
     sizes = {name: tensor.numel() for name, tensor in next(iter(diagonals.values())).items()}
     return plots.layer_shares(parts, sizes, list(diagonals))

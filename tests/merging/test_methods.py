@@ -34,11 +34,17 @@ def double(rows):
 
 
 @settings(max_examples=80, deadline=None)
-@given(members(), st.sampled_from(["none", "model", "tensor"]), st.sampled_from([0.0, 1e-6, 0.1, 10.0]))
-def test_fisher_merge_equals_its_naive_twin(drawn, normalise, epsilon):
+@given(
+    members(),
+    st.sampled_from(["none", "model", "tensor"]),
+    st.sampled_from([0.0, 1e-6, 0.1, 10.0]),
+    st.sampled_from([0.5, 1, 2]),
+)
+def test_fisher_merge_equals_its_naive_twin(drawn, normalise, epsilon, power):
     models, diagonals, coefficients = drawn
-    found = merge(double(models), double(diagonals), coefficients=coefficients, normalise=normalise, epsilon=epsilon)
-    expected = oracles.fisher(models, diagonals, coefficients, normalise, epsilon)
+    settings = {"coefficients": coefficients, "normalise": normalise, "epsilon": epsilon, "power": power}
+    found = merge(double(models), double(diagonals), **settings)
+    expected = oracles.fisher(models, diagonals, coefficients, normalise, epsilon, power)
     for name, values in expected.items():
         assert found[name].tolist() == pytest.approx(values, rel=1e-9, abs=1e-9), name
 
@@ -273,6 +279,7 @@ def test_a_config_lists_the_settings_to_choose_from():
     assert MergeConfig().settings() == [MergeSetting(name, 1e-6) for name in names]
     assert MergeConfig(normalise="model", epsilon=0.5).settings() == [MergeSetting("model", 0.5)]
     assert len(MergeConfig(epsilon="search").settings()) == 9
+    assert [setting.power for setting in MergeConfig(normalise="none", power="search").settings()] == [1.0, 0.5, 2.0]
     assert MergeConfig(method="average").settings() == [MergeSetting()]
 
 
@@ -286,6 +293,8 @@ def test_a_config_lists_the_settings_to_choose_from():
         ({"coefficients": (1.0, -1.0)}, "got -1.0 for model 2"),
         ({"epsilon": "small"}, "merge.epsilon must be a number or search, got 'small'"),
         ({"epsilon": -1e-6}, "epsilon must be finite and at least 0"),
+        ({"power": "sharp"}, "merge.power must be a number or search, got 'sharp'"),
+        ({"power": 0}, "power must be finite and above 0, got 0"),
         ({"budget": 0}, "merge.budget must be between 1 and 1000000 trials, got 0"),
     ],
 )

@@ -44,6 +44,7 @@ def example_report() -> Report:
             "coefficients": {"bert4rec": 0.4, "duorec": 0.6},
             "normalise": "none",
             "epsilon": 1e-6,
+            "power": 1.0,
             "validation_score": 0.15,
         },
         "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
