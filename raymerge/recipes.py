@@ -12,6 +12,7 @@ from raymerge import storage
 from raymerge.config import Config, resolve
 from raymerge.data import demo, movielens
 from raymerge.data.prepare import PrepareConfig
+from raymerge.data.size import DataSize
 from raymerge.errors import ConfigError
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
@@ -30,18 +31,19 @@ class Recipe:
     about: str
     config: Callable[[], Config]
     source: Source | None
+    size: DataSize | None  # of what the source gives, as prepared
 
 
 RECIPES = Registry[Recipe]("recipe")
 
 
 def recipe(
-    name: str, about: str, *, source: Source | None = None
+    name: str, about: str, *, source: Source | None = None, size: DataSize | None = None
 ) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
     """Register a function that gives a complete configuration."""
 
     def add(config: Callable[[], Config]) -> Callable[[], Config]:
-        RECIPES.add(name, Recipe(about, config, source))
+        RECIPES.add(name, Recipe(about, config, source, size))
         return config
 
     return add
@@ -52,7 +54,12 @@ def _write_demo(folder: Path) -> Path:
     return folder / "demo.parquet"
 
 
-@recipe("demo", "a simulated shop, made on the spot: see everything work in a few minutes", source=_write_demo)
+@recipe(
+    "demo",
+    "a simulated shop, made on the spot: see everything work in a few minutes",
+    source=_write_demo,
+    size=DataSize(users=3500, items=593, interactions=92_037),
+)
 def demo_config() -> Config:
     """A rate that is kept up, so that members differ and their merge gains; small enough for two CPUs."""
     settings = {"weight": 0.05}
@@ -94,7 +101,12 @@ def default_config() -> Config:
     )
 
 
-@recipe("ml-1m", "MovieLens-1M: fetched from GroupLens unless --input names a copy", source=movielens.fetch)
+@recipe(
+    "ml-1m",
+    "MovieLens-1M: fetched from GroupLens unless --input names a copy",
+    source=movielens.fetch,
+    size=DataSize(users=6040, items=3416, interactions=999_611),
+)
 def ml_1m_config() -> Config:
     """As `default`, with the field's usual cleaning: items with at least 5 interactions, then users with 3."""
     return default_config().model_copy(
@@ -111,6 +123,11 @@ def beauty_config() -> Config:
     return default_config().model_copy(
         update={"recipe": "beauty", "encoder": EncoderConfig(attention="causal", max_length=50, dropout=0.5)}
     )
+
+
+def default_recipe(log: str | None) -> str:
+    """The recipe where none is named."""
+    return "default" if log else "demo"
 
 
 def configure(name: str, overrides: tuple[str, ...] = ()) -> Config:
