@@ -18,7 +18,8 @@ class Rates:
     ranking: float = 8.2e9  # multiply-adds of a forward pass: 2,800 users/s, L 50, V 3416
     prepare: float = 350_000.0  # rows of a log, on one core whatever there is
     start_ray_s: float = 8.0
-    start_training_s: float = 30.0  # imports of a trainer's processes, on one core
+    start_training_s: float = 26.0  # imports of a trainer's processes, on one core
+    report_s: float = 1.0  # of each epoch: Ray Train takes a checkpoint when it looks, every 2 s
     start_training_waits_s: float = 6.0
     start_pool_s: float = 10.0
     trial_s: float = 0.05  # of a merge, beside its ranking

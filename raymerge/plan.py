@@ -124,6 +124,8 @@ class _Planner:
         seconds = max(max(work) / min(each, usable), sum(work) / usable)
         rounds = ceil(len(jobs) / at_once)
         imports = RATES.start_training_s * max(0.5, at_once * workers / max(1.0, self.capacity.cpus))
+        epochs = max(training.epochs for _, training in jobs)
+        seconds = max(seconds + RATES.report_s * epochs, 2 * RATES.report_s * epochs)
         seconds += rounds * (RATES.start_training_waits_s + imports)
         memory = max(self._training_bytes(*job, workers) for job in jobs)
         resources = self.capacity.share(self.config.cluster, at_once * workers)
