@@ -2,6 +2,7 @@
 # make test [TESTS=tests/fisher]                                                  the test suite
 # make chaos                                                                      more kills, a few minutes
 # make check                                                                      style, types, import contract
+# make cluster                                                                   a Ray head and MLflow; then cluster/local stop
 # make bench                                                                      side by side timings
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ ARGS   ?=
 TESTS  ?=
 BIN    := $(VENV)/bin
 
-.PHONY: help install run test chaos check bench clean
+.PHONY: help install run test chaos check bench cluster clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -42,6 +43,9 @@ check: install
 
 bench: install
 	@for script in tests/bench/bench_*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
+
+cluster: install
+	@PYTHON=$(abspath $(BIN))/python cluster/local start
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from raymerge.errors import UserError
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "merge", "evaluate")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -154,6 +155,42 @@ def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
     from raymerge.commands import print_config
 
     print_config(recipe, overrides, listing)
+
+
+@cli.command()
+@click.option("--recipe", help="A named configuration, or a YAML file that `raymerge config` printed.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@click.option("--data", help="URL of prepared data, instead of a log.")
+@click.option("--address", help="A Ray cluster to plan for; without it RAY_ADDRESS, else this machine.")
+def plan(log: str | None, data: str | None, **options: Any) -> None:
+    """Print what a run would do: processes, CPUs, GPUs, memory and time of each stage, and what does not fit.
+
+    Nothing is run. Ends with exit code 2 if it does not fit.
+    """
+    from raymerge.cluster_commands import run_plan
+
+    run_plan(log, data, **options)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", help="The cluster's dashboard; without it RAY_ADDRESS, else http://127.0.0.1:8265.")
+@click.option("--working-dir", help="A folder that the job starts in; what its .gitignore names does not travel.")
+@click.option("--requirements", help="A file of pinned requirements, such as constraints.txt, to install for the job.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Noted beside the job; may be repeated.")
+@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Tries after a job was lost.")
+@click.argument("command", type=click.Choice(SUBMITTED))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run a COMMAND with its ARGUMENTS as a job of a Ray cluster, and follow its log.
+
+    For example: raymerge submit --address http://HEAD:8265 run --recipe ml-1m --output s3://bucket/out. Ends with the
+    job's exit code; Ctrl-C stops the job. The cluster's token is taken from RAY_AUTH_MODE and RAY_AUTH_TOKEN.
+    """
+    from raymerge.cluster_commands import run_submit
+
+    given = cli.commands[command].make_context(command, list(arguments)).params
+    sys.exit(run_submit(command, arguments, given, **options))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -18,15 +18,17 @@ from raymerge.artifacts import Artifact, Output, digest_of, file_digest, load_mo
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
+from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
 from raymerge.events import Event, Progress
 from raymerge.merging.methods import METHODS
 from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
+from raymerge.plan import make_plan, summary
 from raymerge.pool import Pool
 from raymerge.progress import display
-from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import Deadline, session
+from raymerge.recipes import RECIPES, configure, default_recipe
+from raymerge.runtime import Deadline, cluster_nodes, session
 from raymerge.stages.context import SCORE, Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
@@ -50,6 +52,7 @@ class Announcer:
     """Hands what stages say to the display and, once there is one, to the tracker."""
 
     def __init__(self, console: Console) -> None:
+        self.console = console
         self.display = display(console)
         self.tracker: Tracker | None = None
 
@@ -118,10 +121,11 @@ def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
-    with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
+    with working(recipe=recipe or default_recipe(log), **options) as context:
         check_coefficients(context.config.merge, len(context.config.all_members))
         files = _log_files(context, log)
         with tracked(context, "run", _dataset(context, files)) as tracker, session(context.config.cluster):
+            _announce_plan(context, files)
             result = pipeline(context, files)
             content = reports.loads(storage.read_bytes(result.report.file("report.json")))
             registered = _log_to_mlflow(context, tracker, result, content)
@@ -135,6 +139,14 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
     }
     _print_rows(console, rows)
+
+
+def _announce_plan(context: Context, files: Sequence[str]) -> None:
+    """How long it will take, and what might not fit: memory is an estimate, so that alone stops nothing here."""
+    assert isinstance(context.emit, Announcer)
+    plan = make_plan(context.config, measure(files, context.config.prepare), cluster_nodes())
+    for line in (summary(plan), *(f"may not fit: {problem}" for problem in plan.problems)):
+        context.emit.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: reports.Report) -> str:
@@ -161,7 +173,7 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
-    with working(recipe=recipe or ("default" if log else "demo"), **options) as context:
+    with working(recipe=recipe or default_recipe(log), **options) as context:
         files = _log_files(context, log)
         with tracked(context, "prepare", _dataset(context, files)):
             data = prepare(context, files)

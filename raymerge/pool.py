@@ -98,7 +98,7 @@ class Pool:
     """
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
-        self.size = config.actors or max(1, int(capacity.usable_gpus(config) or capacity.cpus))
+        self.size = capacity.actors(config)
         self._resources = capacity.share(config, self.size)
         self._config = config
         self._deadline = deadline

@@ -1,6 +1,8 @@
 """What a person sees while stages work: bars on a terminal, a line a stage and a line a minute in a log."""
 
+import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.progress import Progress as Bars
 from raymerge.events import Event, Progress
 
 LINE_EVERY_S = 60.0
+START_AFTER_S, TICK_S = 2.0, 0.5
 
 
 def display(console: Console) -> "BarDisplay | LineDisplay":
@@ -52,50 +55,85 @@ class BarDisplay:
         self._bars.update(task, completed=message.done, total=message.total, note=message.note)
 
 
+@dataclass
+class _Run:
+    """What a line about a run says: when it started with how much done already, when last, and the latest message."""
+
+    started: float
+    found: float
+    printed: float | None
+    message: Progress
+
+
 class LineDisplay:
-    """A line when a run starts, once a minute while it works, and when it is done."""
+    """A line when a run has started, once a minute while it works, and when it is done.
+
+    A thread sees to it that a line comes each minute, also from a run that has nothing new to say. A run that is done
+    within `START_AFTER_S` has one line only.
+    """
 
     def __init__(self, console: Console, *, every_s: float = LINE_EVERY_S) -> None:
         self._console = console
         self._every_s = every_s
         self._begin = time.monotonic()
-        self._started: dict[str, tuple[float, float]] = {}  # when, and how much was done already
-        self._printed: dict[str, float] = {}
+        self._runs: dict[str, _Run] = {}
         self._done: set[str] = set()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_for_ever, name="progress", daemon=True)
 
     def __enter__(self) -> "LineDisplay":
+        self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        self._ended.set()
+        self._ticker.join()
 
     def __call__(self, message: Event | Progress) -> None:
-        """Print a line if one is due for the run that the message is about."""
-        if isinstance(message, Event) or message.run in self._done:
+        """Take note of how far a run is; print its last line when it is done."""
+        if isinstance(message, Event):
             return
-        now = time.monotonic()
-        self._started.setdefault(message.run, (now, message.done))
-        finished = message.done >= message.total
-        if not finished and now - self._printed.get(message.run, -self._every_s) < self._every_s:
-            return
-        self._printed[message.run] = now
-        self._done |= {message.run} if finished else set()
-        self._console.print(self._line(message, now, finished), markup=False, highlight=False, soft_wrap=True)
+        with self._lock:
+            if message.run in self._done:
+                return
+            run = self._runs.setdefault(message.run, _Run(time.monotonic(), message.done, None, message))
+            run.message = message
+            if message.done >= message.total:
+                self._done.add(message.run)
+                self._print(self._runs.pop(message.run), finished=True)
 
-    def _line(self, message: Progress, now: float, finished: bool) -> str:
-        clock = _clock(now - self._begin)
-        start, found = self._started[message.run]
-        seconds, made = now - start, message.done - found
+    def tick(self) -> None:
+        """Print the lines that are due by now."""
+        with self._lock:
+            now = time.monotonic()
+            for run in self._runs.values():
+                due = run.started + START_AFTER_S if run.printed is None else run.printed + self._every_s
+                if now >= due:
+                    self._print(run, finished=False)
+                    run.printed = now
+
+    def _tick_for_ever(self) -> None:
+        while not self._ended.wait(TICK_S):
+            self.tick()
+
+    def _print(self, run: _Run, *, finished: bool) -> None:
+        message, now = run.message, time.monotonic()
+        seconds, made = now - run.started, message.done - run.found
         if finished:
             state = f"done in {_clock(seconds)}"
-        elif made:
+        elif run.printed is None:
+            state = f"{message.done / message.total:4.0%} found, goes on" if run.found else "started"
+        elif not made:
+            state = f"at work for {_clock(seconds)}"
+        else:
             left = seconds * (message.total - message.done) / made
             state = f"{message.done / message.total:4.0%}, about {_clock(left)} left"
-        else:
-            state = f"{message.done / message.total:4.0%} found, goes on" if found else "started"
-        return f"{clock}  {message.run:<18} {state}" + (f"  {message.note}" if message.note else "")
+        line = f"{_clock(now - self._begin)}  {message.run:<20} {state}"
+        note = f"  {message.note}" if message.note else ""
+        self._console.print(line + note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -12,6 +12,7 @@ from raymerge.config import Config, resolve
 from raymerge.data import demo, movielens
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
+from raymerge.data.size import DataSize
 from raymerge.errors import ConfigError
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
@@ -23,6 +24,9 @@ Source = Callable[[Path], Path]
 """Makes or fetches an interaction log below a local folder and gives its path."""
 
 
+ML_1M_SIZE = DataSize(users=6040, items=3416, interactions=999_611)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A configuration, what it is for, and the log that it takes when no `--input` is given."""
@@ -30,24 +34,30 @@ class Recipe:
     about: str
     config: Callable[[], Config]
     source: Source | None
+    size: DataSize | None  # of what the source gives, as prepared
 
 
 RECIPES = Registry[Recipe]("recipe")
 
 
 def recipe(
-    name: str, about: str, *, source: Source | None = None
+    name: str, about: str, *, source: Source | None = None, size: DataSize | None = None
 ) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
     """Register a function that gives a complete configuration."""
 
     def add(config: Callable[[], Config]) -> Callable[[], Config]:
-        RECIPES.add(name, Recipe(about, config, source))
+        RECIPES.add(name, Recipe(about, config, source, size))
         return config
 
     return add
 
 
-@recipe("demo", "a simulated shop, made on the spot: see everything work in a few minutes", source=demo.write)
+@recipe(
+    "demo",
+    "a simulated shop, made on the spot: see everything work in a few minutes",
+    source=demo.write,
+    size=DataSize(users=3500, items=593, interactions=92_037),
+)
 def demo_config() -> Config:
     """A rate that is kept up, so that members differ and their merge gains; small enough for two CPUs."""
     settings = {"weight": 0.05}
@@ -89,7 +99,12 @@ def default_config() -> Config:
     )
 
 
-@recipe("ml-1m", "MovieLens-1M: fetched from GroupLens unless --input names a copy", source=movielens.fetch)
+@recipe(
+    "ml-1m",
+    "MovieLens-1M: fetched from GroupLens unless --input names a copy",
+    source=movielens.fetch,
+    size=ML_1M_SIZE,
+)
 def ml_1m_config() -> Config:
     """As `default`, with the field's usual cleaning: items with at least 5 interactions, then users with 3."""
     return default_config().model_copy(
@@ -108,7 +123,12 @@ def beauty_config() -> Config:
     )
 
 
-@recipe("markets", "MovieLens-1M in three markets that share no data, or --input another log", source=movielens.fetch)
+@recipe(
+    "markets",
+    "MovieLens-1M in three markets that share no data, or --input another log",
+    source=movielens.fetch,
+    size=ML_1M_SIZE,
+)
 def markets_config() -> Config:
     """Members of one objective, each from a common base on its own market's data; a merge that shares none of them.
 
@@ -124,6 +144,11 @@ def markets_config() -> Config:
             "after_merge": None,
         }
     )
+
+
+def default_recipe(log: str | None) -> str:
+    """The recipe where none is named."""
+    return "default" if log else "demo"
 
 
 def configure(name: str, overrides: tuple[str, ...] = ()) -> Config:

@@ -7,7 +7,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +54,27 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A machine of a cluster; its memory is all that Ray may use there, objects included."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What a cluster has, and what of it we may use."""
 
     cpus: float
     gpus: float
     node_cpus: float  # of the largest node: no process can have more
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> "Capacity":
+        """Of all nodes together."""
+        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+        return cls(cpus=cpus, gpus=gpus, node_cpus=max((node.cpus for node in nodes), default=0.0))
 
     def check(self, config: ClusterConfig) -> None:
         """Refuse at once what could never be scheduled and would wait for ever."""
@@ -71,6 +86,10 @@ class Capacity:
     def usable_gpus(self, config: ClusterConfig) -> float:
         """GPUs that the configuration lets us use."""
         return self.gpus if config.gpus is None else min(self.gpus, float(config.gpus))
+
+    def actors(self, config: ClusterConfig) -> int:
+        """Processes for Fisher, merging and evaluation: as configured, or one for each GPU or CPU."""
+        return config.actors or max(1, int(self.usable_gpus(config) or self.cpus))
 
     def share(self, config: ClusterConfig, processes: int) -> dict[str, float]:
         """Resources of each of so many processes that run at once: whole GPUs, a share of one, or CPU shares.
@@ -134,11 +153,23 @@ class _LogStream(io.TextIOBase):
 
 def cluster_capacity(config: ClusterConfig) -> Capacity:
     """What the cluster has; ResourceError if it is less than the configuration asks for."""
-    total = ray.cluster_resources()
-    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-    capacity = Capacity(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), node_cpus=largest)
+    capacity = Capacity.of(cluster_nodes())
     capacity.check(config)
     return capacity
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the present session that are alive, those with GPUs and many CPUs first."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [
+        Node(
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+            memory_bytes=resources.get("memory", 0.0) + resources.get("object_store_memory", 0.0),
+        )
+        for resources in found
+    ]
+    return sorted(nodes, key=lambda node: (-node.gpus, -node.cpus))
 
 
 class EventLog:
@@ -163,6 +194,11 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left, 0 once it has passed."""
+        return max(0.0, self._end - time.monotonic())
 
     def check(self, doing: str) -> None:
         """ResourceError once the time is over."""

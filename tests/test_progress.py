@@ -1,40 +1,82 @@
-"""What a person sees: a line when a run starts, once in a while, and when it is done; bars on a terminal."""
+"""What a person sees: a line when a run starts, each minute, and when it is done; bars on a terminal."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from raymerge import progress
 from raymerge.events import Event, Progress
 from raymerge.progress import BarDisplay, LineDisplay, display
 
 
-def lines(*messages: Event | Progress, every_s: float) -> list[str]:
+class Clock:
+    """Stands in for the time in a display: what is due is a matter of seconds, not of how fast a test is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(progress, "time", found)
+    return found
+
+
+def shown(clock: Clock, *messages: tuple[float, Event | Progress]) -> list[str]:
+    """Lines printed when each message comes at its second; the display is asked for due lines each half second."""
     console = Console(file=io.StringIO(), width=200)
-    with LineDisplay(console, every_s=every_s) as show:
-        for message in messages:
-            show(message)
+    show = LineDisplay(console)
+    for second, message in messages:
+        while clock.now < second:
+            clock.now += 0.5
+            show.tick()
+        show(message)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-def test_quiet_run_has_a_line_at_its_start_and_one_at_its_end() -> None:
-    steps = [Progress("train/base", done, 9) for done in range(10)]
-    printed = lines(*steps, Event("train/base", "loss", 1, 0.5), Progress("train/base", 9, 9), every_s=3600)
-    assert [("started" in line, "done in" in line) for line in printed] == [(True, False), (False, True)]
+def test_quiet_run_has_a_line_at_its_start_and_one_at_its_end(clock: Clock) -> None:
+    steps = [(5.0 * done, Progress("train/base", done, 9)) for done in range(10)]
+    printed = shown(clock, *steps, (46, Event("train/base", "loss", 1, 0.5)), (47, Progress("train/base", 9, 9)))
+    assert [("started" in line, "done in 0:45" in line) for line in printed] == [(True, False), (False, True)]
 
 
-def test_long_run_says_how_far_it_is_and_how_long_yet() -> None:
-    printed = lines(Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s"), every_s=0)
-    assert "25%, about" in printed[1]
-    assert printed[1].endswith("120 users/s")
+def test_run_that_is_done_at_once_has_one_line(clock: Clock) -> None:
+    printed = shown(clock, (0, Progress("evaluate/base", 0, 9)), (1, Progress("evaluate/base", 1, 1, "done")))
+    assert len(printed) == 1
+    assert "done in 0:01" in printed[0]
 
 
-def test_what_was_found_does_not_count_as_fast_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 10.0])
-    monkeypatch.setattr("raymerge.progress.time.monotonic", lambda: next(clock))
-    printed = lines(Progress("fisher/duorec", 6, 8), Progress("fisher/duorec", 7, 8, "90 users/s"), every_s=0)
-    assert printed[0].endswith("75% found, goes on")
-    assert "88%, about 0:10 left" in printed[1]
+def test_long_run_says_each_minute_how_far_it_is_and_how_long_yet(clock: Clock) -> None:
+    first, second = Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s")
+    printed = shown(clock, (0, first), (100, second), (300, Progress("fisher/duorec", 4, 4)))
+    assert "started" in printed[0]
+    assert "at work for 1:02" in printed[1]
+    assert "25%, about" in printed[2]
+    assert printed[2].endswith("120 users/s")
+    assert len(printed) == 6  # a start, one each minute although no message came, an end
+
+
+def test_lines_come_without_any_message() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with LineDisplay(console, every_s=0) as show:
+        show(Progress("train/base", 0, 9))
+        end = time.monotonic() + 10
+        while len(console.file.getvalue().splitlines()) < 2 and time.monotonic() < end:  # type: ignore[attr-defined]
+            time.sleep(0.05)
+    assert "started" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_was_found_does_not_count_as_fast_work(clock: Clock) -> None:
+    messages = [Progress("fisher/duorec", done, 8, "90 users/s") for done in (6, 7, 8)]
+    printed = shown(clock, (0, messages[0]), (10, messages[1]), (100, messages[2]))
+    assert "75% found, goes on" in printed[0]
+    assert "88%, about 1:02 left" in printed[1]
 
 
 def test_terminal_gets_bars_and_a_log_gets_lines() -> None:

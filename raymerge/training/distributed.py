@@ -68,7 +68,7 @@ def train_all(
     Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying.
     """
     log = launch_event_log()
-    at_once = _at_once(len(jobs), capacity, cluster)
+    at_once = trainings_at_once(len(jobs), capacity, cluster)
     threads = ThreadPoolExecutor(max_workers=at_once)
     try:
         resources = capacity.share(cluster, at_once * max(job.workers for job in jobs))
@@ -87,7 +87,8 @@ def train_all(
         ray.kill(log)
 
 
-def _at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> int:
+def trainings_at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> int:
+    """How many of so many models are trained at the same time."""
     gpus = capacity.usable_gpus(cluster)
     room = gpus * TRAININGS_PER_GPU if gpus else capacity.cpus * TRAININGS_PER_CPU
     return max(1, min(jobs, int(room)))

@@ -1,0 +1,180 @@
+"""The commands that prepare work for a cluster elsewhere: check all that can be known here, then hand it over."""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import raymerge
+from raymerge import storage
+from raymerge.artifacts import open_artifact
+from raymerge.config import Config
+from raymerge.data.size import DataSize, measure
+from raymerge.errors import ConfigError, InputError
+from raymerge.plan import Plan, describe, duration, gib, make_plan
+from raymerge.recipes import RECIPES, configure, default_recipe
+from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
+from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
+from raymerge.tracking.store import default_uri, redact
+
+GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
+PLACES = ("output", "log", "data", "models", "model", "diagonals")
+CREDENTIALS = re.compile(r"://[^/\s]*@")
+
+
+def run_submit(
+    command: str,
+    arguments: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    address: str | None,
+    working_dir: str | None,
+    requirements: str | None,
+    metadata: Sequence[str],
+    retries: int,
+) -> int:
+    """`raymerge submit`: the exit code of the job. `given` are the parsed `arguments` of the command to submit."""
+    check_travels(arguments, given)
+    config = _configuration(given, working_dir)
+    tracking = _tracking(config, given) if "tracking_uri" in given else None
+    extra = ["--tracking-uri", tracking] if tracking and not given["tracking_uri"] else []
+    job = Job(
+        entrypoint=shlex.join(["python", "-m", "raymerge", command, *arguments, *extra]),
+        runtime_env=runtime_env(working_dir, requirements),
+        metadata={"raymerge.version": raymerge.__version__, "raymerge.recipe": config.recipe, **_pairs(metadata)},
+    )
+    if "output" in given:
+        say(f"MLflow: {_where_runs_are(tracking, given['output'])}")
+    return run_job(
+        job,
+        address=address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS,
+        retries=retries,
+        deadline=Deadline(config.cluster.deadline_hours * 3600 + GRACE_S),
+        write=lambda text: click.echo(text, nl=False),
+        say=say,
+    )
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal, beside the log of the job, which is on stdout."""
+    click.echo(f"raymerge: {text}", err=True)
+
+
+def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse what would not mean the same on the cluster, or would be shown there to everybody."""
+    for argument in arguments:
+        if CREDENTIALS.search(argument):
+            raise ConfigError(
+                f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
+                "leave it out and set it in the environment of the cluster's processes"
+            )
+    if given["address"]:
+        raise ConfigError("--address of the cluster goes before the command: raymerge submit --address URL run …")
+    for name in PLACES:
+        value = given.get(name) or ()
+        for url in (value,) if isinstance(value, str) else value:
+            if storage.is_local(url) and not os.path.isabs(url.removeprefix("file://")):
+                raise InputError(
+                    f"{url!r} is relative to a folder of this machine ({name}); "
+                    "give a URL, or an absolute path that all nodes of the cluster see"
+                )
+
+
+def _configuration(given: Mapping[str, Any], working_dir: str | None) -> Config:
+    """What the job will be configured by; its mistakes are found here."""
+    recipe = given["recipe"] or default_recipe(given.get("log"))
+    if recipe.endswith((".yaml", ".yml", ".json")) and storage.is_local(recipe):
+        if working_dir is None or os.path.isabs(recipe):
+            raise InputError(
+                f"{recipe} would not travel: give --working-dir FOLDER, and --recipe relative to that folder"
+            )
+        recipe = os.path.join(working_dir, recipe)
+    return configure(recipe, given["overrides"])
+
+
+def runtime_env(working_dir: str | None, requirements: str | None) -> dict[str, Any]:
+    """What travels with a job: this package; a folder, without what its .gitignore names; and versions to install."""
+    package = Path(raymerge.__file__).parent
+    environment: dict[str, Any] = {}
+    if working_dir is not None:
+        if not os.path.isdir(working_dir):
+            raise InputError(f"--working-dir {working_dir} is not a folder")
+        environment["working_dir"] = os.path.abspath(working_dir)
+    if working_dir is None or not (Path(working_dir) / package.name / "__init__.py").is_file():
+        environment["py_modules"] = [str(package)]
+    if requirements is not None:
+        environment["pip"] = {"packages": _requirements(requirements), "pip_check": False}
+    return environment
+
+
+def _requirements(file: str) -> list[str]:
+    """Lines of a file of requirements; Ray itself is left out, since a job runs on the cluster's."""
+    lines = storage.read_bytes(file).decode("utf-8").splitlines()
+    wanted = [line.partition("#")[0].strip() for line in lines]
+    return [line for line in wanted if line and not re.match(r"ray\b(?!-)", line)]
+
+
+def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
+    """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
+    ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
+    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not CREDENTIALS.search(ours) else None)
+
+
+def _where_runs_are(tracking: str | None, output: str) -> str:
+    if tracking:
+        return redact(tracking)
+    return (
+        default_uri(output) if storage.is_local(output) else "the server that MLFLOW_TRACKING_URI of the cluster names"
+    )
+
+
+def _pairs(metadata: Sequence[str]) -> dict[str, str]:
+    for pair in metadata:
+        if "=" not in pair:
+            raise ConfigError(f"--metadata takes key=value, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in metadata)
+
+
+def run_plan(
+    log: str | None, data: str | None, *, recipe: str | None, overrides: Sequence[str], address: str | None
+) -> None:
+    """`raymerge plan`: print what a run would do; ResourceError if it does not fit."""
+    changes = [*overrides, *([f"cluster.address={address}"] if address else [])]
+    config = configure(recipe or default_recipe(log or data), tuple(changes))
+    size = _size(config, log, data)
+    with session(ClusterConfig(address=config.cluster.address)):  # whatever it has, to be planned for
+        nodes = cluster_nodes()
+    plan = make_plan(config, size, nodes)
+    click.echo(f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions on {describe(nodes)}")
+    Console().print(_table(plan))
+    for note in plan.notes:
+        click.echo(f"note: {note}")
+    plan.check()
+
+
+def _size(config: Config, log: str | None, data: str | None) -> DataSize:
+    if data is not None:
+        return DataSize.of(open_artifact(data, stage="prepare").counts)
+    if log is not None:
+        return measure(storage.list_files(storage.absolute(log)), config.prepare)
+    known = RECIPES[config.recipe].size if config.recipe in RECIPES else None
+    if known is None:
+        raise InputError(f"recipe {config.recipe} needs data to plan for: name a log with --input or prepared --data")
+    return known
+
+
+def _table(plan: Plan) -> Table:
+    table = Table("stage", "processes", "each with", "memory each", "time")
+    for stage in plan.stages:
+        each = ", ".join(f"{amount:g} {kind}" for kind, amount in stage.resources.items() if amount) or "the driver"
+        row = (stage.name, str(stage.processes), each, gib(stage.memory_bytes), duration(stage.seconds))
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("all", "", "", "", duration(plan.seconds))
+    return table

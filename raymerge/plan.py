@@ -1,0 +1,284 @@
+"""What will run where, how long about, with how much memory, and what does not fit: worked out before anything starts.
+
+Times follow from multiply-adds and a few measured rates (`raymerge.costs`), memory from the shapes of what a process
+holds. Both are estimates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from raymerge.config import Config
+from raymerge.costs import ACTIVATIONS, GIB, NODE_BYTES, PROCESS_BYTES, RATES, encoding, layers, parameters
+from raymerge.data.size import DataSize
+from raymerge.data.split import HELD_OUT
+from raymerge.errors import ResourceError
+from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
+from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
+from raymerge.fisher.weights import ESTIMATORS
+from raymerge.merging.methods import METHODS
+from raymerge.models.losses import LOGIT_BYTES
+from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
+from raymerge.runtime import Capacity, Node
+from raymerge.training.config import TrainingConfig
+from raymerge.training.distributed import trainings_at_once
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: so many processes at once, each with these resources and this memory; seconds of the whole stage."""
+
+    name: str
+    processes: int
+    resources: dict[str, float]
+    memory_bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in order, what does not fit, with what to change, and what a reader should know."""
+
+    stages: tuple[Stage, ...]
+    nodes: tuple[Node, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, one after the other."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def check(self) -> None:
+        """ResourceError with all that does not fit, in one line."""
+        if self.problems:
+            raise ResourceError("this does not fit: " + "; ".join(self.problems))
+
+
+def make_plan(config: Config, size: DataSize, nodes: Sequence[Node]) -> Plan:
+    """The plan of a whole run on data of this size and a cluster of these nodes."""
+    planner = _Planner(config, size, Capacity.of(nodes))
+    stages = tuple(planner.stages())
+    problems = [*_unschedulable(config, planner.capacity), *_too_large(stages, nodes)]
+    total, limit = sum(stage.seconds for stage in stages), config.cluster.deadline_hours * 3600
+    if total > limit:
+        problems.append(
+            f"about {duration(total)} is more than the deadline of {config.cluster.deadline_hours:g} hours: "
+            "raise cluster.deadline_hours, train fewer epochs or take more nodes"
+        )
+    return Plan(stages, tuple(nodes), tuple(problems), tuple(planner.notes()))
+
+
+class _Planner:
+    """The stages of a run, one method each."""
+
+    def __init__(self, config: Config, size: DataSize, capacity: Capacity) -> None:
+        self.config, self.size, self.capacity = config, size, capacity
+        self.gpus = capacity.usable_gpus(config.cluster)
+        self.cores = self.gpus * RATES.gpu_cores or max(1.0, capacity.cpus)
+        self.length = min(config.encoder.max_length, max(1.0, size.interactions / max(1, size.users)))
+        self.tokens = max(0, size.interactions - HELD_OUT["validation"] * size.users)
+        self.parameters = parameters(config.encoder, size.items)
+        self.data_bytes = 4.0 * size.interactions + 64.0 * size.users
+
+    def stages(self) -> list[Stage]:
+        """In the order in which they run."""
+        config, cluster = self.config, self.config.cluster
+        settings = config.fine_tuning if config.base else config.training
+        members = [(one, settings) for one in config.all_members.values()]
+        stages = [self._prepare()]
+        if config.base:
+            base = [(config.base, config.training)]
+            stages.append(self._training("train/base", base, cluster.base_workers, cluster.base_threads))
+        stages.append(self._training("train/members", members, cluster.member_workers, cluster.member_threads))
+        stages += [self._fisher(), self._merge()]
+        if config.markets:
+            ceiling = members[:1]
+            stages.append(self._training("train/ceiling", ceiling, cluster.base_workers, cluster.base_threads))
+        if config.after_merge:
+            after = [(config.base or members[0][0], config.after_merge)] * 2
+            stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
+        return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, PROCESS_BYTES, RATES.close_s)]
+
+    def notes(self) -> list[str]:
+        """Where the figures come from, and what they leave out."""
+        notes = [f"estimates, from rates measured on {RATES.source} and scaled by cores; other work makes it longer"]
+        if self.gpus:
+            notes.append(f"no rate was measured on a GPU: each counts as {RATES.gpu_cores:g} CPU cores; expect less")
+        size, pieces = self._pool_size(), self.config.prepare.partitions
+        if size > pieces:
+            notes.append(f"evaluation keeps {pieces} of {size} processes at work: raise prepare.partitions to use them")
+        return notes
+
+    def _prepare(self) -> Stage:
+        partition = self.size.interactions / self.config.prepare.partitions
+        seconds = RATES.start_ray_s + self.size.interactions / RATES.prepare
+        return Stage("prepare", 1, {"CPU": 0}, PROCESS_BYTES + 100 * partition + 200 * self.size.items, seconds)
+
+    def _training(
+        self, name: str, jobs: Sequence[tuple[ObjectiveConfig, TrainingConfig]], workers: int, threads: int
+    ) -> Stage:
+        at_once = trainings_at_once(len(jobs), self.capacity, self.config.cluster)
+        each = RATES.gpu_cores * workers if self.gpus else float(workers * threads)
+        work = [self._training_work(*job) for job in jobs]
+        usable = min(self.cores, at_once * each)
+        seconds = max(max(work) / min(each, usable), sum(work) / usable)
+        rounds = ceil(len(jobs) / at_once)
+        imports = RATES.start_training_s * max(0.5, at_once * workers / max(1.0, self.capacity.cpus))
+        epochs = max(training.epochs for _, training in jobs)
+        seconds = max(seconds + RATES.report_s * epochs, 2 * RATES.report_s * epochs)
+        seconds += rounds * (RATES.start_training_waits_s + imports)
+        memory = max(self._training_bytes(*job, workers) for job in jobs)
+        resources = self.capacity.share(self.config.cluster, at_once * workers)
+        return Stage(name, at_once * workers, resources, memory, seconds)
+
+    def _training_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
+        """Seconds of one core for all epochs, the validation after each included."""
+        windows = 1.0 if training.windows == "all" else min(1.0, self.size.users * self.length / max(1, self.tokens))
+        cost = self._token_work(objective) * self.tokens * windows / RATES.training
+        return training.epochs * (cost + self._ranking_work())
+
+    def _token_work(self, objective: ObjectiveConfig) -> float:
+        """Multiply-adds of one token: its encoding, once more for each contrastive view, and its scores."""
+        encoder, settings = self.config.encoder, objective.resolved()
+        views = 2 if isinstance(settings, ContrastiveSettings) else 0
+        scored = settings.mask_rate if encoder.cloze else 1.0
+        return (1 + views) * encoding(encoder, self.length) + scored * self.size.items * encoder.dim
+
+    def _training_bytes(self, objective: ObjectiveConfig, training: TrainingConfig, workers: int) -> float:
+        encoder = self.config.encoder
+        views = 3 if isinstance(objective.resolved(), ContrastiveSettings) else 1
+        rows = ceil(training.batch_size / workers)
+        activations = 4.0 * ACTIVATIONS * views * rows * encoder.max_length * encoder.dim * encoder.blocks
+        held = 16 * self.parameters + self.data_bytes / workers  # weights, gradients and two moments
+        return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * self.size.items)
+
+    def _pool_size(self) -> int:
+        return self.capacity.actors(self.config.cluster)
+
+    def _pool(self, name: str, core_seconds: float, pieces: int, memory: float, *, start: bool) -> Stage:
+        processes = self._pool_size()
+        threads = RATES.gpu_cores if self.gpus else self.config.cluster.actor_threads
+        cores = min(self.cores, min(processes, pieces) * threads)
+        resources = self.capacity.share(self.config.cluster, processes)
+        seconds = core_seconds / cores + (RATES.start_pool_s if start else 0)
+        return Stage(name, processes, resources, PROCESS_BYTES + memory + self._partition_bytes(), seconds)
+
+    def _partition_bytes(self) -> float:
+        """Of the two partitions that a process keeps, with their padded histories."""
+        users = self.size.users / self.config.prepare.partitions
+        return 2 * (self.data_bytes / self.config.prepare.partitions + 8.0 * users * self.config.encoder.max_length)
+
+    def _fisher(self) -> Stage:
+        models, partitions = len(self.config.all_members), self.config.prepare.partitions
+        encoder, settings = self.config.encoder, self.config.fisher
+        all_probes = 1 if ESTIMATORS[settings.estimator].passes == "1" else encoder.dim
+        probes = min(encoder.dim, settings.samples or all_probes)
+        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim**2
+        memory = ENGINE_BYTES + 12.0 * self.parameters
+        work = self.size.users * models * user / RATES.fisher
+        return self._pool("fisher", work, models * partitions, memory, start=True)
+
+    def _merge(self) -> Stage:
+        models, settings = len(self.config.all_members), self.config.merge
+        trials = 1 + (settings.budget if settings.coefficients == "search" else len(settings.settings()))
+        diagonals = models if METHODS[settings.method].needs_diagonals else 0
+        work = trials * (self._ranking_work() + self.parameters * models * 4 / RATES.ranking)
+        memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES
+        stage = self._pool("merge", work, self.config.prepare.partitions, memory, start=False)
+        return replace(stage, seconds=stage.seconds + trials * RATES.trial_s)
+
+    def _evaluate(self) -> Stage:
+        members = len(self.config.all_members)  # each alone and all together in the ensemble; then base and merges
+        models = 2 * members + 3 + (2 if self.config.after_merge else 0) + (self.config.markets is not None)
+        memory = 4.0 * self.parameters * models + SCORES_BYTES
+        return self._pool("evaluate", models * self._ranking_work(), self.config.prepare.partitions, memory, start=True)
+
+    def _ranking_work(self) -> float:
+        """Seconds of one core to rank the target of every user."""
+        encoder = self.config.encoder
+        user = self.length * encoding(encoder, self.length) + self.size.items * encoder.dim
+        return self.size.users * user / RATES.ranking
+
+
+def _unschedulable(config: Config, capacity: Capacity) -> list[str]:
+    try:
+        capacity.check(config.cluster)
+    except ResourceError as error:
+        return [str(error)]
+    return []
+
+
+def _too_large(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
+    """Stages whose processes need more memory than the nodes have that Ray may put them on."""
+    problems = []
+    for stage in stages:
+        for node in nodes:
+            here = _on(node, stage)
+            needed, there = NODE_BYTES + here * stage.memory_bytes, node.memory_bytes
+            if here and needed > there:
+                problems.append(
+                    f"{stage.name} needs about {gib(needed)} on a node of {gib(there)} ({here} processes of "
+                    f"{gib(stage.memory_bytes)}): {_remedy(stage, nodes)}"
+                )
+                break
+    return problems
+
+
+def _on(node: Node, stage: Stage) -> int:
+    """Processes of a stage that Ray may put on one node."""
+    kind = "GPU" if "GPU" in stage.resources else "CPU"
+    share, room = stage.resources[kind], node.gpus if kind == "GPU" else node.cpus
+    return min(stage.processes, int(room / share + 1e-9)) if share else stage.processes
+
+
+def _remedy(stage: Stage, nodes: Sequence[Node]) -> str:
+    if stage.name.startswith("train/"):
+        return "set a smaller training.batch_size, more workers, or take larger nodes"
+    if stage.name == "prepare":
+        return "raise prepare.partitions or take a larger head node"
+    fitting = sum(max(0, int((node.memory_bytes - NODE_BYTES) / stage.memory_bytes)) for node in nodes)
+    return f"set cluster.actors={fitting}" if fitting else "raise prepare.partitions or take larger nodes"
+
+
+def gib(size_bytes: float) -> str:
+    """Memory as a person reads it.
+
+    >>> gib(700 * 2**20), gib(12.4 * 2**30)
+    ('0.7 GiB', '12.4 GiB')
+    """
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A time as rough as an estimate is.
+
+    >>> duration(41), duration(250), duration(9000), duration(400_000)
+    ('41 s', '4 min', '2.5 h', '4.6 days')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def summary(plan: Plan) -> str:
+    """One line for the start of a run."""
+    longest = sorted(plan.stages, key=lambda stage: -stage.seconds)[:3]
+    parts = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in longest)
+    return f"about {duration(plan.seconds)} on {describe(plan.nodes)} by estimate ({parts}); `raymerge plan` says more"
+
+
+def describe(nodes: Sequence[Node]) -> str:
+    """The cluster in words.
+
+    >>> describe([Node(2, 0, 2**32)] * 3)
+    '3 nodes with 6 CPUs and 12.0 GiB'
+    """
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    memory = gib(sum(node.memory_bytes for node in nodes))
+    what = f"{cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
+    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} and {memory}"

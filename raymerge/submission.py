@@ -1,0 +1,209 @@
+"""Jobs on a Ray cluster, through its jobs API: submit, follow, try again what the cluster lost, stop.
+
+The token is Ray's own setting (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) and goes into requests only.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
+
+from raymerge.errors import ConfigError, ResourceError
+from raymerge.runtime import Deadline
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # what Ray looks at first, before any argument
+CONNECT_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 1.0, 20.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
+FINAL_CODES = (0, 2)  # done, and a mistake of the user's, which another try would repeat
+EXIT_LOST, EXIT_STOPPED = 1, 130
+CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # each has a level
+NO_ANSWER = (OSError, aiohttp.ClientError)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command for the cluster, with the environment that it runs in and what is noted beside it."""
+
+    entrypoint: str
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its exit code, why, and whether the cluster rather than the job is to blame."""
+
+    exit_code: int
+    reason: str
+    lost: bool
+
+
+def outcome_of(status: JobStatus, exit_code: int | None, message: str | None) -> Outcome:
+    """What the jobs API says of a job that has ended.
+
+    A job without an exit code never ran or was lost with its node. One that ended by itself with another code than
+    0 and 2 (killed, or failed by what it did not foresee) is worth another try, since it goes on where it was.
+    """
+    reason = (message or status.value).strip().splitlines()[0]
+    if status == JobStatus.STOPPED:
+        return Outcome(EXIT_STOPPED, "it was stopped", lost=False)
+    if status == JobStatus.SUCCEEDED:
+        return Outcome(0, reason, lost=False)
+    if exit_code is None:
+        return Outcome(EXIT_LOST, reason, lost=True)
+    code = 128 - exit_code if exit_code < 0 else exit_code  # ended by a signal, as a shell says it
+    return Outcome(code, f"exit code {code}", lost=code not in FINAL_CODES)
+
+
+def run_job(
+    job: Job, *, address: str, retries: int, deadline: Deadline, write: Say, say: Say, wait_s: float = FIRST_WAIT_S
+) -> int:
+    """Run a job to its end and give its exit code; `write` gets its log as it comes, `say` what happens to it.
+
+    What the cluster loses is submitted again, up to `retries` times, after `wait_s` doubled each time and jittered.
+    An interrupt stops the job on the cluster. Raises ResourceError where there is no cluster, or none that lets us
+    in, and for a passed deadline, after which the job is stopped.
+    """
+    client = connect(address)
+
+    def announce(state: RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        reason, wait = state.outcome.result().reason, state.next_action.sleep
+        say(f"the job was lost ({reason}); try {state.attempt_number} of {retries} again in {wait:.0f} s")
+        deadline.check("the job")
+
+    attempts = Retrying(
+        retry=retry_if_result(lambda outcome: outcome.lost),
+        stop=stop_after_attempt(1 + retries),
+        wait=wait_exponential_jitter(initial=wait_s, max=LONGEST_WAIT_S, jitter=wait_s),
+        before_sleep=announce,
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    outcome: Outcome = attempts(_run_once, client, job, deadline, write, say)
+    if outcome.exit_code:
+        say(f"the job failed: {outcome.reason}")
+    return outcome.exit_code
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's jobs API; ResourceError within seconds if nobody answers or the token is not right."""
+    for chatty in CHATTY_LOGGERS:
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    where = urlsplit(address)
+    if where.scheme not in ("http", "https") or not where.hostname:
+        raise ConfigError(f"the address must be that of the dashboard, such as {DEFAULT_ADDRESS}, got {address!r}")
+    try:
+        port = where.port or (443 if where.scheme == "https" else 80)
+        socket.create_connection((where.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+        with _address(address):
+            return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ResourceError(
+            f"the Ray cluster at {address} wants its token ({_first_line(error)}); set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        ) from None
+    except (*NO_ANSWER, RuntimeError) as error:
+        raise ResourceError(
+            f"no Ray cluster at {address} ({_first_line(error)}); start one or give --address"
+        ) from None
+
+
+@contextlib.contextmanager
+def _address(address: str) -> Iterator[None]:
+    """Make an address count: Ray's client lets RAY_ADDRESS overrule its argument."""
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        del os.environ[ADDRESS_VARIABLE]
+        if before is not None:
+            os.environ[ADDRESS_VARIABLE] = before
+
+
+def _run_once(client: JobSubmissionClient, job: Job, deadline: Deadline, write: Say, say: Say) -> Outcome:
+    name = f"raymerge-{secrets.token_hex(6)}"  # chosen here, so that a submission whose answer is lost is not doubled
+    try:
+        _submit(client, job, name)
+        say(f"job {name} at {client.get_address()}/#/jobs/{name}")
+        return asyncio.run(_Follower(client, name, deadline, write).follow())
+    except NO_ANSWER as error:
+        return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
+    except (KeyboardInterrupt, ResourceError):
+        _stop(client, name, say)
+        raise
+
+
+def _submit(client: JobSubmissionClient, job: Job, name: str) -> None:
+    try:
+        client.submit_job(
+            entrypoint=job.entrypoint,
+            runtime_env=dict(job.runtime_env),
+            metadata=dict(job.metadata),
+            submission_id=name,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(f"the cluster does not take the job: {_first_line(error)}") from error
+
+
+def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
+    """Stop a job and wait until it has ended, so that the next one finds no other at work in the same output."""
+    try:
+        client.stop_job(name)
+        end = time.monotonic() + STOP_TIMEOUT_S
+        while not client.get_job_status(name).is_terminal() and time.monotonic() < end:
+            time.sleep(POLL_S)
+        say(f"job {name} is stopped; the same command goes on where it was")
+    except (*NO_ANSWER, RuntimeError) as error:
+        say(f"job {name} could not be stopped ({_first_line(error)}): ray job stop {name}")
+
+
+class _Follower:
+    """Copies a job's log as it is written, through losses of the connection, until the job has ended."""
+
+    def __init__(self, client: JobSubmissionClient, name: str, deadline: Deadline, write: Say) -> None:
+        self._client, self._name, self._deadline, self._write = client, name, deadline, write
+        self._shown = 0  # characters of the log; a new connection gives it from its beginning
+
+    async def follow(self) -> Outcome:
+        """The end of the job, or that the cluster has not answered for `OUTAGE_S`."""
+        answered = time.monotonic()
+        while True:
+            self._deadline.check("the job")
+            try:
+                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self._copy(), self._deadline.left_s)
+                found = self._client.get_job_info(self._name)
+                answered = time.monotonic()
+                if found.status.is_terminal():
+                    return outcome_of(found.status, found.driver_exit_code, found.message)
+            except (*NO_ANSWER, RuntimeError) as error:
+                if time.monotonic() - answered > OUTAGE_S:
+                    return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
+            await asyncio.sleep(POLL_S)
+
+    async def _copy(self) -> None:
+        skip = self._shown
+        async for text in self._client.tail_job_logs(self._name):
+            fresh, skip = text[skip:], max(0, skip - len(text))
+            if fresh:
+                self._shown += len(fresh)
+                self._write(fresh)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

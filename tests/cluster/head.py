@@ -1,0 +1,112 @@
+"""A real Ray head with token authentication, in a process of its own, with a home and ports of its own."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+START_TIMEOUT_S = 60
+OF_RAY = tuple(
+    f"ray::{name}"
+    for name in ("IDLE", "Dashboard", "RuntimeEnv", "_AutoscalingCoordinator", "TrainState", "PlacementGroupCleaner")
+)
+"""Processes that Ray keeps for itself; the last one outlives a stopped job (Ray 2.60), but holds no CPUs."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where it listens, and the environment that lets a process in."""
+
+    dashboard: str
+    gcs: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    def run(self, *command: str, timeout: float = 100, **changes: str) -> subprocess.CompletedProcess[str]:
+        """A Python command to its end, with the token unless `changes` of the environment take it away."""
+        environment = {key: value for key, value in (self.environment | changes).items() if value}
+        return subprocess.run(
+            [sys.executable, *command], env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def workers(self) -> list[str]:
+        """Processes of jobs: those that Ray has named after their work, and drivers; Ray's own are left out."""
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        processes = [line.split(maxsplit=1) for line in listed.splitlines()[1:]]
+        of_jobs = [(pid, name) for pid, name in processes if name.startswith("ray::") and not name.startswith(OF_RAY)]
+        drivers = [(pid, name) for pid, name in processes if "-m raymerge train" in name]
+        return [f"{pid} {name}" for pid, name in of_jobs + drivers if self._is_ours(pid)]
+
+    def _is_ours(self, pid: str) -> bool:
+        """Other heads may be at work on this machine."""
+        try:
+            return str(self.environment["HOME"]).encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+
+@contextmanager
+def start_head(folder: Path, home: Path) -> Iterator[Head]:
+    """Start it, wait until it answers, and end it and all that it started."""
+    ports = free_ports(3)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    binaries = Path(sys.executable).parent
+    environment = kept | token | {"HOME": str(home), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    environment |= {"PATH": f"{binaries}:{kept['PATH']}", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    command = [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+    command += ["--port", str(ports[0]), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports[1])]
+    command += ["--dashboard-agent-listen-port", str(ports[2]), "--num-cpus", "2", "--temp-dir", str(folder)]
+    command += ["--include-dashboard", "true", "--object-store-memory", str(200 * 2**20)]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    head = Head(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", environment, process)
+    try:
+        _wait_until_it_answers(head)
+        yield head
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(8)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_it_answers(head: Head) -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while status(head.dashboard + "/api/version") is None:
+        assert head.process.poll() is None, f"the head ended with {head.process.returncode}"
+        assert time.monotonic() < end, "the head did not answer"
+        time.sleep(0.3)
+
+
+def status(url: str, *, method: str = "GET", token: str | None = None, body: bytes | None = None) -> int | None:
+    """HTTP status of a request, None if nobody answers."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, data=body, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]

@@ -1,0 +1,153 @@
+"""The files of cluster/: they parse, have what they must, agree with the pinned versions, hold no secret."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+import raymerge
+
+CHECKOUT = Path(__file__).parents[2]
+CLUSTER = CHECKOUT / "cluster"
+KUBERAY = CLUSTER / "kuberay"
+CLOUDS = ("aws", "gcp")
+PINS = dict(re.findall(r"^([\w-]+)==(\S+)", (CHECKOUT / "constraints.txt").read_text(), re.MULTILINE))
+IMAGE = f"registry.example.com/raymerge:{raymerge.__version__}"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def cluster_spec() -> dict[str, Any]:
+    return documents(KUBERAY / "raycluster.yaml")[0]["spec"]
+
+
+def job_spec() -> dict[str, Any]:
+    return documents(KUBERAY / "rayjob.yaml")[0]["spec"]
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """All pod templates by name."""
+    spec = cluster_spec()
+    deployment = next(one for one in documents(KUBERAY / "mlflow.yaml") if one["kind"] == "Deployment")
+    groups = {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+    submitter = {"submitter": job_spec()["submitterPodTemplate"]}
+    return {"head": spec["headGroupSpec"]["template"], **groups, **submitter, "mlflow": deployment["spec"]["template"]}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_cloud_file_passes_rays_own_validation(cloud: str) -> None:
+    validate_config(prepare_config(documents(CLUSTER / f"{cloud}.yaml")[0]))
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_cloud_nodes_start_ray_with_a_token_and_the_pinned_versions(cloud: str) -> None:
+    config = documents(CLUSTER / f"{cloud}.yaml")[0]
+    starts = [config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]]
+    assert all(start.startswith("RAY_AUTH_MODE=token ray start") for start in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    for image in ("head_image", "worker_image"):
+        assert f":{PINS['ray']}-" in config["docker"][image]
+    assert any("-c constraints.txt" in command for command in config["setup_commands"])
+    assert {"cpu", "gpu"} <= set(config["available_node_types"])
+    assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
+
+
+def test_kuberay_files_have_kinds_and_fields() -> None:
+    kinds = [one["kind"] for file in sorted(KUBERAY.glob("*.yaml")) for one in documents(file)]
+    assert sorted(kinds) == sorted(
+        ["RayCluster", "RayJob", "NetworkPolicy", "NetworkPolicy", "PersistentVolumeClaim", "Service", "Deployment"]
+    )
+    spec = cluster_spec()
+    assert documents(KUBERAY / "raycluster.yaml")[0]["apiVersion"] == "ray.io/v1"
+    assert spec["rayVersion"] == PINS["ray"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"]
+    assert [group["groupName"] for group in spec["workerGroupSpecs"]] == ["cpu", "gpu"]
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+
+
+def test_job_runs_on_the_very_cluster_and_starts_a_script_that_exists() -> None:
+    spec = job_spec()
+    assert spec["rayClusterSpec"] == cluster_spec()
+    script = spec["entrypoint"].split()[1].removeprefix("/home/ray/raymerge/")
+    assert (CHECKOUT / script).is_file()
+    assert script.startswith("jobs/")
+    assert spec["backoffLimit"] == 3
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["ttlSecondsAfterFinished"] > 0
+    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+@pytest.mark.parametrize("name", ["head", "cpu", "gpu", "submitter", "mlflow"])
+def test_pod_is_locked_down_and_limited(name: str) -> None:
+    pod = pods()[name]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == 1000
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["image"] == IMAGE + ("-gpu" if name == "gpu" else "")
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    assert ("nvidia.com/gpu" in str(pod)) == (name == "gpu")
+
+
+def test_every_pod_stands_behind_a_policy_for_both_directions() -> None:
+    policies = documents(KUBERAY / "network-policy.yaml")
+    guarded = [policy["spec"]["podSelector"]["matchLabels"] for policy in policies]
+    assert all(policy["spec"]["policyTypes"] == ["Ingress", "Egress"] for policy in policies)
+    for name, pod in pods().items():
+        assert pod["metadata"]["labels"] in guarded, name
+    entries = [entry for policy in policies for entry in policy["spec"]["ingress"]]
+    assert all(entry["from"] for entry in entries), "an entry without `from` would admit everybody"
+
+
+def test_mlflow_asks_for_a_password_and_keeps_its_runs() -> None:
+    claim, service, deployment = documents(KUBERAY / "mlflow.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["command"][:4] == ["mlflow", "server", "--app-name", "basic-auth"]
+    assert container["envFrom"] == [{"secretRef": {"name": "raymerge-mlflow"}}]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert service["spec"]["type"] == "ClusterIP"
+    environment = cluster_spec()["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    uri = next(entry["value"] for entry in environment if entry["name"] == "MLFLOW_TRACKING_URI")
+    assert uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_image_is_of_the_pinned_ray_and_installs_the_pinned_versions() -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert f"ARG RAY_VERSION={PINS['ray']}\n" in text
+    assert "-c constraints.txt" in text
+    assert f"raymerge:{raymerge.__version__} " in text
+    assert text.rstrip().endswith("USER 1000")
+    for name in re.findall(r"^COPY --chown=\S+ (.*) \S+$", text, re.MULTILINE):
+        assert all((CHECKOUT / part).exists() for part in name.split())
+
+
+def test_no_file_holds_a_secret() -> None:
+    named = re.compile(
+        r"(password|secret_?key|token|access_?key)\w*['\"]?\s*[:=]\s*['\"]?(?=[A-Za-z+/]*[0-9])[A-Za-z0-9+/]{8,}",
+        re.IGNORECASE,
+    )
+    for file in (file for file in CLUSTER.rglob("*") if file.is_file()):
+        assert not named.search(file.read_text()), file
+    assert "kind: Secret" not in "".join(file.read_text() for file in KUBERAY.iterdir())
+
+
+def test_local_script_is_sound_and_says_how_it_is_used() -> None:
+    script = CLUSTER / "local"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    done = subprocess.run([str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "cluster/local: give start or stop\n")
+    assert "pkill" not in script.read_text()
+    assert "ray stop" not in script.read_text(), "that would stop every Ray of the machine"

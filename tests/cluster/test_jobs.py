@@ -1,0 +1,240 @@
+"""Jobs on a real head with a token: nobody else gets in, exit codes are right, what is stopped is resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from cluster.head import CHECKOUT, Head, start_head, status
+
+from raymerge.artifacts import Output
+from raymerge.data import demo
+from raymerge.recipes import configure
+from raymerge.runtime import Deadline
+from raymerge.stages.context import Context
+from raymerge.stages.prepare import prepare
+
+SMALL = {
+    "encoder.max_length": "12",
+    "encoder.dim": "16",
+    "encoder.feed_forward": "32",
+    "prepare.partitions": "2",
+    "base": "null",
+    "members": "{one: {name: next_item}}",
+    "training.patience": "0",
+    "training.epochs": "12",
+}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    short = tempfile.TemporaryDirectory(prefix="rm-")  # paths of sockets have a limit of 107 bytes
+    with short as folder, start_head(Path(folder), home) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("log") / "log.parquet"
+    pq.write_table(demo.generate(seed=5, users=200, items=120), file)
+    return file
+
+
+def settings(values: dict[str, str]) -> list[str]:
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def test_nobody_gets_in_without_the_token(head: Head) -> None:
+    entries = [
+        "/api/version",
+        "/api/jobs/",
+        "/nodes?view=summary",
+        "/api/v0/logs",
+        "/api/v0/actors",
+        "/api/cluster_status",
+    ]
+    for token in (None, "0" * 64):
+        for entry in entries:
+            assert status(head.dashboard + entry, token=token) in (401, 403), entry
+        body = json.dumps({"entrypoint": "touch /tmp/in"}).encode()
+        assert status(head.dashboard + "/api/jobs/", method="POST", token=token, body=body) in (401, 403)
+        package = head.dashboard + "/api/packages/gcs/_ray_pkg_0.zip"
+        assert status(package, method="PUT", token=token, body=b"x") in (401, 403)
+    assert status(head.dashboard + "/api/version", token=head.environment["RAY_AUTH_TOKEN"]) == 200
+
+
+NO_TOKEN = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"RAY_AUTH_TOKEN": "0" * 64}, pytest.param(NO_TOKEN, marks=pytest.mark.chaos, id="none")]
+)
+def test_submission_without_the_token_is_one_line(head: Head, change: dict[str, str]) -> None:
+    submitted = head.run("-m", "raymerge", "submit", "--address", head.dashboard, "run", "--output", "/out", **change)
+    assert submitted.returncode == 2
+    line = submitted.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"raymerge: the Ray cluster at {head.dashboard} wants its token")
+    assert head.environment["RAY_AUTH_TOKEN"] not in submitted.stderr
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("change", [{"RAY_AUTH_TOKEN": "0" * 64}, NO_TOKEN], ids=["wrong", "none"])
+def test_driver_without_the_token_does_not_get_in(head: Head, change: dict[str, str]) -> None:
+    driver = head.run("-c", f"import ray; ray.init({head.gcs!r}); print('IN', ray.nodes())", **change)
+    assert driver.returncode != 0
+    assert "IN" not in driver.stdout
+
+
+CASES = """
+import json, sys, time
+from pathlib import Path
+from raymerge.errors import ResourceError
+from raymerge.runtime import Deadline
+from raymerge.submission import Job, connect, run_job
+
+address, mark = sys.argv[1:]
+def run(entrypoint, retries=1, deadline=Deadline(600)):
+    written, said = [], []
+    try:
+        code = run_job(Job(entrypoint), address=address, retries=retries, deadline=deadline,
+                       write=written.append, say=said.append, wait_s=0.1)
+    except ResourceError as error:
+        code = str(error)
+    return code, "".join(written), said
+
+found = {
+    "mistake": run("for n in 1 2 3; do echo line $n; sleep 0.7; done; exit 2"),
+    "failure": run("echo twice; exit 3"),
+    "killed once": run(f"test -e {mark} || {{ touch {mark}; kill -9 $$; }}; echo done"),
+    "late": run("sleep 60", deadline=Deadline(3.0)),
+}
+found["states"] = [str(job.status) for job in connect(address).list_jobs()]
+print("FOUND" + json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(head: Head, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    mark = tmp_path_factory.mktemp("mark") / "killed"
+    done = head.run("-c", CASES, head.dashboard, str(mark))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.partition("FOUND")[2])
+
+
+@pytest.mark.chaos
+def test_log_is_followed_line_by_line_and_a_mistake_is_not_tried_again(found: dict) -> None:
+    code, log, said = found["mistake"]
+    assert code == 2
+    assert [line for line in log.splitlines() if line.startswith("line")] == ["line 1", "line 2", "line 3"]
+    assert not any("lost" in line for line in said)
+
+
+@pytest.mark.chaos
+def test_failure_is_tried_again_as_often_as_asked(found: dict) -> None:
+    code, log, said = found["failure"]
+    assert code == 3
+    assert log.count("\ntwice\n") == 2
+    assert [line for line in said if "the job was lost (exit code 3); try 1 of 1 again in" in line]
+
+
+@pytest.mark.chaos
+def test_killed_job_is_submitted_again_and_ends_well(found: dict) -> None:
+    code, log, said = found["killed once"]
+    assert code == 0
+    assert log.endswith("done\n")
+    assert any("the job was lost (exit code 137)" in line for line in said)
+
+
+@pytest.mark.chaos
+def test_job_past_its_deadline_is_stopped(found: dict) -> None:
+    code, _, said = found["late"]
+    assert "the job was not done within" in code
+    assert any("is stopped" in line for line in said)
+    assert "RUNNING" not in found["states"]
+
+
+def start(head: Head, data: str, output: Path) -> subprocess.Popen[str]:
+    """`raymerge submit train`, which can be interrupted."""
+    command = [sys.executable, "-m", "raymerge", "submit", "--address", head.dashboard, "--retries", "0", "train"]
+    command += ["--data", data, "--output", str(output), *settings(SMALL)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=head.environment, cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True)
+
+
+def checkpointed(output: Path) -> list[dict]:
+    """The epochs that the latest checkpoint holds."""
+    histories = []
+    for file in output.glob("checkpoints/*/*/state.json"):
+        with suppress(OSError, ValueError):  # it may be half written, or just be deleted
+            histories.append(json.loads(file.read_text())["history"])
+    return max(histories, key=len, default=[])
+
+
+@pytest.mark.chaos
+def test_interrupted_job_leaves_nothing_behind_and_the_next_one_goes_on(head: Head, log: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
+    data = prepare(Context(configure("demo", overrides), Output(str(output)), print, Deadline(60)), [str(log)])
+    first = start(head, data.url, output)
+    wait_for(lambda: len(checkpointed(output)) >= 3 or first.poll() is not None, 90, "no checkpoint")
+    first.send_signal(signal.SIGINT)
+    text, said = first.communicate(timeout=40)
+    assert first.returncode == 130, text + said
+    assert "is stopped; the same command goes on where it was" in said
+    wait_for(lambda: not head.workers(), 20, "processes of the job are left")
+    assert not list(output.glob("train/*"))
+    assert not list((output / ".staging").iterdir())
+    before = checkpointed(output)
+    second = start(head, data.url, output)
+    text, said = second.communicate(timeout=100)
+    assert second.returncode == 0, text + said
+    history = json.loads(next(output.glob("train/*/history.json")).read_text())
+    assert history[:2] == before[:2], "what the first job had trained, to its very seconds, was not trained again"
+    assert len(before) < len(history) == int(SMALL["training.epochs"])
+    assert "MLflow: sqlite:///" in said
+    assert f"{head.dashboard}/#/jobs/raymerge-" in said
+    lines = [line for line in text.splitlines() if "train/one" in line]
+    assert 1 <= len(lines) <= 4, "a line at the start, one a minute, one at the end"
+    assert "\r" not in text
+
+
+@pytest.mark.chaos
+def test_whole_pipeline_as_ray_job_submit_runs_it(head: Head, log: Path, tmp_path: Path) -> None:
+    """The command of the README, its exit code, and a mistake's."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    short = {"training.epochs": "1", "fine_tuning.epochs": "1", "after_merge.epochs": "1", "merge.budget": "4"}
+    short |= {key: value for key, value in SMALL.items() if key not in ("base", "members")}
+    command = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python"]
+    command += ["jobs/pipeline.py", "--recipe", "demo", "--input", str(log), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, *settings(short)], env=head.environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "out").glob("report/*/report.json"))
+    assert "fine-tuned" in done.stdout
+    wrong = subprocess.run(
+        [*command, "--set", "training.epoch=1"],
+        env=head.environment,
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert wrong.returncode == 1
+    assert "unknown configuration key training.epoch" in wrong.stdout
+    assert "exit code 2" in wrong.stdout

@@ -1,0 +1,168 @@
+"""The plan: more data takes longer, more cores do not, what cannot fit is named with what to change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymerge.config import Config
+from raymerge.data import demo
+from raymerge.data.prepare import PrepareConfig
+from raymerge.data.size import DataSize, measure
+from raymerge.errors import ResourceError
+from raymerge.plan import Plan, make_plan, summary
+from raymerge.recipes import RECIPES, configure
+from raymerge.runtime import Node
+
+GIB = 2**30
+LAPTOP = Node(cpus=2, gpus=0, memory_bytes=8 * GIB)
+SHOP = DataSize(users=20_000, items=5_000, interactions=600_000)
+MORE = (
+    replace(SHOP, users=40_000, interactions=1_200_000),  # more users
+    replace(SHOP, interactions=900_000),  # longer histories
+    replace(SHOP, items=15_000),
+)
+
+
+def plan(*overrides: str, recipe: str = "default", size: DataSize = SHOP, nodes: tuple[Node, ...] = (LAPTOP,)) -> Plan:
+    return make_plan(configure(recipe, overrides), size, nodes)
+
+
+def seconds(found: Plan) -> dict[str, float]:
+    return {stage.name: stage.seconds for stage in found.stages}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured_s", "stages"),
+    [
+        ("demo", 250, {"train/members": 87, "fisher": 68}),  # README, an idle machine
+        ("ml-1m", 35 * 60, {"train/members": 11 * 60, "fisher": 180, "train/after": 240}),  # README, a busy one
+    ],
+)
+def test_estimate_is_near_what_was_measured(recipe: str, measured_s: float, stages: dict[str, float]) -> None:
+    size = RECIPES[recipe].size
+    assert size is not None
+    found = plan(recipe=recipe, size=size)
+    assert found.seconds == pytest.approx(measured_s, rel=0.25)
+    for name, expected in stages.items():
+        assert seconds(found)[name] == pytest.approx(expected, rel=0.25), name
+    assert not found.problems
+
+
+@given(larger=st.sampled_from(MORE), cpus=st.integers(1, 64), nodes=st.integers(1, 8))
+@settings(max_examples=25, deadline=None)
+def test_more_data_never_takes_less_time_or_memory(larger: DataSize, cpus: int, nodes: int) -> None:
+    machines = (Node(cpus, 0, 64 * GIB),) * nodes
+    before, after = plan(nodes=machines), plan(size=larger, nodes=machines)
+    for old, new in zip(before.stages, after.stages, strict=True):
+        assert new.seconds >= old.seconds, old.name
+        assert new.memory_bytes >= old.memory_bytes, old.name
+
+
+@given(cpus=st.integers(1, 64), more=st.integers(1, 64))
+@settings(max_examples=25, deadline=None)
+def test_more_cores_never_take_longer(cpus: int, more: int) -> None:
+    few, many = plan(nodes=(Node(cpus, 0, 64 * GIB),)), plan(nodes=(Node(cpus + more, 0, 64 * GIB),))
+    assert many.seconds <= few.seconds * 1.0001
+
+
+@pytest.mark.parametrize(
+    "setting", ["training.epochs=48", "encoder.dim=128", "fine_tuning.epochs=12", "merge.budget=96"]
+)
+def test_more_work_takes_longer(setting: str) -> None:
+    assert plan(setting).seconds > plan().seconds
+
+
+@pytest.mark.parametrize(("estimator", "dearer"), [("target", "rank"), ("rank", "exact"), ("model", "exact")])
+def test_fisher_costs_by_its_probes(estimator: str, dearer: str) -> None:
+    def fisher(name: str) -> float:
+        samples = {"rank": 8, "model": 10}.get(name)
+        return seconds(plan(f"fisher.estimator={name}", f"fisher.samples={samples or 'null'}"))["fisher"]
+
+    assert fisher(estimator) < fisher(dearer)
+
+
+def test_processes_and_shares_are_those_that_the_run_uses() -> None:
+    found = {stage.name: stage for stage in plan(nodes=(LAPTOP,) * 3).stages}
+    assert found["fisher"].processes == 6
+    assert found["train/members"].processes == 3
+    assert found["train/members"].resources == {"CPU": 2.0}
+    shared = {stage.name: stage for stage in plan(nodes=(Node(16, 1, 64 * GIB),)).stages}
+    assert shared["train/members"].resources == {"GPU": 0.33, "CPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "size", "expected"),
+    [
+        (["cluster.gpus=4"], (LAPTOP,), SHOP, r"cluster\.gpus is 4, but the cluster has 0 GPUs"),
+        ([], (Node(2, 0, 1.5 * GIB),), SHOP, r"train/members needs about .* on a node of 1\.5 GiB"),
+        ([], (Node(64, 0, 16 * GIB),), SHOP, r"fisher needs about .*set cluster\.actors=\d+"),
+        (["cluster.deadline_hours=0.01"], (LAPTOP,), SHOP, r"is more than the deadline of 0\.01 hours"),
+        ([], (LAPTOP,), DataSize(10**8, 10**7, 10**9), r"train/base needs about"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_to_change(
+    overrides: list[str], nodes: tuple[Node, ...], size: DataSize, expected: str
+) -> None:
+    with pytest.raises(ResourceError, match=expected) as refused:
+        plan(*overrides, size=size, nodes=nodes).check()
+    assert "\n" not in str(refused.value)
+
+
+def test_advice_on_actors_is_enough() -> None:
+    node = Node(64, 0, 16 * GIB)
+    with pytest.raises(ResourceError) as refused:
+        plan(nodes=(node,)).check()
+    advised = str(refused.value).rpartition("cluster.actors=")[2].partition(";")[0]
+    plan(f"cluster.actors={advised}", nodes=(node,)).check()
+
+
+def test_estimates_say_that_they_are_and_where_they_come_from() -> None:
+    found = plan(nodes=(Node(8, 1, 64 * GIB),))
+    assert any("measured on one machine with 2 CPU cores" in note for note in found.notes)
+    assert any("no rate was measured on a GPU" in note for note in found.notes)
+    assert "estimate" in summary(found)
+    assert "\n" not in summary(found)
+
+
+def test_size_of_a_log_is_counted(tmp_path: Path) -> None:
+    pq.write_table(demo.generate(seed=3, users=200, items=100), tmp_path / "log.parquet")
+    table = pq.read_table(tmp_path / "log.parquet")
+    found = measure([str(tmp_path / "log.parquet")], PrepareConfig())
+    users, items = (len(pa.compute.unique(table[name])) for name in ("user", "item"))
+    assert found == DataSize(users, items, len(table))
+
+
+def test_large_log_is_estimated_from_its_beginning(tmp_path: Path) -> None:
+    lines = "".join(f"u{n // 10:06d},i{n % 50:03d},{n:07d}\n" for n in range(400_000))
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + lines)
+    found = measure([str(tmp_path / "log.csv")] * 2, PrepareConfig(), sample_rows=200_000)
+    assert found.interactions == pytest.approx(800_000, rel=0.2)
+    assert found.items == 50
+
+
+def test_demo_is_of_the_size_that_its_recipe_says() -> None:
+    table = demo.generate()
+    size = RECIPES["demo"].size
+    assert size is not None
+    assert size.interactions == pytest.approx(len(table), rel=0.001)
+    assert size.users == len(pa.compute.unique(table["user"]))
+
+
+def test_plan_of_every_recipe_and_without_optional_stages() -> None:
+    assert isinstance(configure("demo"), Config)
+    short = plan("base=null", "after_merge=null", "fisher.estimator=target")
+    assert [stage.name for stage in short.stages] == [
+        "prepare",
+        "train/members",
+        "fisher",
+        "merge",
+        "evaluate",
+        "report",
+    ]
+    for name in RECIPES:
+        assert plan(recipe=name).seconds > 0

@@ -1,0 +1,134 @@
+"""What `raymerge submit` checks before it asks a cluster, what travels, and how the end of a job is judged."""
+
+from pathlib import Path
+
+import pytest
+from ray.job_submission import JobStatus
+
+import raymerge
+from raymerge import cluster_commands
+from raymerge.cli import main
+from raymerge.cluster_commands import runtime_env
+from raymerge.submission import EXIT_LOST, EXIT_STOPPED, Job, outcome_of
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *map(str, arguments)])
+    assert ended.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--address", NOWHERE, "run", "--output", "/out"], "no Ray cluster at http://127.0.0.1:9"),
+        (["--address", "10.0.0.1:6379", "run", "--output", "/out"], "must be that of the dashboard"),
+        (["run"], "'out' is relative to a folder of this machine (output)"),
+        (["run", "--output", "/out", "--input", "log.csv"], "'log.csv' is relative to a folder of this machine (log)"),
+        (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "(models)"),
+        (["run", "--output", "/out", "--address", "auto"], "goes before the command"),
+        (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
+        (["run", "--output", "/out", "--recipe", "nope"], "unknown recipe 'nope'"),
+        (["run", "--output", "/out", "--recipe", "mine.yaml"], "would not travel: give --working-dir"),
+        (["run", "--output", "/out", "--set", "training.epoch=3"], "unknown configuration key training.epoch"),
+        (["run", "--output", "/out", "--nope"], "No such option"),
+        (["recommend"], "'recommend' is not one of"),
+        (["--working-dir", "/nowhere", "run", "--output", "/out"], "--working-dir /nowhere is not a folder"),
+        (["--requirements", "/none.txt", "run", "--output", "/out"], "no such file: /none.txt"),
+        (["--metadata", "team", "run", "--output", "/out"], "--metadata takes key=value"),
+    ],
+)
+def test_mistake_is_one_line_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    line = mistake(capsys, *arguments)
+    assert expected in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (JobStatus.SUCCEEDED, 0, (0, False)),
+        (JobStatus.FAILED, 2, (2, False)),  # a mistake of the user's
+        (JobStatus.FAILED, 1, (1, True)),
+        (JobStatus.FAILED, -9, (137, True)),  # killed, perhaps for want of memory
+        (JobStatus.FAILED, None, (EXIT_LOST, True)),  # its node died, or its environment could not be made
+        (JobStatus.STOPPED, None, (EXIT_STOPPED, False)),
+    ],
+)
+def test_only_what_the_cluster_lost_is_tried_again(
+    status: JobStatus, code: int | None, expected: tuple[int, bool]
+) -> None:
+    found = outcome_of(status, code, "what happened\nand a long log")
+    assert (found.exit_code, found.lost) == expected
+    assert "\n" not in found.reason
+
+
+def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
+    package = str(Path(raymerge.__file__).parent)
+    assert runtime_env(None, None) == {"py_modules": [package]}
+    assert runtime_env(str(tmp_path), None) == {"working_dir": str(tmp_path), "py_modules": [package]}
+    checkout = str(Path(package).parent)
+    assert runtime_env(checkout, None) == {"working_dir": checkout}
+
+
+def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "pins.txt").write_text("# pins\ntorch==2.13.0\nray==2.60.0\nray-extra==1\nmlflow==3.17.2  # tracking\n")
+    packages = runtime_env(None, str(tmp_path / "pins.txt"))["pip"]["packages"]
+    assert packages == ["torch==2.13.0", "ray-extra==1", "mlflow==3.17.2"]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict]]:
+    """Jobs that would go to a cluster, and how."""
+    jobs: list[tuple[Job, dict]] = []
+
+    def take(job: Job, **options: object) -> int:
+        jobs.append((job, options))
+        return 7
+
+    monkeypatch.setattr(cluster_commands, "run_job", take)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return jobs
+
+
+def submit(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_command_goes_as_it_was_typed_and_the_exit_code_comes_back(
+    sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert (
+        submit("--metadata", "team=shop", "run", "--output", "s3://bucket/out", "--set", "tracking.model_name=a b") == 7
+    )
+    job, options = sent[0]
+    assert job.entrypoint == (
+        "python -m raymerge run --output s3://bucket/out --set 'tracking.model_name=a b' --tracking-uri http://tracking:5000"
+    )
+    assert job.metadata == {"raymerge.version": raymerge.__version__, "raymerge.recipe": "demo", "team": "shop"}
+    assert options["address"] == "http://127.0.0.1:8265"
+    assert "MLflow: http://tracking:5000" in capsys.readouterr().err
+
+
+def test_secret_of_the_environment_stays_here(
+    sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@tracking:5000")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter3")
+    submit("run", "--output", "s3://bucket/out")
+    said = capsys.readouterr()
+    assert "hunter" not in repr(sent[0][0]) + said.out + said.err
+
+
+def test_deadline_of_the_configuration_is_the_deadline_of_the_job(sent: list[tuple[Job, dict]]) -> None:
+    submit("run", "--output", "/out", "--set", "cluster.deadline_hours=2")
+    assert 7200 < sent[0][1]["deadline"].seconds < 7400
