@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,22 @@ from rich.console import Console
 from rich.table import Table
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, Output, digest_of, file_digest, load_model, model_folder, open_artifact
+from raymerge.artifacts import Artifact, Output, digest_of, load_model, model_folder, open_artifact
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
-from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
+from raymerge.errors import InputError, MergeError, TrackingError
 from raymerge.events import Event, Progress
+from raymerge.given import (
+    check_catalogue,
+    dataset_of,
+    dataset_of_log,
+    find_report,
+    log_files,
+    open_models,
+    open_start,
+)
 from raymerge.merging.methods import METHODS
 from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
@@ -34,7 +42,7 @@ from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
-from raymerge.stages.prepare import check_logs, prepare, source
+from raymerge.stages.prepare import prepare
 from raymerge.stages.report import metrics_of
 from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
@@ -44,8 +52,6 @@ from raymerge.tracking.plots import to_png
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import resolve_uri, ui_command
-
-MODEL_STAGES = ("train", "merge")
 
 
 class Announcer:
@@ -110,7 +116,7 @@ def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Itera
 @contextmanager
 def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Pool]:
     """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
-    with tracked(context, command, _prepared_dataset(data)), session(context.config.cluster), context.pool() as pool:
+    with tracked(context, command, dataset_of(data)), session(context.config.cluster), context.pool() as pool:
         yield pool
 
 
@@ -123,8 +129,8 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
     """`raymerge run`."""
     with working(recipe=recipe or default_recipe(log), **options) as context:
         check_coefficients(context.config.merge, len(context.config.all_members))
-        files = _log_files(context, log)
-        with tracked(context, "run", _dataset(context, files)) as tracker, session(context.config.cluster):
+        files = log_files(context, log)
+        with tracked(context, "run", dataset_of_log(context, files)) as tracker, session(context.config.cluster):
             _announce_plan(context, files)
             result = pipeline(context, files)
             content = reports.loads(storage.read_bytes(result.report.file("report.json")))
@@ -174,8 +180,8 @@ def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
     with working(recipe=recipe or default_recipe(log), **options) as context:
-        files = _log_files(context, log)
-        with tracked(context, "prepare", _dataset(context, files)):
+        files = log_files(context, log)
+        with tracked(context, "prepare", dataset_of_log(context, files)):
             data = prepare(context, files)
     _print_artifacts({"data": data})
 
@@ -184,8 +190,8 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
     """`raymerge train`."""
     with working(recipe=recipe or "default", **options) as context:
         prepared = open_artifact(data, stage="prepare")
-        given = _open_start(context, prepared, start) if start else None
-        with tracked(context, "train", _prepared_dataset(prepared)), session(context.config.cluster):
+        given = open_start(context, prepared, start) if start else None
+        with tracked(context, "train", dataset_of(prepared)), session(context.config.cluster):
             lessons = divide(context, prepared)
             base = given or train_base(context, lessons.base)
             members = train_members(context, lessons.members, base)
@@ -195,7 +201,7 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge fisher`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
+        prepared, members = open_artifact(data, stage="prepare"), open_models(models)
         check_catalogue(prepared, members)
         with working_pool(context, "fisher", prepared) as pool:
             diagonals = fisher(context, pool, prepared, members)
@@ -208,10 +214,10 @@ def run_fisher_study(
     """`raymerge fisher-study`."""
     changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
     with working(recipe=recipe or "default", overrides=changes, **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), _open_models([model])
+        prepared, members = open_artifact(data, stage="prepare"), open_models([model])
         check_catalogue(prepared, members)
         [(name, trained)] = members.items()
-        dataset = _prepared_dataset(prepared)
+        dataset = dataset_of(prepared)
         with tracked(context, "fisher-study", dataset) as tracker, session(context.config.cluster):
             with context.pool() as pool:
                 made = fisher_study(context, pool, prepared, name, trained)
@@ -226,7 +232,7 @@ def run_merge(
 ) -> None:
     """`raymerge merge`."""
     with working(recipe=recipe or "default", **options) as context:
-        members = _open_models(models)
+        members = open_models(models)
         if len(members) < 2:
             raise MergeError(f"a merge is of two models or more, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
@@ -264,7 +270,7 @@ def _merge(
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge evaluate`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), _open_models(models)
+        prepared, members = open_artifact(data, stage="prepare"), open_models(models)
         check_catalogue(prepared, members)
         with working_pool(context, "evaluate", prepared) as pool:
             ranks = evaluate(context, pool, prepared, members)
@@ -290,7 +296,7 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
 def run_report(url: str, html: str | None) -> None:
     """`raymerge report`."""
-    place = _find_report(url)
+    place = find_report(url)
     content = reports.loads(storage.read_bytes(place))
     if html is None:
         Console().print(reports.render(content))
@@ -310,75 +316,6 @@ def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:
             click.echo(f"{name:<10} {RECIPES[name].about}")
         return
     click.echo(yaml.safe_dump(configure(recipe, tuple(overrides)).plain(), sort_keys=False), nl=False)
-
-
-def _log_files(context: Context, log: str | None) -> list[str]:
-    files = source(context, log)
-    check_logs(context, files)
-    return files
-
-
-def _dataset(context: Context, files: Sequence[str]) -> dict[str, Any]:
-    return {
-        "name": Path(context.config.recipe).stem,
-        "digest": digest_of([file_digest(file) for file in files]),
-        "source": files[0] if len(files) == 1 else files[0].rpartition("/")[0],
-        "counts": {"files": len(files)},
-    }
-
-
-def _prepared_dataset(data: Artifact) -> dict[str, Any]:
-    return {"name": "prepared", "digest": data.digest, "source": data.url, "counts": data.counts}
-
-
-def _open_models(urls: Sequence[str]) -> dict[str, Artifact]:
-    """Artifacts of models by a name that tells them apart; each is verified."""
-    found = {}
-    for url in urls:
-        artifact = open_artifact(storage.absolute(url).removesuffix("/model"))
-        if artifact.manifest["stage"] not in MODEL_STAGES:
-            raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not a model")
-        found["-".join(artifact.url.rsplit("/", 2)[1:])] = artifact
-    if len(found) < len(urls):
-        raise ConfigError(f"a model was named twice: {', '.join(urls)}")
-    return found
-
-
-def _open_start(context: Context, data: Artifact, url: str) -> Artifact:
-    """A model to train members from, of the data's catalogue and with the configured encoder."""
-    models = _open_models([url])
-    check_catalogue(data, models)
-    [start] = models.values()
-    theirs = start.json("model", "config.json")
-    for key, value in asdict(context.config.encoder).items():
-        if theirs.get(key) != value:
-            raise ConfigError(f"encoder.{key} is {value}, but {url} has {theirs.get(key)}: set it to that")
-    return start
-
-
-def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
-    """Raise InputError unless each model's item indices mean the same items as the data's."""
-    ids = read_items(data.file(ITEMS_FILE)).ids
-    for model in models.values():
-        if not read_items(model.file("model", ITEMS_FILE)).ids.equals(ids):
-            raise InputError(
-                f"{model.url} is of another catalogue than {data.url}: prepare the log that it was trained on"
-            )
-
-
-def _find_report(url: str) -> str:
-    """The report that a URL stands for: a file, a report's folder, or the newest of an output folder."""
-    url = storage.absolute(url)
-    if url.endswith(".json"):
-        return url
-    if storage.exists(storage.join(url, "report.json")):
-        return storage.join(url, "report.json")
-    found = [
-        storage.join(url, "report", name, "report.json") for name in storage.list_folder(storage.join(url, "report"))
-    ]
-    if not found:
-        raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
-    return max(found, key=storage.modified)
 
 
 def _some_items(data: Artifact) -> str:

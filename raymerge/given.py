@@ -1,0 +1,88 @@
+"""What commands are given: logs, prepared data, models, reports. Opened and checked before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, digest_of, file_digest, open_artifact
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.data.sequences import read_items
+from raymerge.errors import ConfigError, InputError
+from raymerge.stages.context import Context
+from raymerge.stages.prepare import check_logs, source
+
+MODEL_STAGES = ("train", "merge")
+
+
+def log_files(context: Context, log: str | None) -> list[str]:
+    """Files of the log that was given or that the recipe makes; each opens with the columns configured."""
+    files = source(context, log)
+    check_logs(context, files)
+    return files
+
+
+def dataset_of_log(context: Context, files: Sequence[str]) -> dict[str, Any]:
+    """A log as `Tracker` records it."""
+    return {
+        "name": Path(context.config.recipe).stem,
+        "digest": digest_of([file_digest(file) for file in files]),
+        "source": files[0] if len(files) == 1 else files[0].rpartition("/")[0],
+        "counts": {"files": len(files)},
+    }
+
+
+def dataset_of(data: Artifact) -> dict[str, Any]:
+    """Prepared data as `Tracker` records them."""
+    return {"name": "prepared", "digest": data.digest, "source": data.url, "counts": data.counts}
+
+
+def open_models(urls: Sequence[str]) -> dict[str, Artifact]:
+    """Artifacts of models by a name that tells them apart; each is verified."""
+    found = {}
+    for url in urls:
+        artifact = open_artifact(storage.absolute(url).removesuffix("/model"))
+        if artifact.manifest["stage"] not in MODEL_STAGES:
+            raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not a model")
+        found["-".join(artifact.url.rsplit("/", 2)[1:])] = artifact
+    if len(found) < len(urls):
+        raise ConfigError(f"a model was named twice: {', '.join(urls)}")
+    return found
+
+
+def open_start(context: Context, data: Artifact, url: str) -> Artifact:
+    """A model to train members from, of the data's catalogue and with the configured encoder."""
+    models = open_models([url])
+    check_catalogue(data, models)
+    [start] = models.values()
+    theirs = start.json("model", "config.json")
+    for key, value in asdict(context.config.encoder).items():
+        if theirs.get(key) != value:
+            raise ConfigError(f"encoder.{key} is {value}, but {url} has {theirs.get(key)}: set it to that")
+    return start
+
+
+def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
+    """Raise InputError unless each model's item indices mean the same items as the data's."""
+    ids = read_items(data.file(ITEMS_FILE)).ids
+    for model in models.values():
+        if not read_items(model.file("model", ITEMS_FILE)).ids.equals(ids):
+            raise InputError(
+                f"{model.url} is of another catalogue than {data.url}: prepare the log that it was trained on"
+            )
+
+
+def find_report(url: str) -> str:
+    """The report that a URL stands for: a file, a report's folder, or the newest of an output folder."""
+    url = storage.absolute(url)
+    if url.endswith(".json"):
+        return url
+    if storage.exists(storage.join(url, "report.json")):
+        return storage.join(url, "report.json")
+    found = [
+        storage.join(url, "report", name, "report.json") for name in storage.list_folder(storage.join(url, "report"))
+    ]
+    if not found:
+        raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
+    return max(found, key=storage.modified)
