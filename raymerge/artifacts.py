@@ -71,29 +71,31 @@ class Artifact:
 
     def verify(self) -> "Artifact":
         """Check each file against the manifest; ArtifactError names the first that is missing or altered."""
-        for name, expected in self.manifest["files"].items():
-            try:
-                found = file_digest(self.file(name))
-            except InputError:
-                raise ArtifactError(f"{self.file(name)} is missing; delete {self.url} and run again") from None
-            if found != expected:
-                raise ArtifactError(
-                    f"{self.file(name)} was altered or truncated (sha256 {found[:12]}, manifest says {expected[:12]}); "
-                    f"delete {self.url} and run again"
-                )
+        storage.at_once(self._verify, self.manifest["files"].items())
         return self
+
+    def _verify(self, entry: tuple[str, str]) -> None:
+        name, expected = entry
+        try:
+            found = file_digest(self.file(name))
+        except InputError:
+            raise ArtifactError(f"{self.file(name)} is missing; delete {self.url} and run again") from None
+        if found != expected:
+            raise ArtifactError(
+                f"{self.file(name)} was altered or truncated (sha256 {found[:12]}, manifest says {expected[:12]}); "
+                f"delete {self.url} and run again"
+            )
 
 
 def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
     """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
     url = storage.absolute(url)
+    content = _manifest_at(url)
+    if content is None:
+        raise ArtifactError(f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)")
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(url, storage.LAST_FILE)))
+        manifest = json.loads(content)
         found = manifest["stage"]
-    except InputError:
-        raise ArtifactError(
-            f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)"
-        ) from None
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(
             f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"
@@ -101,6 +103,13 @@ def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
     if stage is not None and found != stage:
         raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {stage!r}")
     return Artifact(url, manifest).verify()
+
+
+def _manifest_at(url: str) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(url, storage.LAST_FILE))
+    except InputError:
+        return None
 
 
 @dataclass
@@ -126,8 +135,7 @@ class Output:
         """Refuse a place that cannot be written or a non-empty folder that is not ours."""
         if storage.is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
-        with storage.disk_errors(self.url):
-            names = storage.list_folder(self.url)
+        names = storage.list_folder(self.url)
         if names and MARKER not in names:
             raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
 
@@ -136,14 +144,12 @@ class Output:
         if self._opened:
             return self
         self.check()
+        storage.make_folder(self.url)
         if storage.is_local(self.url):
-            with storage.disk_errors(self.url):
-                Path(self.url).mkdir(parents=True, exist_ok=True)
             _clear_staging(Path(self.url) / ".staging")
         marker = storage.join(self.url, MARKER)
         if not storage.exists(marker):
-            with storage.disk_errors(self.url), storage.open_file(marker, "wb") as handle:
-                handle.write(json.dumps({"format": FORMAT}).encode())
+            storage.write_bytes(marker, json.dumps({"format": FORMAT}).encode())
         self._opened = True
         return self
 
@@ -188,8 +194,7 @@ class Output:
         if not storage.is_local(self.url):
             return Path(tempfile.mkdtemp(prefix="raymerge-"))
         folder = Path(self.url) / ".staging" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        with storage.disk_errors(self.url):
-            folder.mkdir(parents=True)
+        storage.make_folder(str(folder))
         return folder
 
 
@@ -199,10 +204,21 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _clear_staging(folder: Path) -> None:
-    for left in folder.glob(f"{socket.gethostname()}-*"):
-        pid = left.name.removeprefix(f"{socket.gethostname()}-").partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+    for left in folder.glob("*-*-*"):
+        host, pid, _ = left.name.rsplit("-", 2)
+        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine runs, be it ours or somebody else's."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:

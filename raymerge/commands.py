@@ -302,10 +302,8 @@ def run_report(url: str, html: str | None) -> None:
         Console().print(reports.render(content))
         return
     drawn = figures(content, place.rsplit("/", 3)[0])  # <output>/report/<digest>/report.json
-    with storage.disk_errors(html):
-        Path(html).write_text(
-            reports.to_html(content, {title: to_png(one) for title, one in drawn.items()}), encoding="utf-8"
-        )
+    page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
+    storage.write_bytes(html, page.encode())
     click.echo(html)
 
 

@@ -1,44 +1,54 @@
-"""Files by URL: on this machine or any store that fsspec knows. The only module that imports fsspec."""
+"""Files by URL, on this machine or in any store that fsspec knows; see `stores` for what a store is trusted with."""
 
-import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import IO, TypeVar
 
-from fsspec.core import url_to_fs
+import pyarrow.fs
 
-from raymerge.errors import InputError, ResourceError
+from raymerge.errors import InputError
+from raymerge.outages import MISSING, disk_errors, plain_errors, reason, without_credentials
+from raymerge.stores import Store, is_local, refuse_secrets
+
+__all__ = [
+    "absolute",
+    "arrow_filesystem",
+    "at_once",
+    "commit_folder",
+    "disk_errors",
+    "exists",
+    "fetch_folder",
+    "is_local",
+    "join",
+    "list_files",
+    "list_folder",
+    "make_folder",
+    "modified",
+    "open_file",
+    "read_bytes",
+    "remove_folder",
+    "without_credentials",
+    "write_bytes",
+]
 
 LAST_FILE = "manifest.json"  # written after all others: a folder without it is not finished
+AT_ONCE = 8  # requests under way to a store
 
-
-def is_local(url: str) -> bool:
-    """Whether the URL names a place on this machine.
-
-    >>> is_local("data/log.csv"), is_local("file:///data"), is_local("s3://bucket/log.csv")
-    (True, True, False)
-    """
-    return "://" not in url or url.startswith("file://")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def absolute(url: str) -> str:
-    """The URL such that it means the same in any working directory: local paths become absolute."""
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://"))) if is_local(url) else url.rstrip("/")
+    """The URL such that it means the same in any working directory: local paths become absolute.
 
-
-def without_credentials(url: str) -> str:
-    """The URL as it may be logged: no user, password or query.
-
-    >>> without_credentials("https://me:secret@host:80/a?token=x")
-    'https://host:80/a'
+    InputError for a URL with a secret in it, see `refuse_secrets`.
     """
-    if is_local(url):
-        return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    refuse_secrets(url)
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://"))) if is_local(url) else url.rstrip("/")
 
 
 def join(url: str, *parts: str) -> str:
@@ -46,126 +56,149 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        filesystem, path = url_to_fs(url)
-    except ImportError as error:
-        scheme = url.partition("://")[0]
-        raise InputError(f"no support for {scheme}:// is installed ({error}); pip install 'raymerge[s3,gcs]'") from None
-    except ValueError as error:
-        raise InputError(f"not a URL that can be read: {without_credentials(url)} ({error})") from None
-    return filesystem, path
-
-
 @contextmanager
-def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
-    """Open a file by URL; a missing one is an InputError."""
-    filesystem, path = _filesystem(url)
-    try:
-        handle = filesystem.open(path, mode)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {without_credentials(url)}") from None
-    except IsADirectoryError:
-        raise InputError(f"is a folder, not a file: {without_credentials(url)}") from None
+def open_file(url: str) -> Iterator[IO[bytes]]:
+    """Open a file to be read; a missing one is an InputError."""
+    store = Store(url)
+    with _found(url):
+        handle = store.open(store.path)
     with handle:
         yield handle
 
 
 def read_bytes(url: str) -> bytes:
-    """Whole content of a file."""
-    with open_file(url) as handle:
-        return bytes(handle.read())
+    """Whole content of a file; a missing one is an InputError."""
+    store = Store(url)
+    with _found(url):
+        return store.read(store.path)
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a small file, which appears whole or not at all."""
+    store = Store(url)
+    with _writable(url), store.open(store.path, "wb") as file:
+        file.write(content)
+
+
+@contextmanager
+def _found(url: str) -> Iterator[None]:
+    try:
+        yield
+    except MISSING:
+        raise InputError(f"no such file: {without_credentials(url)}") from None
+    except IsADirectoryError:
+        raise InputError(f"is a folder, not a file: {without_credentials(url)}") from None
+
+
+@contextmanager
+def _writable(url: str) -> Iterator[None]:
+    try:
+        with plain_errors(url):
+            yield
+    except MISSING as error:
+        raise InputError(f"cannot write to {without_credentials(url)}: {reason(error)}") from error
 
 
 def exists(url: str) -> bool:
     """Whether a file or folder lies there."""
-    filesystem, path = _filesystem(url)
-    return bool(filesystem.exists(path))
+    store = Store(url)
+    return store.exists(store.path)
 
 
 def modified(url: str) -> float:
     """When a file was last written, in seconds since 1970."""
-    filesystem, path = _filesystem(url)
-    return float(filesystem.modified(path).timestamp())
+    store = Store(url)
+    return store.modified(store.path)
 
 
 def list_folder(url: str) -> list[str]:
     """Names directly below a folder, sorted; empty if there is none."""
-    filesystem, path = _filesystem(url)
-    filesystem.invalidate_cache()
+    store = Store(url)
     try:
-        entries = filesystem.ls(path, detail=False)
-    except FileNotFoundError:
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in store.ls(store.path))
+    except MISSING:
         return []
-    return sorted(name.rstrip("/").rpartition("/")[2] for name in entries)
 
 
 def list_files(url: str) -> list[str]:
     """Files that a file, folder or glob stands for, sorted; hidden and underscored names in folders are left out."""
-    filesystem, path = _filesystem(url)
-    if filesystem.isfile(path):
+    store = Store(url)
+    if store.isfile(store.path):
         return [url]
-    if any(mark in path for mark in "*?["):
-        found = [name for name in filesystem.glob(path) if filesystem.isfile(name)]
-    else:
-        found = [name for name in filesystem.find(path) if not _hidden(name, below=path)]
-    if not found:
-        raise InputError(f"no such file: {without_credentials(url)}")
-    return [name if is_local(url) else filesystem.unstrip_protocol(name) for name in sorted(found)]
+    with suppress(*MISSING):
+        if any(mark in store.path for mark in "*?["):
+            found = [name for name in store.glob(store.path) if store.isfile(name)]
+        else:
+            found = [name for name in store.find(store.path) if not _hidden(name, below=store.path)]
+        if found:
+            return [store.url_of(name) for name in sorted(found)]
+    raise InputError(f"no such file: {without_credentials(url)}")
 
 
 def _hidden(name: str, *, below: str) -> bool:
     return any(part[0] in "._" for part in os.path.relpath(name, below).split("/"))
 
 
+def make_folder(url: str) -> None:
+    """Make a folder with those above it, where the store has folders."""
+    store = Store(url)
+    with _writable(url):
+        store.mkdir(store.path)
+
+
 def remove_folder(url: str) -> None:
     """Delete a folder with all that is in it; nothing happens if there is none."""
-    filesystem, path = _filesystem(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    store = Store(url)
+    store.rm(store.path, recursive=True)
 
 
 def commit_folder(staging: Path, url: str) -> None:
     """Move a finished local folder to its place, so that readers see all of it or nothing.
 
     On this machine by one rename within a file system; in an object store by uploading `manifest.json` last. A folder
-    that is there already, committed by somebody else in the meantime, is left as it is.
+    with a manifest, committed by somebody else in the meantime, is left as it is; one without is replaced.
     """
-    with disk_errors(url):
+    with _writable(url):
         if is_local(url):
-            target = Path(absolute(url))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                os.rename(staging, target)
-            return
-        filesystem, path = _filesystem(url)
-        files = sorted((f for f in staging.rglob("*") if f.is_file()), key=lambda f: (f.name == LAST_FILE, str(f)))
-        for file in files:
-            filesystem.put_file(str(file), join(path, file.relative_to(staging).as_posix()))
+            _move(staging, Path(absolute(url)))
+        elif not exists(join(url, LAST_FILE)):
+            _upload(staging, url)
+
+
+def _move(staging: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (target / LAST_FILE).exists():
+        return
+    with tempfile.TemporaryDirectory(dir=staging.parent) as aside:
+        with suppress(FileNotFoundError):  # what is there was deleted in part
+            os.rename(target, Path(aside, "incomplete"))
+        os.rename(staging, target)
+
+
+def _upload(staging: Path, url: str) -> None:
+    store = Store(url)
+
+    def put(file: Path) -> None:
+        store.put(file, join(store.path, file.relative_to(staging).as_posix()))
+
+    at_once(put, (file for file in staging.rglob("*") if file.is_file() and file != staging / LAST_FILE))
+    put(staging / LAST_FILE)
 
 
 def fetch_folder(url: str, target: Path) -> Path:
     """Copy of a folder on this machine."""
-    filesystem, path = _filesystem(url)
-    for name in filesystem.find(path):
-        file = target / os.path.relpath(name, path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        filesystem.get_file(name, str(file))
+    store = Store(url)
+    at_once(lambda name: store.get(name, target / os.path.relpath(name, store.path)), store.find(store.path))
     return target
 
 
-@contextmanager
-def disk_errors(url: str) -> Iterator[None]:
-    """Turn a full or forbidden disk into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"no space left for {without_credentials(url)}; free some or choose another --output"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(f"may not write to {without_credentials(url)}; choose another --output") from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise InputError(f"cannot write to {without_credentials(url)}: {error.strerror}") from error
-        raise
+def at_once(function: Callable[[S], T], values: Iterable[S]) -> list[T]:
+    """The function's results, in order; a store is slow to answer, but answers several requests at the same time."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(function, values))
+
+
+def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The store of a URL as a file system of Arrow, and the path in it, for libraries that want those."""
+    store = Store(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store)), store.path

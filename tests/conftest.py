@@ -1,11 +1,14 @@
-"""One Ray for the whole test run, and the real data sets where there are any."""
+"""One Ray for the whole test run, an object store on loopback, and the real data sets where there are any."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import ray
+from object_store import KEY_ID, SECRET, Faults, fault_proxy, s3_server
 
 from raymerge.runtime import Capacity, ClusterConfig, session
 
@@ -13,7 +16,45 @@ CHECKOUT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
-def capacity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capacity]:
+def faulty_link() -> Iterator[Faults]:
+    """The way to the object store, in the environment before Ray starts: its processes inherit it."""
+    with fault_proxy() as (url, faults), pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL_S3", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield faults
+
+
+@pytest.fixture(scope="session")
+def object_store(faulty_link: Faults) -> Iterator[Faults]:
+    """A running object store; gives the faults of the way to it."""
+    with s3_server() as port:
+        faulty_link.upstream = port
+        yield faulty_link
+
+
+@pytest.fixture
+def faults(object_store: Faults) -> Iterator[Faults]:
+    """Faults of the way to the object store, none before and after the test."""
+    object_store.clear()
+    yield object_store
+    object_store.clear()
+
+
+@pytest.fixture
+def bucket(faults: Faults) -> str:
+    """URL of an empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def capacity(tmp_path_factory: pytest.TempPathFactory, faulty_link: Faults) -> Iterator[Capacity]:
     """A Ray of this machine, shared by all tests that need one; what it leaves goes into a temporary home."""
     saved = dict(os.environ)
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))

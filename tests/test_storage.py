@@ -9,22 +9,16 @@ from raymerge import storage
 from raymerge.errors import InputError
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/root"
     return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-
-
-def write(url: str, content: bytes = b"x") -> str:
-    if storage.is_local(url):
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-    with storage.open_file(url, "wb") as handle:
-        handle.write(content)
-    return url
 
 
 def test_file_folder_and_glob_give_files_sorted(root: str) -> None:
     for name in ("log/b.csv", "log/a.csv", "log/_SUCCESS", "log/c.txt"):
-        write(storage.join(root, name))
+        storage.write_bytes(storage.join(root, name), b"x")
     names = lambda url: [found.rpartition("/")[2] for found in storage.list_files(url)]  # noqa: E731
     assert names(storage.join(root, "log/a.csv")) == ["a.csv"]
     assert names(storage.join(root, "log")) == ["a.csv", "b.csv", "c.txt"]

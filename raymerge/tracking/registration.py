@@ -24,7 +24,7 @@ from raymerge.tracking.store import call
 
 CHAMPION = "champion"
 MODEL_FILES = ("model.safetensors", "config.json", "items.parquet")
-REQUIREMENTS = ("mlflow", "torch", "safetensors", "pyarrow", "numpy", "fsspec", "packaging")
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "pyarrow", "numpy", "fsspec", "tenacity", "packaging")
 TAG_SCORE, TAG_METRIC, TAG_MODEL = ("raymerge.validation_score", "raymerge.metric", "raymerge.model_digest")
 
 

@@ -1,7 +1,8 @@
 """Training on Ray: each model is a Ray Train run of its own with one or more data-parallel workers, all at once.
 
-Rank r of k holds every k-th partition. After each epoch rank 0 leaves a checkpoint (safetensors and JSON); a worker or
-driver that comes back goes on from the last one, to the bit. Events reach the driver through an actor.
+Rank r of k holds every k-th partition. After each epoch rank 0 leaves a checkpoint (safetensors and JSON) in the output
+folder, wherever that is; a worker or driver that comes back goes on from the last one, to the bit. Events reach the
+driver through an actor.
 """
 
 import json
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
@@ -18,9 +19,10 @@ from ray import train as ray_train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from raymerge.artifacts import load_model, load_tensors, save_tensors
+from raymerge import storage
+from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
 from raymerge.data.sequences import read_partition
-from raymerge.errors import ResourceError, UserError
+from raymerge.errors import ArtifactError, InputError, ResourceError, UserError
 from raymerge.events import Emit, Event, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
@@ -107,20 +109,22 @@ def _raise(error: BaseException) -> TrainingState:
 def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
     """Run one trainer to its end (in a thread of the driver); its last state."""
     gpu = resources.get("GPU", 0)
+    filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job, "log": log},
+        train_loop_config={"job": job, "checkpoints": storage.join(checkpoints, job.key), "log": log},
         torch_config=TorchConfig(backend="nccl" if gpu >= 1 else "gloo"),
         scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=gpu > 0, resources_per_worker=resources),
         run_config=RunConfig(
             name=job.key,
-            storage_path=checkpoints,
+            storage_path=path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
     result = trainer.fit()
-    return _read(result.checkpoint) if result.checkpoint else TrainingState()
+    return read_state(storage.join(checkpoints, job.key), result.checkpoint) if result.checkpoint else TrainingState()
 
 
 def _work(arguments: dict[str, Any]) -> None:
@@ -128,14 +132,13 @@ def _work(arguments: dict[str, Any]) -> None:
 
     A mistake of the user is told to the driver, which ends the training; the worker is not started again for it.
     """
-    job, log = arguments["job"], arguments["log"]
     try:
-        _train_rank(job, log)
+        _train_rank(**arguments)
     except UserError as error:
-        ray.get(log.add.remote([error]))
+        ray.get(arguments["log"].add.remote([error]))
 
 
-def _train_rank(job: Job, log: Any) -> None:
+def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
     context = ray_train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
@@ -148,7 +151,7 @@ def _train_rank(job: Job, log: Any) -> None:
         build_objective(job.objective, encoder.config),
         [read_partition(url) for url in job.partitions[rank::world]],
         job.training,
-        resume=_read(checkpoint) if checkpoint else None,
+        resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,
         on_step=reporter.step,
     )
@@ -187,21 +190,30 @@ class Reporter:
         self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = self._write(state, Path(folder)) if self._log else None
+            checkpoint = write_state(state, Path(folder)) if self._log else None
             ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint)
 
     def _send(self, *messages: Event | Progress) -> None:
         if self._log:
             self._log.add.remote(list(messages))
 
-    @staticmethod
-    def _write(state: TrainingState, folder: Path) -> Checkpoint:
-        save_tensors(state.to_tensors(), folder / STATE_TENSORS)
-        (folder / STATE_NUMBERS).write_text(json.dumps(state.to_json()), encoding="utf-8")
-        return Checkpoint.from_directory(str(folder))
+
+def write_state(state: TrainingState, folder: Path) -> Checkpoint:
+    """Write a state into a folder of this machine, as a checkpoint that knows the digest of its tensors."""
+    save_tensors(state.to_tensors(), folder / STATE_TENSORS)
+    numbers = {"sha256": file_digest(str(folder / STATE_TENSORS)), **state.to_json()}
+    (folder / STATE_NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+    return Checkpoint.from_directory(str(folder))
 
 
-def _read(checkpoint: Checkpoint) -> TrainingState:
-    with checkpoint.as_directory() as folder:
-        numbers = json.loads(Path(folder, STATE_NUMBERS).read_text(encoding="utf-8"))
-        return TrainingState.restore(load_tensors(str(Path(folder, STATE_TENSORS))), numbers)
+def read_state(checkpoints: str, checkpoint: Checkpoint) -> TrainingState:
+    """The state that a checkpoint in the folder `checkpoints` holds; ArtifactError if it is not as it was written."""
+    url = storage.join(checkpoints, PurePosixPath(checkpoint.path).name)
+    tensors = storage.join(url, STATE_TENSORS)
+    try:
+        numbers = json.loads(storage.read_bytes(storage.join(url, STATE_NUMBERS)))
+        if file_digest(tensors) == numbers["sha256"]:
+            return TrainingState.restore(load_tensors(tensors), numbers)
+    except (InputError, KeyError, TypeError, json.JSONDecodeError):
+        pass  # missing, or not what was written
+    raise ArtifactError(f"the checkpoint {url} was altered or truncated; delete {checkpoints} to train from the start")

@@ -1,0 +1,249 @@
+"""File systems of fsspec, made safe: whole operations, tried again in an outage. The only module that imports fsspec.
+
+Object stores take credentials and endpoints from the environment of each process, never from a URL. S3: from
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE, else the role of the machine; another
+server than Amazon's from AWS_ENDPOINT_URL_S3 (or FSSPEC_S3_ENDPOINT_URL, or `{"s3": {"endpoint_url": "…"}}` in a JSON
+file in ~/.config/fsspec). Google's: from GOOGLE_APPLICATION_CREDENTIALS, else the machine's account.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fsspec.core import url_to_fs
+
+from raymerge.errors import InputError
+from raymerge.outages import MISSING, plain_errors, retried, without_credentials
+
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
+ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
+
+
+def is_local(url: str) -> bool:
+    """Whether the URL names a place on this machine.
+
+    >>> is_local("data/log.csv"), is_local("file:///data"), is_local("s3://bucket/log.csv")
+    (True, True, False)
+    """
+    return "://" not in url or url.startswith("file://")
+
+
+def refuse_secrets(url: str) -> None:
+    """InputError for a password in a URL, or a query where only web servers take one.
+
+    They are refused, not hidden: a URL travels into commands, manifests and messages of other libraries, and a store
+    has its environment for credentials. The query of a signed http(s) URL is kept, and left out of all that is shown.
+    """
+    if is_local(url):
+        return
+    parts = urlsplit(url)
+    query = "=" in parts.query and not parts.scheme.startswith("http")
+    if query or ":" in parts.netloc.rpartition("@")[0]:
+        raise InputError(
+            f"{without_credentials(url)} was given with {'a query' if query else 'a password'} in its URL; "
+            "take it out and set credentials in the environment"
+        )
+
+
+class Store:
+    """A file system of fsspec whose every operation is whole, tried again in an outage, and never served from a cache.
+
+    Missing files raise FileNotFoundError; what else goes wrong is a UserError. Travels to other processes as its URL,
+    and takes their credentials there.
+    """
+
+    def __init__(self, url: str) -> None:
+        refuse_secrets(url)
+        self._url = url
+        self.protocol = url.partition("://")[0] if "://" in url else "file"
+        options = ONE_ATTEMPT if self.protocol in ("s3", "s3a") else {}
+        try:
+            self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
+        except ImportError as error:
+            raise InputError(
+                f"no support for {self.protocol}:// is installed ({error}); pip install 'raymerge[s3,gcs]'"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"not a URL that can be read: {without_credentials(url)} ({error})") from None
+        if options:
+            self._filesystem.retries = 1
+
+    def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
+        return Store, (self._url,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and other._filesystem == self._filesystem
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._whole(getattr(self._filesystem, name), *args, **kwargs)
+
+    def _whole(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with plain_errors(self._url):
+            return function(*args, **kwargs) if is_local(self._url) else retried(function, *args, **kwargs)
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Name, `type` (file or directory) and size; FileNotFoundError if nothing lies there."""
+        return dict(self._call("info", path))
+
+    def kind(self, path: str) -> str | None:
+        """`file`, `directory`, or None if nothing lies there; fsspec's own `isfile` says no in an outage."""
+        try:
+            return str(self.info(path)["type"])
+        except MISSING:
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder lies there."""
+        return self.kind(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        """Whether a file lies there."""
+        return self.kind(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Whether a folder lies there."""
+        return self.kind(path) == "directory"
+
+    def ls(self, path: str) -> list[str]:
+        """Paths directly below a folder; FileNotFoundError if there is none."""
+        return list(self._call("ls", path, detail=False))
+
+    def find(self, path: str, **options: Any) -> Any:
+        """All files below a folder, as fsspec gives them."""
+        return self._call("find", path, **options)
+
+    def glob(self, pattern: str) -> list[str]:
+        """Paths that a pattern stands for."""
+        return list(self._call("glob", pattern, on_error="raise"))
+
+    def mkdir(self, path: str, create_parents: bool = True) -> None:
+        """Make a folder; an object store has none, and asked for one it would make a bucket."""
+        if self.protocol not in OBJECT_STORES:
+            self._call("makedirs", path, exist_ok=True)
+
+    def rm(self, path: str, recursive: bool = False) -> None:
+        """Delete a file, or a folder with all that is in it; one that is gone by the second attempt is no error."""
+        with suppress(*MISSING):
+            self._call("rm", path, recursive=recursive)
+
+    def modified(self, path: str) -> float:
+        """When a file was last written, in seconds since 1970."""
+        return float(self._call("modified", path).timestamp())
+
+    def read(self, path: str) -> bytes:
+        """Whole content of a file."""
+        return bytes(self._call("cat_file", path))
+
+    def put(self, file: Path, path: str) -> None:
+        """Copy a file of this machine to its place, where it appears whole or not at all."""
+        self.mkdir(path.rpartition("/")[0])
+        if not is_local(self._url):
+            self._call("put_file", str(file), path)
+            return
+        part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        with plain_errors(self._url):
+            try:
+                shutil.copyfile(file, part)
+                os.replace(part, path)
+            finally:
+                Path(part).unlink(missing_ok=True)
+
+    def get(self, path: str, file: Path) -> None:
+        """Copy a file to this machine."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._call("get_file", path, str(file))
+
+    def open(self, path: str, mode: str = "rb") -> Any:
+        """A binary file to read (`rb`), or one that is put to its place when it is closed (`wb`)."""
+        if mode == "wb":
+            return _Whole(self, path)
+        if self.protocol not in OBJECT_STORES:
+            return self._call("open", path, mode)
+        return io.BufferedReader(_Pieces(self, path), BLOCK_BYTES)
+
+    def piece(self, path: str, start: int, end: int) -> bytes:
+        """Bytes `start` to before `end` of a file that has them."""
+        return bytes(self._whole(self._piece, path, start, end))
+
+    def _piece(self, path: str, start: int, end: int) -> bytes:
+        found = bytes(self._filesystem.cat_file(path, start=start, end=end))
+        if len(found) != end - start:
+            raise ConnectionError(f"{len(found)} bytes came instead of {end - start}")
+        return found
+
+    def url_of(self, path: str) -> str:
+        """The URL of a path that this store gave."""
+        return path if is_local(self._url) else str(self._filesystem.unstrip_protocol(path))
+
+
+class _Pieces(io.RawIOBase):
+    """A file of an object store, read in pieces, each of which is asked for again when its connection breaks."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path, self._at = store, path, 0
+        info = store.info(path)
+        if info["type"] != "file":
+            raise IsADirectoryError(path)
+        self._size = int(info["size"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readall(self) -> bytes:
+        rest = self._store.piece(self._path, self._at, self._size) if self._at < self._size else b""
+        self._at += len(rest)
+        return rest
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        piece = self._store.piece(self._path, self._at, end)
+        buffer[: len(piece)] = piece
+        self._at = end
+        return len(piece)
+
+
+class _Whole(io.FileIO):
+    """A temporary file of this machine that is put to its place when it is closed without an error."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        handle, self._temporary = tempfile.mkstemp(prefix="raymerge-")
+        self._store, self._path = store, path
+        super().__init__(handle, "wb")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._close(keep=kind is None)
+
+    def close(self) -> None:
+        self._close(keep=True)
+
+    def _close(self, *, keep: bool) -> None:
+        if self.closed:
+            return
+        super().close()
+        try:
+            if keep:
+                self._store.put(Path(self._temporary), self._path)
+        finally:
+            os.unlink(self._temporary)
