@@ -132,6 +132,7 @@ def beauty_config() -> Config:
 def markets_config() -> Config:
     """Members of one objective, each from a common base on its own market's data; a merge that shares none of them.
 
+    Nothing of the merge is chosen: a market's own held-out items prefer models that know no others.
     Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
     """
     return ml_1m_config().model_copy(
@@ -140,7 +141,7 @@ def markets_config() -> Config:
             "markets": MarketsConfig(),
             "members": {"market": ObjectiveConfig("next_item")},
             "fine_tuning": TrainingConfig(epochs=4, learning_rate=5e-4),
-            "merge": MergeConfig(coefficients="equal", power="search"),
+            "merge": MergeConfig(coefficients="equal", normalise="none"),
             "after_merge": None,
         }
     )
