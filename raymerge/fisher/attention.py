@@ -4,11 +4,13 @@ With mixed_t = Σ_s A_ts v_s and logits q_t·k_s/√c, the softmax is folded int
 A_ts (v_s - mixed_t), one [L, c] matrix a position and head that all probes share. Shapes: see transformer.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raymerge.fisher.scratch import Scratch
 from raymerge.fisher.squares import Squares, with_one
 from raymerge.models.encoder import SelfAttention
 
@@ -46,36 +48,42 @@ class AttentionState:
         """What the output projection sees: [B, Q, d]."""
         return self.mixed.transpose(1, 2).flatten(2)
 
-    def slopes(self, head: int | slice) -> Tensor:
-        """∂mixed_t/∂(q_t·k_s), a vector of c for each query t and position s: [B, (H,) Q, L, c]."""
-        values, mixed = self.v[:, head].unsqueeze(-3), self.mixed[:, head].unsqueeze(-2)
-        return (values - mixed).mul_(self.probabilities[:, head, ..., None] * self.v.shape[3] ** -0.5)
-
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d], all positions being queries."""
         squares.linear(self.name + ".out", with_one(self.merged), g)
-        dim, size = g.shape[3], self.v.shape[3]
-        out = torch.empty_like(g)
+        scratch, dim, size = squares.scratch, g.shape[3], self.v.shape[3]
+        out, mixed_g = scratch.empty("attention", *g.shape), scratch.empty("mixed", *g.shape[:3], size)
         for head in range(self.module.heads):
-            for kind, part in enumerate(self._through_head(head, g)):
+            torch.mm(g.flatten(0, 2), self.module.out.weight[:, head * size :][:, :size], out=mixed_g.flatten(0, 2))
+            for kind, part in enumerate(self._through_head(head, mixed_g, scratch)):
                 first = kind * dim + head * size
                 squares.linear(self.name + ".qkv", self.inputs, part, first=first)
                 rows = self.module.qkv.weight[first : first + size]
                 out.view(-1, dim).addmm_(part.view(-1, size), rows, beta=int(first > 0))
         return out
 
-    def _through_head(self, head: int, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cotangents of one head's queries, keys and values: [B, L, P, c]."""
-        batch, length, probes, _ = g.shape
-        size = self.v.shape[3]
-        mixed_g = g @ self.module.out.weight[:, head * size : (head + 1) * size]
-        logits_g = self.slopes(head).flatten(0, 1) @ mixed_g.flatten(0, 1).transpose(1, 2)  # [B·L, s, P]
-        keys = self.k[:, head, None].expand(-1, length, -1, -1).flatten(0, 1)
-        query_g = logits_g.transpose(1, 2) @ keys
-        key_g = logits_g.view(batch, length, -1).transpose(1, 2) @ self.q[:, head]
-        value_g = self.probabilities[:, head].transpose(1, 2) @ mixed_g.flatten(2)
-        shape = (batch, length, probes, size)
-        return query_g.view(shape), key_g.view(shape), value_g.view(shape)
+    def _through_head(self, head: int, mixed_g: Tensor, scratch: Scratch) -> Iterator[Tensor]:
+        """Cotangents of one head's queries, then keys, then values, each [B, L, P, c] in the memory of the last."""
+        batch, length, probes, size = mixed_g.shape
+        part = scratch.empty("part", *mixed_g.shape)
+        logits_g = self._logits_backward(head, mixed_g, scratch)
+        keys = scratch.empty("keys", batch, length, length, size).copy_(self.k[:, head, None])
+        torch.bmm(logits_g.transpose(1, 2), keys.flatten(0, 1), out=part.flatten(0, 1))
+        yield part
+        torch.bmm(logits_g.view(batch, length, -1).transpose(1, 2), self.q[:, head], out=part.flatten(1, 2))
+        yield part
+        torch.bmm(self.probabilities[:, head].transpose(1, 2), mixed_g.flatten(2), out=part.flatten(2))
+        yield part
+
+    def _logits_backward(self, head: int, mixed_g: Tensor, scratch: Scratch) -> Tensor:
+        """Cotangents of q_t·k_s, A_ts (v_s - mixed_t) · mixed_g_t/√c: [B, L, P, c] → [B·L, s, P]."""
+        batch, length, probes, size = mixed_g.shape
+        spread = scratch.empty("spread", batch, length, length, size)
+        torch.sub(self.v[:, head, None], self.mixed[:, head, :, None], out=spread)
+        logits_g = scratch.empty("logits", batch * length, length, probes)
+        torch.bmm(spread.flatten(0, 1), mixed_g.flatten(0, 1).transpose(1, 2), out=logits_g)
+        scale = self.probabilities[:, head].flatten(0, 1) * size**-0.5
+        return logits_g.mul_(scale[..., None])
 
     def backward_last(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output at the last position [B, 1, P, d], the only query → of the input [B, L, P, d].
@@ -88,14 +96,15 @@ class AttentionState:
         heads, dim = self.module.heads, g.shape[3]
         query_rows, key_rows, value_rows = self.module.qkv.weight.view(3, heads, -1, dim)  # [H, c, d]
         mixed_g = (g @ self.module.out.weight)[:, 0].unflatten(2, (heads, -1)).transpose(1, 2)  # [B, H, P, c]
-        logits_g = self.slopes(slice(None))[:, :, 0] @ mixed_g.transpose(2, 3)  # [B, H, L, P]
+        slopes = (self.v - self.mixed).mul_(self.probabilities.transpose(2, 3) * self.v.shape[3] ** -0.5)
+        logits_g = slopes @ mixed_g.transpose(2, 3)  # [B, H, L, P]
         query_g = (logits_g.transpose(2, 3) @ self.k).transpose(1, 2).flatten(2)[:, None]
         self._add_last(squares, query_g, logits_g, mixed_g)
         values = (mixed_g @ value_rows).flatten(2)  # [B, H, P·d]
         keys = (self.q[:, :, -1:] @ key_rows)[:, :, 0]  # [B, H, d]
-        out = (self.probabilities[:, :, 0].transpose(1, 2) @ values).view(len(g), -1, dim)
-        out.baddbmm_(logits_g.permute(0, 2, 3, 1).flatten(1, 2), keys)
-        out = out.view(len(g), -1, *g.shape[2:])
+        out = squares.scratch.empty("stream", g.shape[0], self.v.shape[2], *g.shape[2:])
+        torch.bmm(self.probabilities[:, :, 0].transpose(1, 2), values, out=out.flatten(2))
+        out.flatten(1, 2).baddbmm_(logits_g.permute(0, 2, 3, 1).flatten(1, 2), keys)
         out[:, -1:] += query_g @ query_rows.flatten(0, 1)
         return out
 

@@ -86,5 +86,5 @@ class AutogradBackward:
             for gradient in table:
                 gradient[rows.rows[0]] = 0  # rows that are read meet their output part before they are squared
                 self.sums.add(str(inputs.table), gradient.square())
-        if gradients:
-            inputs.add_rows(torch.stack(gradients).sum(0), group, slice(None))
+        if gradients and inputs.wanted:
+            inputs.add(inputs.squares(torch.stack(gradients).sum(0), group, slice(None)), group)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from raymerge.fisher.model import HeadNames
-from raymerge.fisher.output import add_tied_rows
+from raymerge.fisher.output import tied_row_squares
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.sums import Sink
 
@@ -31,13 +31,24 @@ class InputSide:
         """Name of the embedding of which `rows` are rows."""
         return self.head.weight if self.head.tied else self.read
 
-    def add_positions(self, gradients: Tensor, groups: slice, probes: slice) -> None:
-        """Gradients [G, T, P, d] at all T = S·L positions of a run of groups, for a run of probes."""
-        self.add_rows(self.rows.part(groups).add_up(gradients), groups, probes)
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a table that takes squares."""
+        return self.table is not None and self.sums.wants(self.table)
 
-    def add_rows(self, gradients: Tensor, groups: slice, probes: slice) -> None:
-        """The same, of the K distinct rows: [G, K, P, d]."""
-        if self.table is None or not self.sums.wants(self.table):
-            return
+    def squares_of_positions(self, gradients: Tensor, groups: slice, probes: slice) -> Tensor:
+        """As `squares`, from gradients [G, T, P, d] at all T = S·L positions."""
+        return self.squares(self.rows.part(groups).add_up(gradients), groups, probes)
+
+    def squares(self, gradients: Tensor, groups: slice, probes: slice) -> Tensor:
+        """Squares [G, K, d] of the distinct rows from their gradients [G, K, P, d] (overwritten).
+
+        For a run of groups, summed over a run of probes.
+        """
         mixing = None if self.mixing is None else self.mixing[groups, ..., probes]
-        add_tied_rows(self.sums, self.table, self.rows.part(groups), gradients, mixing, self.hidden[groups])
+        return tied_row_squares(gradients, mixing, self.hidden[groups])
+
+    def add(self, squares: Tensor, groups: slice) -> None:
+        """Add squares [G, K, d] of the distinct rows of a run of groups; the padding row stays 0."""
+        rows = self.rows.part(groups).rows
+        self.sums.add_rows(str(self.table), rows.flatten(), (squares * (rows != 0)[..., None]).flatten(0, 1))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from raymerge.fisher.factor import Choice, Probes
 from raymerge.fisher.model import HeadNames
-from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import Head, Scores
 from raymerge.fisher.sums import Sink
 
@@ -88,23 +87,19 @@ def _add_group(side: _OutputSide, scores: Scores, choice: Choice, group: int) ->
     side.add_items(item, squares[:, :-1], squares[:, -1])
 
 
-def add_tied_rows(
-    sums: Sink, name: str, rows: InputRows, gradients: Tensor, mixing: Tensor | None, hidden: Tensor
-) -> None:
-    """Add the squares of rows that are read, and twice their product with the output part of the same row, if any.
+def tied_row_squares(gradients: Tensor, mixing: Tensor | None, hidden: Tensor) -> Tensor:
+    """Squares of rows that are read, and twice their product with the output part of the same row, if any: [G, K, d].
 
-    `gradients` [G, K, P, d] of the rows for each probe, `mixing` [G, S, K, P] and `hidden` [G, S, d] (over the
-    temperature) of the output part Σ_s a_skp h_s. The square of the output part is `add_output`'s.
+    `gradients` [G, K, P, d] of the rows for each probe (overwritten), `mixing` [G, S, K, P] and `hidden` [G, S, d]
+    (over the temperature) of the output part Σ_s a_skp h_s. The square of the output part is `add_output`'s.
     """
-    squares = gradients.square().sum(2)
-    if mixing is not None and mixing.shape[1] == 1:
-        weights = mixing.flatten(0, 2)[:, None]  # [G·K, 1, P]
-        squares.addcmul_((weights @ gradients.flatten(0, 1)).view_as(squares), hidden, value=2)
-    elif mixing is not None:
-        output = mixing.permute(0, 2, 3, 1).flatten(1, 2) @ hidden
-        squares += 2 * (gradients * output.view_as(gradients)).sum(2)
-    squares[rows.rows == 0] = 0
-    sums.add_rows(name, rows.rows.flatten(), squares.flatten(0, 1))
+    if mixing is None:
+        return gradients.square_().sum(2)
+    if mixing.shape[1] == 1:
+        products = (mixing.flatten(0, 2)[:, None] @ gradients.flatten(0, 1)).view(len(gradients), -1, hidden.shape[2])
+        return gradients.square_().sum(2).addcmul_(products, hidden, value=2)
+    output = (mixing.permute(0, 2, 3, 1).flatten(1, 2) @ hidden).view_as(gradients)
+    return gradients.mul_(output.mul_(2).add_(gradients)).sum(2)
 
 
 def replace_output_of_rows(sums: Sink, scores: Scores, names: HeadNames, probes: Probes, columns: Tensor) -> None:

@@ -4,15 +4,18 @@ Shapes: B = G·S users, L positions, P probes, i inputs and o outputs of a layer
 positions of a group, then squared, then summed over groups and probes.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from raymerge.fisher.scratch import Scratch
 from raymerge.fisher.sums import Sink
 
-PRODUCT_BYTES = 2 << 20
-"""Bytes of per-probe weight gradients that exist at a time: they are squared and gone while a cache holds them."""
+CACHE_BYTES = 2 << 20
+"""Bytes of the largest tensors that exist at a time, per-probe weight gradients and cotangents of a wide layer."""
 
-Key = tuple[str, int, int, int]
+Key = tuple[str, int, tuple[int, ...]]
 
 
 def with_one(x: Tensor) -> Tensor:
@@ -23,11 +26,12 @@ def with_one(x: Tensor) -> Tensor:
 class Squares:
     """Collects squares in the working precision; `flush` hands them on."""
 
-    def __init__(self, sums: Sink, group_size: int) -> None:
+    def __init__(self, sums: Sink, group_size: int, scratch: Scratch) -> None:
         self.sums = sums
         self.group_size = group_size
+        self.scratch = scratch
         self._partial: dict[Key, Tensor] = {}
-        self._workspace: Tensor | None = None
+        self._vectors: dict[str, Tensor] = {}
 
     def linear(self, name: str, inputs: Tensor, cotangents: Tensor, *, first: int = 0) -> None:
         """Weight and bias of a linear layer (or their rows from `first` on), summed over positions as one product.
@@ -38,14 +42,12 @@ class Squares:
         if a.shape[1] == 1:
             self._add(name, first, self._outer(a, g))
             return
-        one = a.shape[2] * g.shape[3] * a.element_size()
-        for part in g.tensor_split(min(g.shape[2], 1 + one * g.shape[2] // PRODUCT_BYTES), dim=2):
-            shape = (a.shape[2], part.shape[2] * part.shape[3])
-            total = self._total((name, first, part.shape[3], part.shape[2]), shape, a)
-            product = self._product(shape, a)
-            for a_group, g_group in zip(a.transpose(1, 2), part.flatten(2), strict=True):
-                torch.mm(a_group, g_group, out=product)
-                total.addcmul_(product, product)
+        key = (name, first, (a.shape[2], *g.shape[2:]))
+        a, g = a.transpose(1, 2), g.flatten(2)
+        for part in runs(g.shape[0], a.shape[1] * g.shape[2] * a.element_size()):
+            product = self.scratch.empty("product", part.stop - part.start, a.shape[1], g.shape[2])
+            torch.bmm(a[part], g[part], out=product)
+            self._total(key, product)[: product.shape[0]].addcmul_(product, product)
 
     def rows(self, name: str, factors: Tensor, cotangents: Tensor, *, first: int = 0) -> None:
         """Rows of a weight without its bias: factors [B, 1, o] times cotangents [B, 1, P, i] of the whole row."""
@@ -54,15 +56,20 @@ class Squares:
 
     def vector(self, name: str, gradients: Tensor) -> None:
         """A vector [o] whose gradient at each position is [B, L, P, o]."""
-        g = self._by_group(gradients)
-        total = g.new_ones(len(g), 1, g.shape[1]) @ g.flatten(2)  # a product sums faster than sum does
-        self.sums.add(name, total.square_().view(-1, g.shape[3]).sum(0))
+        totals = self._by_group(gradients).sum(1).square_()  # [G, P, o]
+        if name in self._vectors:
+            self._vectors[name] += totals.sum((0, 1))
+        else:
+            self._vectors[name] = totals.sum((0, 1))
 
     def flush(self) -> None:
         """Add what was collected to the sums."""
-        for (name, first, outputs, _), total in self._partial.items():
-            self._add(name, first, total.unflatten(1, (-1, outputs)).sum(1))
+        for (name, first, shape), total in self._partial.items():
+            self._add(name, first, total.sum(0).view(shape).sum(1))
+        for name, vector in self._vectors.items():
+            self.sums.add(name, vector)
         self._partial.clear()
+        self._vectors.clear()
 
     def _outer(self, a: Tensor, g: Tensor) -> Tensor:
         """Σ (Σ_t a_t g_tp)² over groups and probes: [G, T, i], [G, T, P, o] → [i, o]; one product if T is 1."""
@@ -80,15 +87,15 @@ class Squares:
         """[B, L, ...] → [G, T, ...]."""
         return x.reshape(-1, self.group_size * x.shape[1], *x.shape[2:])
 
-    def _total(self, key: Key, shape: tuple[int, int], like: Tensor) -> Tensor:
-        """What is collected under a key."""
+    def _total(self, key: Key, like: Tensor) -> Tensor:
+        """What is collected under a key: [groups, i + 1, P·o], of as many groups as were ever squared at a time."""
         if key not in self._partial:
-            self._partial[key] = like.new_zeros(shape)
+            self._partial[key] = torch.zeros_like(like)
         return self._partial[key]
 
-    def _product(self, shape: tuple[int, int], like: Tensor) -> Tensor:
-        """Memory for a product, always the same."""
-        count = shape[0] * shape[1]
-        if self._workspace is None or len(self._workspace) < count:
-            self._workspace = like.new_empty(count)
-        return self._workspace[:count].view(shape)
+
+def runs(count: int, bytes_of_one: int) -> Iterator[slice]:
+    """0..count in runs of what fits CACHE_BYTES, the longest first."""
+    step = max(1, CACHE_BYTES // bytes_of_one)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))

@@ -18,21 +18,23 @@ from torch import Tensor, nn
 
 from raymerge.fisher.attention import AttentionState
 from raymerge.fisher.inputs import InputSide
-from raymerge.fisher.squares import Squares, with_one
+from raymerge.fisher.scratch import Scratch
+from raymerge.fisher.squares import Squares, runs, with_one
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
 
-WIDE_BYTES = 4 << 20
-"""Bytes of a feed-forward layer's cotangents that exist at a time."""
+MOST_PROBES = 32
+"""Probes at a time: with all positions of a user they are enough rows for a product at full speed, yet fit a cache."""
 
 
 @dataclass(frozen=True)
 class NormState:
-    """LayerNorm: normalised x̂ [B, L, d] and 1/σ [B, L, 1] of its input."""
+    """LayerNorm: normalised x̂ [B, L, 1, d] of its input, γ/σ [B, L, 1, d], and 1/σ and x̂/σ [B·L, 2, d]."""
 
     name: str
     module: nn.LayerNorm
     normed: Tensor
-    inverse: Tensor
+    scale: Tensor
+    basis: Tensor
 
     @classmethod
     def of(cls, name: str, module: nn.LayerNorm, x: Tensor) -> tuple["NormState", Tensor]:
@@ -40,28 +42,28 @@ class NormState:
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         inverse = (variance + module.eps).rsqrt()
         normed = (x - mean) * inverse
-        return cls(name, module, normed, inverse), torch.addcmul(module.bias, normed, module.weight)
+        basis = torch.stack([inverse.expand_as(x), inverse * normed], dim=2).flatten(0, 1)
+        state = cls(name, module, normed[:, :, None], (inverse * module.weight)[:, :, None], basis)
+        return state, torch.addcmul(module.bias, normed, module.weight)
 
     def backward(self, g: Tensor, squares: Squares, residual: Tensor | None = None) -> Tensor:
-        """Cotangent of the input, 1/σ (gγ - mean(gγ) - x̂ mean(gγ x̂)), plus that of a residual (overwritten).
+        """Cotangent of the input, 1/σ (gγ - mean(gγ) - x̂ mean(gγ x̂)), plus that of a residual.
 
-        All [B, L, P, d].
+        All [B, L, P, d]. Overwrites the residual or, if there is none, g.
         """
-        weighted = g * self.normed[:, :, None]
+        weighted = torch.mul(g, self.normed, out=squares.scratch.empty("weighted", *g.shape))
         squares.vector(self.name + ".weight", weighted)
         squares.vector(self.name + ".bias", g)
         gamma = self.module.weight
         means = torch.stack([g @ gamma, weighted @ gamma], dim=-1).flatten(0, 1)  # [B·L, P, 2], times d
-        basis = torch.stack([torch.ones_like(self.normed), self.normed], dim=2) * self.inverse[..., None]
-        scale = (self.inverse * gamma)[:, :, None]
-        out = torch.mul(g, scale, out=weighted) if residual is None else residual.addcmul_(g, scale)
-        out.flatten(0, 1).baddbmm_(means, basis.flatten(0, 1), alpha=-1 / len(gamma))
+        out = g.mul_(self.scale) if residual is None else residual.addcmul_(g, self.scale)
+        out.flatten(0, 1).baddbmm_(means, self.basis, alpha=-1 / gamma.numel())
         return out
 
 
 @dataclass(frozen=True)
 class FeedForwardState:
-    """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, f]."""
+    """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, 1, f]."""
 
     name: str
     module: FeedForward
@@ -77,7 +79,7 @@ class FeedForwardState:
             after = module.activation(before)
             (slope,) = torch.autograd.grad(after.sum(), before)
         active = after.detach()
-        return cls(name, module, with_one(x), with_one(active), slope), module.outer(active)
+        return cls(name, module, with_one(x), with_one(active), slope[:, :, None]), module.outer(active)
 
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d].
@@ -85,14 +87,15 @@ class FeedForwardState:
         A few groups at a time: the cotangents of the wide layer are the largest tensors of all, and fit a cache so.
         """
         squares.linear(self.name + ".outer", self.active, g)
-        out = g.new_empty(g.shape)
-        one = g[: squares.group_size, ..., 0].numel() * self.slope.shape[2] * g.element_size()
-        users = max(1, WIDE_BYTES // one) * squares.group_size
-        for first in range(0, len(g), users):
-            part = slice(first, first + users)
-            inner_g = (g[part] @ self.module.outer.weight).mul_(self.slope[part, :, None])
-            squares.linear(self.name + ".inner", self.inputs[part], inner_g)
-            torch.mm(inner_g.flatten(0, 2), self.module.inner.weight, out=out[part].view(-1, g.shape[3]))
+        outer, inner, size = self.module.outer.weight, self.module.inner.weight, squares.group_size
+        out = squares.scratch.empty("feed_forward", *g.shape)
+        for run in runs(g.shape[0] // size, g[:size, ..., 0].numel() * inner.shape[0] * g.element_size()):
+            part = slice(run.start * size, run.stop * size)
+            wide = squares.scratch.empty("wide", *g[part].shape[:3], inner.shape[0])
+            torch.mm(g[part].flatten(0, 2), outer, out=wide.flatten(0, 2))
+            wide.mul_(self.slope[part])
+            squares.linear(self.name + ".inner", self.inputs[part], wide)
+            torch.mm(wide.flatten(0, 2), inner, out=out[part].flatten(0, 2))
         return out
 
 
@@ -201,29 +204,35 @@ class EncoderBackward:
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
         """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
         groups, probes, size, _ = cotangents.shape
-        squares = Squares(inputs.sums, size)
+        squares = Squares(inputs.sums, size, Scratch(cotangents))
         many_groups, many_probes = self._chunk(histories.shape[1] + 1, size, probes)
         for start in range(0, groups, many_groups):
             some = slice(start, start + many_groups)
             state = EncoderState.of(self.module, histories[start * size : (start + many_groups) * size])
+            rows = []
             for first in range(0, probes, many_probes):
                 run = slice(first, first + many_probes)
-                g = cotangents[some, run].transpose(1, 2).flatten(0, 1)[:, None]
-                self._add_inputs(state.backward(g, squares), inputs, some, run)
+                g = cotangents[some, run].transpose(1, 2).contiguous().flatten(0, 1)[:, None]
+                g = state.backward(g, squares).unflatten(0, (-1, size))
+                self._add_positions(g, squares)
+                if inputs.wanted:
+                    rows.append(inputs.squares_of_positions(g.flatten(1, 2), some, run))
+            if inputs.wanted:
+                inputs.add(torch.stack(rows).sum(0), some)
         squares.flush()
 
-    def _add_inputs(self, g: Tensor, inputs: InputSide, groups: slice, probes: slice) -> None:
-        """Squares of the position embedding and of the rows that are read, from cotangents [B, L, P, d]."""
-        size = inputs.hidden.shape[1]
-        by_user = g.unflatten(0, (-1, size))
-        positions = by_user.sum(1).square_() if size > 1 else g.square()
-        inputs.sums.add("position_embedding.weight", positions.sum((0, 2)).flip(0))
-        inputs.add_positions(by_user.flatten(1, 2), groups, probes)
+    def _add_positions(self, g: Tensor, squares: Squares) -> None:
+        """Squares of the position embedding, from cotangents of the embedded input [G, S, L, P, d]."""
+        total = g.sum(1) if g.shape[1] > 1 else g[:, 0]
+        total = torch.mul(total, total, out=squares.scratch.empty("weighted", *total.shape))
+        squares.sums.add("position_embedding.weight", total.sum((0, 2)).flip(0))
 
     def _chunk(self, length: int, size: int, probes: int) -> tuple[int, int]:
         """How many groups and how many probes at a time fit the budget."""
         config = self.module.config
-        wide = length + 10 * config.dim  # the feed-forward layer and the heads are done a few at a time
-        one = size * length * wide * self.module.item_embedding.weight.element_size()
-        fit = max(1, self.memory_bytes // one)
-        return max(1, fit // probes), min(fit, probes)
+        width = config.dim // config.heads
+        probes = min(probes, MOST_PROBES)
+        shared = 2 * length * width + 20 * config.dim + 3 * config.feed_forward  # what the probes of a user share
+        one = size * length * (probes * (length + 6 * config.dim) + shared)
+        fit = self.memory_bytes // (one * self.module.item_embedding.weight.element_size())
+        return max(1, fit), probes

@@ -233,7 +233,7 @@ def test_reading_the_catalogue_in_tiles_changes_nothing_but_rounding(
     batch = estimate(module, users, estimator="topk", samples=3, batch_size=2)
     monkeypatch.setattr("raymerge.fisher.scores.TILE", 4)
     monkeypatch.setattr("raymerge.fisher.factor.WORKING_SET", 1)
-    monkeypatch.setattr("raymerge.fisher.squares.PRODUCT_BYTES", 1)
+    monkeypatch.setattr("raymerge.fisher.squares.CACHE_BYTES", 1)
     assert_close(estimate(module, users, estimator=estimator, samples=samples), whole, 1e-12)
     assert_close(estimate(module, users, estimator="topk", samples=3, batch_size=2), batch, 1e-12)
 
