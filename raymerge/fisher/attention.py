@@ -64,7 +64,7 @@ class AttentionState:
 
     def _through_head(self, head: int, mixed_g: Tensor, scratch: Scratch) -> Iterator[Tensor]:
         """Cotangents of one head's queries, then keys, then values, each [B, L, P, c] in the memory of the last."""
-        batch, length, probes, size = mixed_g.shape
+        batch, length, _, size = mixed_g.shape
         part = scratch.empty("part", *mixed_g.shape)
         logits_g = self._logits_backward(head, mixed_g, scratch)
         keys = scratch.empty("keys", batch, length, length, size).copy_(self.k[:, head, None])

@@ -70,7 +70,7 @@ def _locate(module: nn.Module, tensor: Tensor, what: str) -> tuple[str | None, i
     for name, parameter in module.named_parameters():
         same = parameter.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
         if same and parameter.shape[1:] == tensor.shape[1:] and parameter.stride() == tensor.stride():
-            return name, (tensor.storage_offset() - parameter.storage_offset()) // parameter.stride(0)
+            return name, int((tensor.storage_offset() - parameter.storage_offset()) // parameter.stride(0))
     if tensor.grad_fn is not None:
         raise ConfigError(f"head() gave a {what} computed from parameters: give the parameter or a run of its rows")
     return None, 0
