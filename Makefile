@@ -2,7 +2,7 @@
 # make test [TESTS=tests/fisher]                                                  the test suite
 # make chaos                                                                      more kills, a few minutes
 # make check                                                                      style, types, import contract
-# make cluster                                                                   a Ray head and MLflow; then cluster/local stop
+# make cluster                                                                    a Ray head and MLflow; then cluster/local stop
 # make bench                                                                      side by side timings
 PYTHON ?= python3
 VENV   ?= .venv

@@ -123,6 +123,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     if address:
         arguments |= {"address": address, "runtime_env": {"env_vars": PATIENT_THREADS}}
     else:
+        # "local": Ray would otherwise join whatever another head on this machine has left a note of
         arguments |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ |= PATIENT_THREADS | os.environ  # inherited by the workers
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":

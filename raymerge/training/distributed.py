@@ -179,7 +179,7 @@ class Reporter:
 
     def step(self, report: StepReport) -> None:
         """Called about once a second."""
-        done = report.epoch - 1 + report.step / report.steps
+        done = report.epoch - 1 + 0.99 * report.step / report.steps  # the epoch ends with its validation
         self._send(
             Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} tokens/s{self._note}")
         )

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 90
+PATIENCE = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
+"""Of Ray with its own processes, which start slowly on a busy machine."""
 OF_RAY = tuple(
     f"ray::{name}"
     for name in ("IDLE", "Dashboard", "RuntimeEnv", "_AutoscalingCoordinator", "TrainState", "PlacementGroupCleaner")
@@ -34,10 +36,16 @@ class Head:
 
     def run(self, *command: str, timeout: float = 100, **changes: str) -> subprocess.CompletedProcess[str]:
         """A Python command to its end, with the token unless `changes` of the environment take it away."""
+        self.check()
         environment = {key: value for key, value in (self.environment | changes).items() if value}
         return subprocess.run(
             [sys.executable, *command], env=environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout
         )
+
+    def check(self) -> None:
+        """Whether it is still at work: on a busy machine Ray's own processes may give up while they start."""
+        said = Path(self.environment["HOME"], "head.log").read_text()[-2000:]
+        assert self.process.poll() is None, f"the head ended with {self.process.returncode}: {said}"
 
     def workers(self) -> list[str]:
         """Processes of jobs: those that Ray has named after their work, and drivers; Ray's own are left out."""
@@ -63,13 +71,13 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     binaries = Path(sys.executable).parent
     environment = kept | token | {"HOME": str(home), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    environment |= {"PATH": f"{binaries}:{kept['PATH']}", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    environment |= PATIENCE | {"PATH": f"{binaries}:{kept['PATH']}", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
     command = [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--port", str(ports[0]), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports[1])]
     command += ["--dashboard-agent-listen-port", str(ports[2]), "--num-cpus", "2", "--temp-dir", str(folder)]
     command += ["--include-dashboard", "true", "--object-store-memory", str(200 * 2**20)]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    with open(home / "head.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     head = Head(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", environment, process)
     try:
         _wait_until_it_answers(head)
@@ -85,7 +93,7 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
 def _wait_until_it_answers(head: Head) -> None:
     end = time.monotonic() + START_TIMEOUT_S
     while status(head.dashboard + "/api/version") is None:
-        assert head.process.poll() is None, f"the head ended with {head.process.returncode}"
+        head.check()
         assert time.monotonic() < end, "the head did not answer"
         time.sleep(0.3)
 

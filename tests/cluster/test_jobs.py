@@ -214,6 +214,7 @@ def test_interrupted_job_leaves_nothing_behind_and_the_next_one_goes_on(head: He
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(700)
 def test_whole_pipeline_as_ray_job_submit_runs_it(head: Head, log: Path, tmp_path: Path) -> None:
     """The command of the README, its exit code, and a mistake's."""
     ray = str(Path(sys.executable).with_name("ray"))
@@ -222,10 +223,11 @@ def test_whole_pipeline_as_ray_job_submit_runs_it(head: Head, log: Path, tmp_pat
     command = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python"]
     command += ["jobs/pipeline.py", "--recipe", "demo", "--input", str(log), "--output", str(tmp_path / "out")]
     done = subprocess.run(
-        [*command, *settings(short)], env=head.environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=280
+        [*command, *settings(short)], env=head.environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "out").glob("report/*/report.json"))
+    assert "by estimate" in done.stdout
     assert "fine-tuned" in done.stdout
     wrong = subprocess.run(
         [*command, "--set", "training.epoch=1"],
