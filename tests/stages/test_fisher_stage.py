@@ -39,7 +39,7 @@ def assert_close(url: str, expected: dict[str, torch.Tensor]) -> None:
 
 
 def digests(diagonals: dict[str, Artifact]) -> list[str]:
-    return [one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()]
+    return [one.digest + one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()]
 
 
 def test_sampled_diagonal_equals_that_of_one_process_and_tells_its_means_and_its_speed(
