@@ -29,7 +29,7 @@ class Rates:
 
 RATES = Rates()
 GIB = 2**30
-PROCESS_BYTES = 600 * 2**20  # of a worker that has imported torch and Ray, measured
+PROCESS_BYTES = 600 * 2**20  # of a worker that has imported torch and Ray; 560 to 750 MiB were seen
 NODE_BYTES = 1 * GIB  # of Ray's own processes on a node
 ACTIVATIONS = 24  # float32 of width d that training keeps for each position and block
 
