@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito ("Color universal design", 2008), told apart 
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import ceil
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from raymerge.fisher.study import Spread, Study
 from raymerge.models.layers import by_layer
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^v"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 KINDS = {  # of a row of the report: what it is called, its colour
     "base": ("base that members start from", "#999999"),
@@ -195,7 +197,7 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
             axes.axvline(costs[place], color="#999999", linewidth=3, label="exact: no error")
         else:
             lines.setdefault(row["line"], []).append(place)
-    for (line, places), (colour, style) in zip(lines.items(), _styles(len(lines)), strict=True):
+    for (line, places), (colour, style), marker in zip(lines.items(), _styles(len(lines)), cycle(MARKERS)):
         means, spreads = ([errors[place][part] for place in places] for part in ("mean", "spread"))
         below = [min(spread, 0.9 * mean) for mean, spread in zip(means, spreads, strict=True)]
         unbiased = study["rows"][places[0]]["unbiased"]
@@ -205,14 +207,21 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
             yerr=[below, spreads],
             color=colour,
             linestyle=style,
-            marker="o",
+            marker=marker,
             markersize=5,
             markerfacecolor=colour if unbiased else "white",
             label=line if unbiased else f"{line} (biased)",
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("milliseconds a user, of a core or GPU")
+    for axis, labels in (
+        (axes.xaxis, FormatStrFormatter("%g")),
+        (axes.yaxis, FuncFormatter(lambda value, _: f"{100 * value:g}%")),
+    ):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(labels)
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("ms a user, of a core or GPU")
     _tidy(axes, grid="both")
 
 
@@ -235,7 +244,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _styles(number: int) -> list[tuple[str, Any]]:
-    return [(COLOURS[place % len(COLOURS)], LINES[place % len(LINES)]) for place in range(number)]
+    places = [(place % len(COLOURS), (place + place // len(COLOURS)) % len(LINES)) for place in range(number)]
+    return [(COLOURS[colour], LINES[line]) for colour, line in places]
 
 
 def _tidy(axes: Axes, *, grid: str) -> None:

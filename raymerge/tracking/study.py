@@ -30,7 +30,7 @@ def render(study: Study) -> Group:
         title=f"against the exact diagonal of {study['users']:,} users, d {study['dim']}", box=SIMPLE, pad_edge=False
     )
     table.add_column("estimator", no_wrap=True)
-    for heading in ("n", "passes", "ms/user", "error", "scaled", "cosine"):
+    for heading in ("n", "passes", "ms", "error", "scaled", "cosine"):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(study["rows"]):
         overall, last = row["overall"], study["rows"][place - 1]
@@ -45,14 +45,14 @@ def render(study: Study) -> Group:
             _shown(overall["scaled_error"], row),
             f"{overall['cosine']['mean']:.4f}",
         )
-    notes = (
-        "* biased, or another quantity (B: batch-wise). scaled: error after the best single scale. ±: between seeds."
-    )
+    notes = "* biased, or another quantity (B: batch-wise). ms: a user, of a core or GPU. "
+    notes += "scaled: error after the best single scale. ±: between seeds."
     return Group(table, Text(notes, style="dim"), Text(), _enough(study))
 
 
 def _shown(value: Spread, row: Row) -> str:
-    return f"{value['mean']:.1%}" + (f" ±{100 * value['spread']:.1f}" if row["seeds"] > 1 else "")
+    spread = 100 * value["spread"]
+    return f"{value['mean']:.1%}" + (f" ±{spread:.{0 if spread >= 10 else 1}f}" if row["seeds"] > 1 else "")
 
 
 def _enough(study: Study) -> Table:
