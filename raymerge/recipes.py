@@ -71,7 +71,7 @@ def demo_config() -> Config:
             "cl4srec": ObjectiveConfig("cl4srec", settings),
             "duorec": ObjectiveConfig("duorec", settings),
         },
-        fine_tuning=TrainingConfig(epochs=4, learning_rate=3e-3),
+        fine_tuning=TrainingConfig(epochs=3, learning_rate=3e-3),
         merge=MergeConfig(budget=30),
         after_merge=TrainingConfig(epochs=2, learning_rate=8e-4, schedule="linear"),
     )
