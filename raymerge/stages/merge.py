@@ -13,7 +13,7 @@ from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.distributed import Candidate, merged_model, validate
 from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
 from raymerge.pool import Pool
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest
 
@@ -57,33 +57,47 @@ def merge(
         first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
-        partitions = [partition for one in data for partition in partitions_of(one)]
-        trials: list[dict[str, object]] = []
 
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
             return Candidate(urls, diagonal_urls, settings.method, point, setting)
 
-        def score(setting: MergeSetting, point: Point) -> float:
-            assert pool is not None, "there are data to validate on"
-            value = validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
-            trials.append({"coefficients": point, **asdict(setting), "score": value})
-            making.tell("trial.ndcg@10", value, step=len(trials))
-            making.progress(min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value:.4f}")
-            return value
-
         making.progress(0, settings.budget)
-        setting, point, best = choose(score, settings, members=len(models)) if data else given(settings, len(models))
+        setting, point = _settle(making, pool, data, settings, candidate, len(models), filter_seen)
         module = merged_model(candidate(setting, point)).cpu()
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
-        making.draft.write_json("trials.json", trials)
-        chosen = {"method": settings.method, "coefficients": list(point), **asdict(setting)}
-        making.counts.update(chosen)
-        if best is not None:
-            making.counts[SCORE] = best
-            making.tell(SCORE, best)
-        scored = "nothing to choose" if best is None else f"validation NDCG@10 {best:.4f} of {len(trials)} candidates"
-        making.progress(1, 1, scored)
+        making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
+        making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
     return context.committed("merge", inputs, configuration)
+
+
+def _settle(
+    making: Making,
+    pool: Pool | None,
+    data: Sequence[Artifact],
+    settings: MergeConfig,
+    candidate: Callable[[MergeSetting, Point], Candidate],
+    members: int,
+    filter_seen: bool,
+) -> tuple[MergeSetting, Point]:
+    """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
+    trials: list[dict[str, object]] = []
+    partitions = [partition for one in data for partition in partitions_of(one)]
+
+    def score(setting: MergeSetting, point: Point) -> float:
+        assert pool is not None, "there are data to validate on"
+        value = validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
+        trials.append({"coefficients": point, **asdict(setting), "score": value})
+        making.tell("trial.ndcg@10", value, step=len(trials))
+        making.progress(min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value:.4f}")
+        return value
+
+    if not data:
+        return given(settings, members)
+    setting, point, best = choose(score, settings, members=members)
+    making.draft.write_json("trials.json", trials)
+    making.counts[SCORE] = best
+    making.tell(SCORE, best)
+    return setting, point
 
 
 def merge_name(settings: MergeConfig) -> str:
@@ -133,10 +147,10 @@ def is_settled(settings: MergeConfig) -> bool:
     return settings.coefficients != "search" and len(settings.settings()) == 1
 
 
-def given(settings: MergeConfig, members: int) -> tuple[MergeSetting, Point, None]:
-    """The only setting and coefficients that settled settings allow, without a score."""
+def given(settings: MergeConfig, members: int) -> tuple[MergeSetting, Point]:
+    """The only setting and coefficients that settled settings allow."""
     [setting] = settings.settings()
-    return setting, _point(settings, members), None
+    return setting, _point(settings, members)
 
 
 def _point(settings: MergeConfig, members: int) -> Point:
