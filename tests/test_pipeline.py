@@ -17,6 +17,7 @@ from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Output
 from raymerge.commands import run_evaluate
 from raymerge.data import demo
+from raymerge.data.sequences import read_items
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
 from raymerge.recipes import configure
@@ -147,8 +148,16 @@ def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capaci
         "ceiling": "ceiling", "ensemble": "ensemble",
     }  # fmt: skip
     assert len({model.manifest["inputs"]["data"] for model in result.members.values()}) == 2, "each from its own data"
+    base = load_model(next(entry.model for entry in result.entries if entry.name == "base").file("model"))
     for name, diagonal in result.diagonals.items():
-        assert diagonal.manifest["inputs"]["data"] == result.members[name].manifest["inputs"]["data"]
+        member = result.members[name]
+        assert diagonal.manifest["inputs"]["data"] == member.manifest["inputs"]["data"]
+        offered = read_items(f"{tmp_path}/out/markets/{member.manifest['inputs']['data']}/items.parquet").offered
+        assert offered is not None and 0 < offered.sum() < len(offered)
+        changed = load_model(member.url).output_bias != base.output_bias
+        known = load_diagonal(diagonal.url)["output_bias"] > 0
+        assert torch.equal(changed, offered), f"{name} unlearns nothing about items that its market has not"
+        assert torch.equal(known, offered)
     content = reports.loads(Path(result.report.file("report.json")).read_bytes())
     assert [one["reference"] for one in content["comparisons"]] == [
         "market-1",

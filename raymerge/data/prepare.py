@@ -13,13 +13,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
 from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
 from raymerge.data.interactions import LogConfig, LogReader, open_log
-from raymerge.data.sequences import Items, read_items
+from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.data.spill import Spill
 from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
@@ -43,7 +44,8 @@ class PrepareConfig(LogConfig):
     interactions and then users with fewer than `min_user_count` left, in one pass each, as is common for SASRec;
     `iterated` repeats this until all that is left has the counts (the k-core). `catalogue` names the items of other
     prepared data: the indices are theirs, all their items stay, and interactions with other items are dropped and
-    counted, so that models trained on both can be merged. Up to `max_bad_share` of the rows may
+    counted, so that models trained on both can be merged; those of its items that the log has are on offer here, and
+    models learn to choose among them alone. Up to `max_bad_share` of the rows may
     lack a user, an item or a timestamp that parses; they are dropped and counted.
     """
 
@@ -266,17 +268,16 @@ def _write(
         )
         training += training_counts(histories, len(training))
         users += len(histories.users)
-    _write_items(items.take(order), training[1:], folder / ITEMS_FILE)
-    totals = {"users": users, "items": len(present), "interactions": int(counts.sum())}
-    return totals | {"partitions": len(partitions)}
+    totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
+    offered = None
+    if intake.closed:
+        offered = torch.from_numpy(counts[present[order.to_numpy()]] > 0)
+        totals["offered"] = int(offered.sum())
+    write_items(Items(items.take(order), torch.from_numpy(training[1:]), offered), folder / ITEMS_FILE)
+    return totals
 
 
 def _write_partition(histories: Histories, path: Path, whole_numbers: bool) -> None:
     users = own_ids(histories.users, whole_numbers=whole_numbers)
     columns = {"user": users, "key": stable_keys(histories.users), "items": histories.lists()}
     pq.write_table(pa.table(columns), path)
-
-
-def _write_items(items: pa.Array, training: np.ndarray, path: Path) -> None:
-    indices = pa.array(np.arange(1, len(items) + 1), pa.int32())
-    pq.write_table(pa.table({"index": indices, "item": items, "count": training}), path)

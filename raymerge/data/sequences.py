@@ -49,11 +49,13 @@ class Sequences:
 class Items:
     """The catalogue: own ids `ids` (Arrow array of int64 or string [V], that of index 1 first) and `counts` int64[V].
 
-    Counts are of interactions in the training part.
+    Counts are of interactions in the training part. `offered` bool[V] says which items are on offer in these data, None
+    if all are: a market that shares a catalogue with others has only some of it.
     """
 
     ids: pa.Array
     counts: Tensor
+    offered: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,17 +97,30 @@ def write_partition(sequences: Sequences, path: Path) -> None:
 
 def read_items(url: str) -> Items:
     """Read the catalogue, `items.parquet`; ArtifactError if it is not one."""
-    table = _read_table(url, ["index", "item", "count"])
+    table = _read_table(url, ["index", "item", "count"], optional="offered")
     indices = _tensor(table["index"].combine_chunks(), pa.int64())
     if not torch.equal(indices, torch.arange(1, len(indices) + 1)):
         raise ArtifactError(f"{without_credentials(url)} does not number its items 1, 2, …; prepare the log again")
-    return Items(table["item"].combine_chunks(), _tensor(table["count"].combine_chunks(), pa.int64()))
+    counts = _tensor(table["count"].combine_chunks(), pa.int64())
+    offered = _tensor(table["offered"].combine_chunks(), pa.bool_()) if "offered" in table.column_names else None
+    return Items(table["item"].combine_chunks(), counts, offered)
 
 
-def _read_table(url: str, columns: list[str]) -> pa.Table:
+def write_items(items: Items, path: Path) -> None:
+    """Write the catalogue as `read_items` reads it."""
+    indices = pa.array(range(1, len(items) + 1), pa.int32())
+    columns = {"index": indices, "item": items.ids, "count": items.counts.numpy()}
+    if items.offered is not None:
+        columns["offered"] = items.offered.numpy()
+    pq.write_table(pa.table(columns), path)
+
+
+def _read_table(url: str, columns: list[str], optional: str | None = None) -> pa.Table:
     with open_file(url) as file:
         try:
-            return pq.read_table(file, columns=columns).select(columns)
+            found = pq.ParquetFile(file)
+            more = [optional] if optional in found.schema_arrow.names else []
+            return found.read(columns=columns + more).select(columns + more)
         except (pa.ArrowException, OSError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ArtifactError(

@@ -48,6 +48,12 @@ def worker_examples(partition: str, split: Split, max_length: int) -> Examples:
     return examples(_worker_sequences(partition), split, max_length)
 
 
+@lru_cache(maxsize=8)
+def worker_offered(catalogue: str | None) -> Tensor | None:
+    """Which items of a catalogue are on offer, bool[V]; None for no catalogue."""
+    return None if catalogue is None else read_items(catalogue).offered
+
+
 @lru_cache(maxsize=1)
 def _popularity(items: str) -> Tensor:
     return read_items(items).counts

@@ -132,19 +132,21 @@ def full_ranks(
     targets: Tensor,
     *,
     seen: Ragged | None = None,
+    offered: Tensor | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Tensor:
     """Rank of each target in the whole catalogue: 1 + how many other items score at least as high: int64[U].
 
     Ties count against the model, so a constant scorer has rank V; scores that differ by no more than the rounding of
-    the matrix product are ties. Items of `seen` are left out of the ranking, the target itself never. Users are
+    the matrix product are ties. Items of `seen`, and those that are not `offered` (bool[V], None if all are), are left
+    out of the ranking, the target itself never. Users are
     encoded once; scores stream in blocks that keep to memory_bytes. Time is O(U·V·d), twice that where a block cannot
     hold the catalogue for 64 users. Raises InputError for items outside the catalogue and for lengths that differ,
     ScoreError for scores that are not finite.
     """
     with evaluation_mode(module):
         states = encode(module, histories, memory_bytes=memory_bytes)
-        return _full_ranks(module, states, targets, seen, memory_bytes)
+        return _full_ranks(module, states, targets, seen, memory_bytes, offered)
 
 
 def sampled_ranks(
@@ -194,17 +196,25 @@ def _pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Te
     return users.to(device), items.to(device)
 
 
-def _full_ranks(module: Recommender, states: Tensor, targets: Tensor, seen: Ragged | None, memory_bytes: int) -> Tensor:
+def _full_ranks(
+    module: Recommender,
+    states: Tensor,
+    targets: Tensor,
+    seen: Ragged | None,
+    memory_bytes: int,
+    offered: Tensor | None = None,
+) -> Tensor:
     weight, bias, _ = module.head()
     _check_targets(states, targets, len(weight))
     if seen is not None:
         _check_users("seen items", len(seen.offsets) - 1, len(states))
         check_items("seen items", seen.items, len(weight))
+    missing = None if offered is None else ~offered.to(states.device)
     ranks = torch.empty(len(states), dtype=torch.int64)
     for rows, blocks in user_chunks(module, states, memory_bytes):
         items = targets[rows].to(states.device)
         bar = blocks.of(items) - _rounding(states[rows], weight, bias, items)
-        ranks[rows] = _ranks_of_chunk(blocks, bar, items, *_pairs(seen, rows, states.device)).cpu()
+        ranks[rows] = _ranks_of_chunk(blocks, bar, items, missing, *_pairs(seen, rows, states.device)).cpu()
     return ranks
 
 
@@ -229,13 +239,17 @@ def _rounding(states: Tensor, weight: Tensor, bias: Tensor | None, items: Tensor
     return 2 * torch.finfo(dtype).eps * (size if bias is None else size + bias[items - 1].to(dtype).abs())
 
 
-def _ranks_of_chunk(blocks: CatalogueScores, bar: Tensor, targets: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """1 + the items that reach the bar [B], beside the target and the pairs (user, item): int64[B]."""
+def _ranks_of_chunk(
+    blocks: CatalogueScores, bar: Tensor, targets: Tensor, missing: Tensor | None, users: Tensor, items: Tensor
+) -> Tensor:
+    """1 + the items that reach the bar [B], beside the target, the pairs (user, item) and those missing: int64[B]."""
     users = torch.cat([users, torch.arange(blocks.users, device=users.device)])
     items = torch.cat([items, targets])
     ranks = torch.ones_like(targets)
     for first, scores in blocks:
         scores[inside_block(scores, first, users, items)] = -torch.inf
+        if missing is not None:
+            scores.masked_fill_(missing[first : first + scores.shape[1]], -torch.inf)
         ranks += (scores >= bar[:, None]).sum(dim=1, dtype=torch.int32)  # several times faster than int64
     return ranks
 

@@ -29,6 +29,7 @@ def estimate(
     batch_size: int | None = None,
     align: Literal["identity", "rank"] = "rank",
     keys: Tensor | None = None,
+    offered: Tensor | None = None,
     skip_frozen: bool = False,
     dtype: torch.dtype | None = None,
     memory_bytes: int = MEMORY_BYTES,
@@ -38,7 +39,8 @@ def estimate(
 
     `module` has `embed`, `encode` and `head`; `histories` int64[N, L], padded with 0 on the left; `targets` int64[N],
     the next items (1..V), for estimator `target`. `keys` int64[N] identify users: random draws depend on (seed, key)
-    alone (default: the row number). Parameters that do not reach the logits get 0; `skip_frozen` leaves out those with
+    alone (default: the row number). `offered` bool[V] says among which items the model chooses, all if None; the others
+    have probability 0. Parameters that do not reach the logits get 0; `skip_frozen` leaves out those with
     requires_grad off. `dtype` computes in another precision than the module's. `memory_bytes` is the budget of each of
     torch's threads for what it works on, beside parameters and sums. `progress` gets the number of users just done.
     The module is in eval mode meanwhile, and as it was afterwards. The number of threads changes no bit.
@@ -53,6 +55,7 @@ def estimate(
         config=config,
         targets=targets,
         keys=keys,
+        offered=offered,
         skip_frozen=skip_frozen,
         dtype=dtype,
         memory_bytes=memory_bytes,
@@ -69,6 +72,7 @@ def accumulate(
     config: FisherConfig,
     targets: Tensor | None = None,
     keys: Tensor | None = None,
+    offered: Tensor | None = None,
     skip_frozen: bool = False,
     dtype: torch.dtype | None = None,
     memory_bytes: int = MEMORY_BYTES,
@@ -82,7 +86,7 @@ def accumulate(
     if config.estimator == "target" and targets is None:
         raise ConfigError("estimator 'target' needs targets: the item that followed each history")
     with evaluated(module, dtype) as model, torch.no_grad():
-        engine = Engine(model, config, skip_frozen, memory_bytes)
+        engine = Engine(model, config, skip_frozen, memory_bytes, offered)
         for done in engine.run(users):
             if progress is not None:
                 progress(done)

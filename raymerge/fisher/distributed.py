@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from raymerge.artifacts import Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
-from raymerge.evaluation.distributed import worker_examples, worker_model
+from raymerge.evaluation.distributed import worker_examples, worker_model, worker_offered
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
@@ -33,7 +33,7 @@ SUMS_FILE = "sums.safetensors"
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be made: `model` and `partition` by URL, `inputs` by digest.
+    """A shard to be made: `model` and `partition` by URL, `inputs` by digest; `catalogue` if not all items are offered.
 
     For a study, `users` bounds how many of the partition are taken, and `double` computes in float64.
     """
@@ -43,6 +43,7 @@ class ShardPlan:
     partition: str
     inputs: Mapping[str, str]
     config: FisherConfig
+    catalogue: str | None = None
     users: int | None = None
     double: bool = False
 
@@ -92,6 +93,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
         config=plan.config,
         targets=found.targets[some],
         keys=found.keys[some],
+        offered=worker_offered(plan.catalogue),
         dtype=torch.float64 if plan.double else None,
     )
     return {name: value.cpu() for name, value in sums.items()}, users

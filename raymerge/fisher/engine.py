@@ -27,6 +27,9 @@ MEMORY_BYTES = 32 << 20
 MOST_USERS = 64
 """Users of a batch on a CPU, the unit of work of a thread."""
 
+NOT_OFFERED = -1e9
+"""Logit of an item that is not on offer: its probability is 0 beside any other."""
+
 
 @dataclass(frozen=True)
 class Users:
@@ -55,7 +58,14 @@ class Users:
 class Engine:
     """One model and estimator: adds up squared gradients batch by batch."""
 
-    def __init__(self, module: nn.Module, config: FisherConfig, skip_frozen: bool, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: FisherConfig,
+        skip_frozen: bool,
+        memory_bytes: int,
+        offered: Tensor | None = None,
+    ) -> None:
         self.module, self.model = module, parts_of(module)
         self.config = config
         self.memory_bytes = memory_bytes
@@ -64,7 +74,7 @@ class Engine:
             parameter.requires_grad_()
         with torch.enable_grad():  # so that a computed weight shows what it was computed from
             weight, bias, tied = self.model.head()
-        self.head = Head(weight.detach(), None if bias is None else bias.detach(), config.temperature)
+        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature)
         config.check_model(items=self.head.items, dim=weight.shape[1])
         self.names = HeadNames.of(module, weight, bias, tied)
         self.sums = SquareSums(parameters)
@@ -152,6 +162,19 @@ class Batch:
     probes: Probes
     columns: Tensor | None
     journal: Journal
+
+
+def _restricted(weight: Tensor, bias: Tensor | None, offered: Tensor | None) -> Tensor | None:
+    """The output bias [V] that leaves no probability to items that are not offered, bool[V]; all are if None."""
+    if offered is None:
+        return None if bias is None else bias.detach()
+    if offered.shape != weight.shape[:1] or not bool(offered.any()):
+        raise InputError(
+            f"offered must be bool[V] for V = {len(weight)} items, at least one of them true, got "
+            f"{int(offered.sum())} true of {len(offered)}"
+        )
+    whole = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    return whole.masked_fill(~offered.to(weight.device), NOT_OFFERED)
 
 
 def _lengths(histories: Tensor) -> Tensor:

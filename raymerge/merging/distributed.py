@@ -1,6 +1,6 @@
 """Scoring candidate merges on Ray: each process merges the members itself and ranks its part of the users."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raymerge.artifacts import load_diagonal, load_model
-from raymerge.evaluation.distributed import worker_examples
+from raymerge.evaluation.distributed import worker_examples, worker_offered
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
 from raymerge.merging.methods import MergeSetting, merge
@@ -52,18 +52,27 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
     return merged.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def validate_partition(candidate: Candidate, partition: str, filter_seen: bool) -> tuple[float, int]:
-    """Sum of validation NDCG@10 (full ranking) over the users of a partition, and their number (runs in a worker)."""
+def validate_partition(
+    candidate: Candidate, partition: str, catalogue: str | None, filter_seen: bool
+) -> tuple[float, int]:
+    """Sum of validation NDCG@10 (full ranking) over the users of a partition, and their number (runs in a worker).
+
+    `catalogue` is the URL of the items if not all of them are on offer in the partition's data.
+    """
     module = merged_model(candidate)
     found = worker_examples(partition, "validation", module.config.max_length)
-    ranks = full_ranks(module, found.histories, found.targets, seen=found.seen if filter_seen else None)
+    seen, offered = found.seen if filter_seen else None, worker_offered(catalogue)
+    ranks = full_ranks(module, found.histories, found.targets, seen=seen, offered=offered)
     return float(ndcg(ranks, 10).sum()), len(ranks)
 
 
-def validate(pool: Pool, candidate: Candidate, partitions: Sequence[str], *, filter_seen: bool) -> float:
-    """Mean validation NDCG@10 over all users; sums are added in the order of the partitions."""
+def validate(pool: Pool, candidate: Candidate, partitions: Mapping[str, str | None], *, filter_seen: bool) -> float:
+    """Mean validation NDCG@10 over all users of partitions, each with its catalogue as `validate_partition` has it.
+
+    Sums are added in the order of the partitions.
+    """
     sums: dict[str, tuple[float, int]] = {}
-    pieces = {partition: (candidate, partition, filter_seen) for partition in partitions}
+    pieces = {url: (candidate, url, catalogue, filter_seen) for url, catalogue in partitions.items()}
     pool.run(validate_partition, pieces, doing="validating a merge", on_result=sums.__setitem__)
     total = sum(sums[partition][0] for partition in partitions)
     return total / max(1, sum(sums[partition][1] for partition in partitions))

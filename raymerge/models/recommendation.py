@@ -23,6 +23,7 @@ class Batch:
     windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
     seeds: Tensor  # int64[B], from which all of a row's random draws follow
     same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
+    offered: Tensor | None = None  # int64[n], in order, the columns of the items to choose among; all items if None
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class ClozeSettings:
 
 
 def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:
-    """Cross-entropy over all items at hidden positions; the window's other items are the input."""
+    """Cross-entropy over the items on offer at hidden positions; the window's other items are the input."""
     inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
     states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
-    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden])
+    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], batch.offered)
 
 
 def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,14 +90,18 @@ def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index:
 
 
 def next_item(encoder: SequenceEncoder, batch: Batch) -> Term:
-    """Cross-entropy over all items at each position that has an item before it."""
+    """Cross-entropy over the items on offer at each position that has an item before it."""
     inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
     real = inputs != 0
     states = encoder.hidden_states(encoder.item_embedding(inputs), real)
-    return _recommendation(encoder, states[real], targets[real])
+    return _recommendation(encoder, states[real], targets[real], batch.offered)
 
 
-def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor) -> Term:
+def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor, offered: Tensor | None) -> Term:
     weight, bias, _ = encoder.head()
-    total = catalogue_cross_entropy(states, targets - 1, weight, bias)
+    columns = targets - 1
+    if offered is not None:  # the others are neither right nor wrong: what is known of them stays as it is
+        weight, bias = weight[offered], None if bias is None else bias[offered]
+        columns = torch.searchsorted(offered, columns)
+    total = catalogue_cross_entropy(states, columns, weight, bias)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

@@ -14,7 +14,7 @@ from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of
-from raymerge.stages.shards import Rate, ShardGroups, ShardSum, shard_inputs
+from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 from raymerge.stages.train import model_digest
 
 
@@ -52,12 +52,8 @@ def _key(context: Context, data: Artifact, model: Artifact) -> dict[str, dict[st
 
 def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict[str, ShardPlan]:
     return {
-        f"{partition.rpartition('/')[2]} of {name}": ShardPlan(
-            "fisher-shard",
-            model.file("model"),
-            partition,
-            shard_inputs(data, model, partition),
-            context.config.fisher,
+        f"{partition.rpartition('/')[2]} of {name}": plan_shard(
+            "fisher-shard", data, model, partition, context.config.fisher
         )
         for partition in partitions_of(data)
     }

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from raymerge import storage
+import torch
+
 from raymerge.artifacts import Artifact
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
 from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER
-from raymerge.data.sequences import Sequences, read_partition, write_partition
+from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
+from raymerge.data.split import training_part
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 
@@ -27,6 +29,7 @@ class Lessons:
 def divide(context: Context, data: Artifact) -> Lessons:
     """All data for every model, or a part of it for each market, as data of its own with the same catalogue.
 
+    The items that a part has are those on offer there: its model learns to choose among them, and unlearns no others.
     What a market holds back of its part to validate is its own: a merge is chosen by sums that the markets tell.
     """
     config, settings = context.config, context.config.markets
@@ -54,16 +57,22 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     partitions = partitions_of(data)
     with context.make("markets", run, inputs=inputs, configuration=configuration) as making:
         (making.folder / PARTITIONS_FOLDER).mkdir()
-        (making.folder / ITEMS_FILE).write_bytes(storage.read_bytes(data.file(ITEMS_FILE)))
-        counts = {"users": 0, "items": data.counts["items"], "interactions": 0, "partitions": len(partitions)}
+        whole = read_items(data.file(ITEMS_FILE))
+        had, training = torch.zeros(2, len(whole) + 1, dtype=torch.int64)
+        counts = {"users": 0, "items": len(whole), "interactions": 0, "partitions": len(partitions)}
         for number, partition in enumerate(partitions):
             making.progress(number, len(partitions))
             kept = part(read_partition(partition))
             write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
             counts["users"] += len(kept)
             counts["interactions"] += len(kept.items)
+            had += kept.items.bincount(minlength=len(had))
+            training += training_part(kept).items.bincount(minlength=len(had))
+        write_items(Items(whole.ids, training[1:], had[1:] > 0), making.folder / ITEMS_FILE)
+        counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)
         for key, value in counts.items():
             making.tell(key, value)
-        making.progress(1, 1, f"{counts['users']:,} users, {counts['interactions']:,} interactions")
+        users, items, interactions = (f"{counts[key]:,}" for key in ("users", "offered", "interactions"))
+        making.progress(1, 1, f"{users} users, {items} items, {interactions} interactions")
     return context.committed("markets", inputs, configuration)

@@ -14,7 +14,7 @@ from raymerge.merging.distributed import Candidate, merged_model, validate
 from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
 from raymerge.pool import Pool
 from raymerge.stages.context import SCORE, Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.stages.train import model_digest
 
 Scorer = Callable[[MergeSetting, Point], float]
@@ -81,7 +81,7 @@ def _settle(
 ) -> tuple[MergeSetting, Point]:
     """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
     trials: list[dict[str, object]] = []
-    partitions = [partition for one in data for partition in partitions_of(one)]
+    partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
 
     def score(setting: MergeSetting, point: Point) -> float:
         assert pool is not None, "there are data to validate on"

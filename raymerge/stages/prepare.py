@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from raymerge import recipes, storage
 from raymerge.artifacts import Artifact, file_digest
 from raymerge.data.interactions import open_log
-from raymerge.data.prepare import PARTITIONS_FOLDER, catalogue_file
+from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
@@ -70,3 +70,9 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
 def partitions_of(data: Artifact) -> list[str]:
     """URLs of the user partitions, in order."""
     return [data.file(name) for name in sorted(data.manifest["files"]) if name.startswith(PARTITIONS_FOLDER)]
+
+
+def restricted_catalogue(data: Artifact) -> str | None:
+    """URL of the catalogue if not all of its items are on offer in these data, else None."""
+    items = data.counts["items"]
+    return data.file(ITEMS_FILE) if data.counts.get("offered", items) < items else None

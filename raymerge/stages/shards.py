@@ -9,17 +9,32 @@ from torch import Tensor
 from raymerge import storage
 from raymerge.artifacts import Artifact, Output
 from raymerge.blocks import Block, Shapes, TensorFile, blocks
+from raymerge.data.prepare import ITEMS_FILE
 from raymerge.errors import InputError
 from raymerge.fisher.distributed import SUMS_FILE, Shard, ShardPlan, make_shards
 from raymerge.fisher.reduction import tree_sum
+from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
+from raymerge.stages.prepare import restricted_catalogue
 from raymerge.stages.train import model_digest
 
 
-def shard_inputs(data: Artifact, model: Artifact, partition: str) -> dict[str, str]:
-    """Digests of what a shard is made of: the same in a data set that has been added to."""
-    name = partition.removeprefix(data.url + "/")
-    return {"model": model_digest(model), "partition": data.manifest["files"][name]}
+def plan_shard(
+    stage: str,
+    data: Artifact,
+    model: Artifact,
+    partition: str,
+    config: FisherConfig,
+    *,
+    users: int | None = None,
+    double: bool = False,
+) -> ShardPlan:
+    """A shard, found by the digests of what it is made of: the same ones in a data set that has been added to."""
+    files, catalogue = data.manifest["files"], restricted_catalogue(data)
+    inputs = {"model": model_digest(model), "partition": files[partition.removeprefix(data.url + "/")]}
+    if catalogue is not None:
+        inputs["catalogue"] = files[ITEMS_FILE]
+    return ShardPlan(stage, model.file("model"), partition, inputs, config, catalogue, users, double)
 
 
 class ShardGroups:

@@ -17,7 +17,7 @@ from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of
-from raymerge.stages.shards import Rate, ShardGroups, ShardSum, shard_inputs
+from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 from raymerge.stages.train import model_digest
 
 SCHEMA = 1  # of study.json; raised when a key changes its meaning
@@ -83,14 +83,8 @@ class _Task:
     def plans(self, name: str, config: FisherConfig, *, double: bool = False) -> dict[str, ShardPlan]:
         """Shards of a candidate."""
         return {
-            f"{name} on {url.rpartition('/')[2]}": ShardPlan(
-                "study-shard",
-                self.model.file("model"),
-                url,
-                shard_inputs(self.data, self.model, url),
-                config,
-                users=users,
-                double=double,
+            f"{name} on {url.rpartition('/')[2]}": plan_shard(
+                "study-shard", self.data, self.model, url, config, users=users, double=double
             )
             for url, users in self.bounds.items()
         }

@@ -12,7 +12,7 @@ from raymerge.events import Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
 from raymerge.stages.context import SCORE, Context
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
@@ -154,6 +154,7 @@ def _job(context: Context, plan: Plan) -> Job:
         objective=plan.objective,
         training=plan.training,
         start=plan.start.file("model") if plan.start else None,
+        catalogue=restricted_catalogue(plan.data),
         workers=plan.workers,
         threads=plan.threads,
     )

@@ -127,8 +127,10 @@ def _even_steps(partition: Tensor, phases: Tensor, *, steps: int, seed: int, epo
     return ((place + phase) * steps / sizes[partition]).long().clamp(max=steps - 1)
 
 
-def epoch_batches(windows: Windows, plan: EpochPlan, same_target: SameTargetIndex | None = None) -> Iterator[Batch]:
-    """This rank's rows of each step of an epoch, trimmed to the longest of them."""
+def epoch_batches(
+    windows: Windows, plan: EpochPlan, same_target: SameTargetIndex | None = None, offered: Tensor | None = None
+) -> Iterator[Batch]:
+    """This rank's rows of each step of an epoch, trimmed to the longest of them; `offered` as `Batch` has it."""
     for step, width in enumerate(plan.widths):
         rows = plan.order[plan.bounds[step] : plan.bounds[step + 1]]
         users, ends, seeds = windows.users[rows], plan.ends[rows], plan.seeds[rows]
@@ -137,7 +139,7 @@ def epoch_batches(windows: Windows, plan: EpochPlan, same_target: SameTargetInde
         if same_target is not None:
             own = hashed(Stream.SAME_TARGET_PRIORITY, same_target.seed, windows.keys[users], ends - 1)
             others = same_target.draw(batch[:, -1], seeds, own, fallback=batch[:, :-1])
-        yield Batch(batch, seeds, others)
+        yield Batch(batch, seeds, others, offered)
 
 
 def gather_histories(items: Tensor, starts: Tensor, ends: Tensor, width: int) -> Tensor:

@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from raymerge import storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
-from raymerge.data.sequences import read_partition
+from raymerge.data.sequences import read_items, read_partition
 from raymerge.errors import ArtifactError, InputError, ResourceError, UserError
 from raymerge.events import Emit, Event, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -48,6 +48,7 @@ class Job:
     objective: ObjectiveConfig
     training: TrainingConfig
     start: str | None = None  # URL of the model to start from; without it from scratch
+    catalogue: str | None = None  # URL of the items, of which not all are on offer; without it all are
     workers: int = 1
     threads: int = 1
 
@@ -151,6 +152,7 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
         build_objective(job.objective, encoder.config),
         [read_partition(url) for url in job.partitions[rank::world]],
         job.training,
+        offered=read_items(job.catalogue).offered if job.catalogue else None,
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,
         on_step=reporter.step,

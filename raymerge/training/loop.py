@@ -55,6 +55,7 @@ def train(
     partitions: Sequence[Sequences],
     config: TrainingConfig,
     *,
+    offered: Tensor | None = None,
     resume: TrainingState | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
@@ -62,22 +63,24 @@ def train(
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
     All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
-    ranking). `on_epoch` gets each epoch's report and a state that `resume` continues to the bit. Raises InputError if
-    no rank has anything to train on, ScoreError if a loss is not a finite number.
+    ranking). Softmax and validation are over the items that are `offered`, bool[V], all if None. `on_epoch` gets each
+    epoch's report and a state that `resume` continues to the bit. Raises InputError if no rank has anything to train
+    on, ScoreError if a loss is not a finite number.
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
     windows, steps = _windows(encoder, objective, partitions, config)
     same_target = _same_target(objective, partitions, config, device)
+    offered = None if offered is None else offered.to(device)
     stepper = Stepper(encoder, objective, config)
     state = resume or TrainingState()
     if resume is not None:
         resume.load_into(encoder, objective, stepper.optimizer)
     while not is_finished(state, config):
-        epoch = Epoch(stepper, windows, same_target, number=state.epoch, steps=steps)
+        epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps)
         epoch.run(on_step)
         began = time.perf_counter()
-        score = validate(encoder, partitions, filter_seen=config.filter_seen)
+        score = validate(encoder, partitions, filter_seen=config.filter_seen, offered=offered)
         report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
         state = state.after_epoch(report, encoder, objective, stepper.optimizer)
         if on_epoch is not None:
@@ -91,13 +94,15 @@ def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
     return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - state.best_epoch
 
 
-def validate(encoder: SequenceEncoder, partitions: Sequence[Sequences], *, filter_seen: bool) -> float:
+def validate(
+    encoder: SequenceEncoder, partitions: Sequence[Sequences], *, filter_seen: bool, offered: Tensor | None = None
+) -> float:
     """Mean NDCG@10 of the full ranking of every user's validation item, over all ranks' partitions."""
     total = torch.zeros(2, dtype=torch.float64)
     for partition in partitions:
         asked = examples(partition, "validation", encoder.config.max_length)
         seen = asked.seen if filter_seen else None
-        gains = ndcg(full_ranks(encoder, asked.histories, asked.targets, seen=seen), 10)
+        gains = ndcg(full_ranks(encoder, asked.histories, asked.targets, seen=seen, offered=offered), 10)
         total += torch.tensor([float(gains.sum()), len(gains)], dtype=torch.float64)
     gain, users = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
     return gain / max(users, 1.0)
@@ -132,9 +137,17 @@ class Epoch:
     """One pass over all windows: its steps, and what they came to."""
 
     def __init__(
-        self, stepper: Stepper, windows: Windows, same_target: SameTargetIndex | None, *, number: int, steps: int
+        self,
+        stepper: Stepper,
+        windows: Windows,
+        same_target: SameTargetIndex | None,
+        offered: Tensor | None,
+        *,
+        number: int,
+        steps: int,
     ) -> None:
         self.stepper, self.windows, self.same_target = stepper, windows, same_target
+        self.offered = None if offered is None else offered.nonzero().squeeze(1)
         self.config = stepper.config
         self.number, self.steps = number, steps  # epochs count from 0 here, from 1 in reports
         self.figures: list[StepFigures] = []
@@ -148,7 +161,7 @@ class Epoch:
         self.stepper.objective.train()
         began = told = time.perf_counter()
         plan = plan_epoch(self.windows, steps=self.steps, seed=seed, epoch=self.number)
-        for batch in epoch_batches(self.windows, plan, self.same_target):
+        for batch in epoch_batches(self.windows, plan, self.same_target, self.offered):
             self.figures.append(self.stepper.step(batch, rate=self._rate(len(self.figures))))
             self.seconds = time.perf_counter() - began
             if len(self.figures) % CHECK_STEPS == 0 or len(self.figures) == self.steps:

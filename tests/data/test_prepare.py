@@ -116,6 +116,8 @@ def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_p
     ours, theirs = (pq.read_table(tmp_path / name / "items.parquet") for name in ("second", "first"))
     assert ours.select(["index", "item"]).equals(theirs.select(["index", "item"]))
     assert ours["count"].to_pylist() == [0, 1, 0], "the last two interactions do not count"
+    assert ours["offered"].to_pylist() == [True, True, False]
+    assert (counts["offered"], "offered" in theirs.column_names) == (2, False)
     assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
 
 

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from raymerge.data.sequences import Items, concatenate, from_lists, pad_left, read_items, read_partition, slices
+from raymerge.data.sequences import (
+    Items,
+    concatenate,
+    from_lists,
+    pad_left,
+    read_items,
+    read_partition,
+    slices,
+    write_items,
+)
 from raymerge.data.split import Examples, evaluated_users, examples, training_part
 from raymerge.errors import ArtifactError, ConfigError, InputError
 
@@ -108,6 +117,14 @@ def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):
         read_items(str(path))
     with pytest.raises(InputError, match="no such file"):
         read_items(str(tmp_path / "none.parquet"))
+
+
+@pytest.mark.parametrize("offered", [None, torch.tensor([True, False])])
+def test_a_catalogue_is_read_as_it_was_written(tmp_path, offered):
+    write_items(Items(pa.array(["a", "b"]), torch.tensor([3, 0]), offered), tmp_path / "items.parquet")
+    found = read_items(str(tmp_path / "items.parquet"))
+    assert (found.ids.to_pylist(), found.counts.tolist()) == (["a", "b"], [3, 0])
+    assert found.offered is None if offered is None else torch.equal(found.offered, offered)
 
 
 def test_the_catalogue_translates_own_ids_both_ways():

@@ -36,13 +36,14 @@ def scored_users(draw):
 
 
 @settings(max_examples=40, deadline=None)
-@given(scored_users(), st.sampled_from(BUDGETS), st.booleans())
-def test_full_ranks_equal_counting_item_by_item(drawn, memory, filtered):
+@given(scored_users(), st.sampled_from(BUDGETS), st.booleans(), st.sets(st.integers(1, 12)))
+def test_full_ranks_equal_counting_item_by_item(drawn, memory, filtered, missing):
     table, histories, targets, seen = drawn
     hidden = ragged(seen) if filtered else None
-    found = full_ranks(TableScorer(table), histories, targets, seen=hidden, memory_bytes=memory)
+    offered = torch.tensor([item not in missing for item in range(1, table.shape[1] + 1)]) if missing else None
+    found = full_ranks(TableScorer(table), histories, targets, seen=hidden, offered=offered, memory_bytes=memory)
     for rank, last, target, items in zip(found.tolist(), histories[:, -1], targets.tolist(), seen, strict=True):
-        assert rank == oracles.rank(table[last].tolist(), target, set(items) if filtered else set())
+        assert rank == oracles.rank(table[last].tolist(), target, missing | set(items) if filtered else missing)
 
 
 @settings(max_examples=40, deadline=None)

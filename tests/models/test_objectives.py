@@ -116,6 +116,27 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str, attention: st
 
 
 @EVERY
+def test_items_not_on_offer_are_neither_right_nor_wrong(name: str, attention: str) -> None:
+    encoder = make(attention)
+    objective = build_objective(ObjectiveConfig(name), encoder.config).double()
+    whole = make_batch(objective.window)
+    offered = whole.windows[whole.windows > 0].unique()[:-3]
+    kept = (whole.windows <= offered[-1]) * whole.windows
+    rows = (kept > 0).sum(1) >= 2
+    windows = padded([row for row in unpadded(kept[rows]) if row], kept.shape[1])
+    batch = Batch(windows, whole.seeds[rows], whole.same_target[rows], offered - 1)
+    term = objective(encoder, batch)[0]
+    term.total.backward()
+    with torch.no_grad():
+        others = torch.ones(ITEMS, dtype=torch.bool).index_fill_(0, offered - 1, False)
+        encoder.output_bias[others] = -torch.inf
+    naive, _ = naive_recommendation(encoder, replace(batch, offered=None), objective.settings)
+    torch.testing.assert_close(term.total.detach(), naive.detach(), rtol=1e-9, atol=1e-9)
+    assert not encoder.output_bias.grad[others].any()
+    assert encoder.output_bias.grad[~others].all()
+
+
+@EVERY
 def test_padding_on_the_left_changes_no_loss(name: str, attention: str) -> None:
     encoder = make(attention)
     objective = build_objective(ObjectiveConfig(name), encoder.config)
