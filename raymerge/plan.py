@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from raymerge.config import Config
-from raymerge.costs import ACTIVATIONS, GIB, NODE_BYTES, PROCESS_BYTES, RATES, encoding, layers, parameters
+from raymerge.costs import (
+    ACTIVATIONS,
+    GIB,
+    NODE_BYTES,
+    PROCESS_BYTES,
+    RATES,
+    SCORE_PASSES,
+    TRAINING_COPIES,
+    encoding,
+    layers,
+    parameters,
+)
 from raymerge.data.size import DataSize
 from raymerge.data.split import HELD_OUT
 from raymerge.errors import ResourceError
@@ -160,7 +171,7 @@ class _Planner:
         rows = ceil(training.batch_size / workers)
         items = self._softmax_items(settings, training.batch_size * encoder.max_length)
         activations = 4.0 * ACTIVATIONS * views * rows * encoder.max_length * encoder.dim * encoder.blocks
-        held = 16 * self.parameters + self.data_bytes / workers  # weights, gradients and two moments
+        held = TRAINING_COPIES * 4 * self.parameters + 2 * self.data_bytes / workers
         return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * items)
 
     def _pool_size(self) -> int:
@@ -182,9 +193,13 @@ class _Planner:
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
         encoder, settings = self.config.encoder, self.config.fisher
-        all_probes = 1 if ESTIMATORS[settings.estimator].passes == "1" else encoder.dim
-        probes = min(encoder.dim, settings.samples or all_probes)
-        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim**2
+        estimator = ESTIMATORS[settings.estimator]
+        probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
+        has_eigenvectors = (
+            estimator.passes == "d" or estimator.limit == "dimensions"
+        )  # of a d × d matrix over all items
+        products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
+        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
         memory = ENGINE_BYTES + 12.0 * self.parameters
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
