@@ -8,6 +8,7 @@ is what positions × items would take and nothing may hold. The Fisher engine's 
 import argparse
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.models.recommendation import Batch
+from raymerge.runtime import PATIENT_THREADS
 from raymerge.training.config import TrainingConfig
 from raymerge.training.step import Stepper
 
@@ -55,7 +57,8 @@ def _batch(items: int, rows: int) -> Batch:
 def in_process(case: tuple[int, str, int, int]) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    environment = PATIENT_THREADS | os.environ  # as Ray's workers have it
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ def main() -> None:
     parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6])
     parser.add_argument("--losses", nargs="*", default=["full", "sampled"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

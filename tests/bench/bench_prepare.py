@@ -29,14 +29,14 @@ ACTIVITY_SPREAD = 0.6  # of a log-normal distribution: one in a hundred users ha
 FIRST_DAY_S, YEAR_S = 1_700_000_000, 31_536_000
 
 
-def write_log(path: Path, rows: int, *, seed: int = 0) -> None:
+def write_log(path: Path, rows: int, *, catalogue: int | None = None, seed: int = 0) -> None:
     """A log of so many rows with columns user, item and timestamp, row group by row group; a function of its arguments.
 
     Users' activity is log-normal, items' popularity falls as 1 / rank.
     """
     random = np.random.default_rng(seed)
     users = np.cumsum(random.lognormal(0, ACTIVITY_SPREAD, max(1, rows // PER_USER)))
-    items = np.cumsum(1 / np.arange(1, max(1, rows // PER_ITEM) + 1))
+    items = np.cumsum(1 / np.arange(1, (catalogue or max(1, rows // PER_ITEM)) + 1))
     own_ids = random.permutation(len(items))  # so that popular items do not have neighbouring ids
     schema = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64())])
     with pq.ParquetWriter(path, schema) as writer:
