@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from raymerge.config import Config
-from raymerge.costs import ACTIVATIONS, GIB, NODE_BYTES, PROCESS_BYTES, RATES, encoding, layers, parameters
+from raymerge.costs import (
+    ACTIVATIONS,
+    GIB,
+    NODE_BYTES,
+    PROCESS_BYTES,
+    RATES,
+    SCORE_PASSES,
+    TRAINING_COPIES,
+    encoding,
+    layers,
+    parameters,
+)
 from raymerge.data.size import DataSize
 from raymerge.data.split import HELD_OUT
 from raymerge.errors import ResourceError
@@ -19,6 +30,7 @@ from raymerge.fisher.weights import ESTIMATORS
 from raymerge.merging.methods import METHODS
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
+from raymerge.models.recommendation import SoftmaxSettings
 from raymerge.runtime import Capacity, Node
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import trainings_at_once
@@ -137,23 +149,30 @@ class _Planner:
     def _training_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
         """Seconds of one core for all epochs, the validation after each included."""
         windows = 1.0 if training.windows == "all" else min(1.0, self.size.users * self.length / max(1, self.tokens))
-        cost = self._token_work(objective) * self.tokens * windows / RATES.training
+        cost = self._token_work(objective, training) * self.tokens * windows / RATES.training
         return training.epochs * (cost + self._ranking_work())
 
-    def _token_work(self, objective: ObjectiveConfig) -> float:
+    def _token_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
         """Multiply-adds of one token: its encoding, once more for each contrastive view, and its scores."""
         encoder, settings = self.config.encoder, objective.resolved()
         views = 2 if isinstance(settings, ContrastiveSettings) else 0
         scored = settings.mask_rate if encoder.cloze else 1.0
-        return (1 + views) * encoding(encoder, self.length) + scored * self.size.items * encoder.dim
+        items = self._softmax_items(settings, scored * training.batch_size * self.length)
+        return (1 + views) * encoding(encoder, self.length) + scored * items * encoder.dim
+
+    def _softmax_items(self, settings: SoftmaxSettings, targets: float) -> float:
+        """Items over which the loss of a batch with so many targets takes its softmax."""
+        return min(self.size.items, settings.negatives + targets) if settings.loss == "sampled" else self.size.items
 
     def _training_bytes(self, objective: ObjectiveConfig, training: TrainingConfig, workers: int) -> float:
         encoder = self.config.encoder
-        views = 3 if isinstance(objective.resolved(), ContrastiveSettings) else 1
+        settings = objective.resolved()
+        views = 3 if isinstance(settings, ContrastiveSettings) else 1
         rows = ceil(training.batch_size / workers)
+        items = self._softmax_items(settings, training.batch_size * encoder.max_length)
         activations = 4.0 * ACTIVATIONS * views * rows * encoder.max_length * encoder.dim * encoder.blocks
-        held = 16 * self.parameters + self.data_bytes / workers  # weights, gradients and two moments
-        return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * self.size.items)
+        held = TRAINING_COPIES * 4 * self.parameters + 2 * self.data_bytes / workers
+        return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * items)
 
     def _pool_size(self) -> int:
         return self.capacity.actors(self.config.cluster)
@@ -174,9 +193,13 @@ class _Planner:
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
         encoder, settings = self.config.encoder, self.config.fisher
-        all_probes = 1 if ESTIMATORS[settings.estimator].passes == "1" else encoder.dim
-        probes = min(encoder.dim, settings.samples or all_probes)
-        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim**2
+        estimator = ESTIMATORS[settings.estimator]
+        probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
+        has_eigenvectors = (
+            estimator.passes == "d" or estimator.limit == "dimensions"
+        )  # of a d × d matrix over all items
+        products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
+        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
         memory = ENGINE_BYTES + 12.0 * self.parameters
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)

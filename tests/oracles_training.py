@@ -27,6 +27,19 @@ def cross_entropy_sum(states: Tensor, targets: list[int], weight: Tensor, bias: 
     return total
 
 
+def sampled_cross_entropy_sum(
+    states: Tensor, targets: list[int], weight: Tensor, bias: Tensor | None, *, drawn: list[int]
+) -> Tensor:
+    """Σ −log of exp(z_target) over the targets' exp(z) plus, for each other item that was drawn, exp(z) / q of it."""
+    q = 1 - (1 - 1 / len(weight)) ** len(drawn)
+    total = states.new_zeros(())
+    for state, target in zip(states, targets, strict=True):
+        odds = torch.exp(weight @ state + (0 if bias is None else bias))
+        partition = sum(odds[item] for item in set(targets)) + sum(odds[item] / q for item in set(drawn) - set(targets))
+        total = total - torch.log(odds[target] / partition)
+    return total
+
+
 def info_nce_sum(
     first: Tensor, second: Tensor, *, similarity: str, temperature: float, targets: list[int] | None
 ) -> Tensor:

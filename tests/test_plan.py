@@ -1,5 +1,6 @@
 """The plan: more data takes longer, more cores do not, what cannot fit is named with what to change."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,13 +78,24 @@ def test_more_work_takes_longer(setting: str) -> None:
     assert plan(setting).seconds > plan().seconds
 
 
-@pytest.mark.parametrize(("estimator", "dearer"), [("target", "rank"), ("rank", "exact"), ("model", "exact")])
+@pytest.mark.parametrize(
+    ("estimator", "dearer"), [("target", "rank"), ("rank", "exact"), ("model", "exact"), ("hutchinson", "model")]
+)
 def test_fisher_costs_by_its_probes(estimator: str, dearer: str) -> None:
     def fisher(name: str) -> float:
-        samples = {"rank": 8, "model": 10}.get(name)
+        samples = {"rank": 8, "model": 10, "hutchinson": 1}.get(name)
         return seconds(plan(f"fisher.estimator={name}", f"fisher.samples={samples or 'null'}"))["fisher"]
 
     assert fisher(estimator) < fisher(dearer)
+
+
+def test_a_sampled_softmax_is_cheaper_where_the_catalogue_is_larger_than_the_sample() -> None:
+    def training(items: int, **settings: object) -> float:
+        base = json.dumps({"name": "next_item", "settings": settings})
+        return seconds(plan(f"base={base}", size=replace(SHOP, items=items)))["train/base"]
+
+    assert training(10**6, loss="sampled") < training(10**6) / 10
+    assert training(5000, loss="sampled") == training(5000)
 
 
 def test_processes_and_shares_are_those_that_the_run_uses() -> None:

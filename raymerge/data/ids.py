@@ -15,6 +15,7 @@ from raymerge.splitmix import GAMMA, mix_
 
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,18})$"
 LARGEST = str(2**63 - 1)
+HASHED_AT_ONCE = 1 << 14  # they stay in a core's cache, and are too few for torch to make threads wait for each other
 
 
 def check_id_type(kind: pa.DataType, *, column: str, url: str) -> None:
@@ -90,4 +91,7 @@ def stable_keys(ids: pa.StringArray) -> np.ndarray:
 
 def split_mix(numbers: np.ndarray) -> np.ndarray:
     """SplitMix64's next value from each state: int64[n] → int64[n]."""
-    return mix_(torch.from_numpy(numbers.astype(np.int64)) + GAMMA).numpy()
+    words = torch.from_numpy(numbers.astype(np.int64)) + GAMMA
+    for some in words.split(HASHED_AT_ONCE):
+        mix_(some)
+    return words.numpy()

@@ -208,8 +208,8 @@ class Intake:
 
 def _used(distinct: pa.StringArray, codes: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
     """The ids that rows use, and the rows' codes among those."""
-    used, renumbered = np.unique(codes, return_inverse=True)
-    return distinct.take(pa.array(used)), renumbered
+    used = np.bincount(codes, minlength=len(distinct)) > 0
+    return distinct.filter(pa.array(used)), (np.cumsum(used) - 1)[codes]
 
 
 def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report: Progress) -> np.ndarray:

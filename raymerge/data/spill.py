@@ -12,8 +12,11 @@ SCHEMA = pa.schema([("user", pa.string()), ("item", pa.int32()), ("whole", pa.in
 
 
 def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
-    """Partition that each user belongs to, by the stable hash of the user's id: int64[n] → int64[n] in 0..P−1."""
-    return (keys.view(np.uint64) % np.uint64(partitions)).astype(np.int64)
+    """Partition that each user belongs to, by the stable hash of the user's id: int64[n] → uint16[n] in 0..P−1.
+
+    There are at most 65536; numpy sorts 16 bits several times faster than 64.
+    """
+    return (keys.view(np.uint64) % np.uint64(partitions)).astype(np.uint16)
 
 
 class Spill:
@@ -30,12 +33,14 @@ class Spill:
         """Add n rows: distinct users' ids text[k], which of them each row has int64[n], and the other columns."""
         partitions = partition_of(stable_keys(users), self.partitions)[codes]
         order = np.argsort(partitions, kind="stable")
-        present, starts, counts = np.unique(partitions[order], return_index=True, return_counts=True)
+        counts = np.bincount(partitions, minlength=self.partitions)
+        present = np.flatnonzero(counts).tolist()
+        starts = np.cumsum(counts) - counts
         arrays = [users.take(pa.array(codes[order])), *(pa.array(column[order]) for column in columns)]
         rows = pa.record_batch(arrays, schema=SCHEMA)
-        for partition, start, count in zip(present, starts, counts, strict=True):
+        for partition in present:
             with self._file(partition).open("ab") as file:
-                file.write(rows.slice(start, count).serialize())
+                file.write(rows.slice(starts[partition], counts[partition]).serialize())
 
     def take(self, partition: int) -> pa.Table:
         """All rows of a partition in the order of the log; its file is gone afterwards."""

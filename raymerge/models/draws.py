@@ -27,6 +27,7 @@ class Stream(IntEnum):
     SAME_TARGET = 110
     SAME_TARGET_PRIORITY = 111
     DROPOUT = 112
+    NEGATIVES = 113
 
 
 def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:

@@ -1,5 +1,6 @@
-"""The two losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
+"""The losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from raymerge.models.draws import Stream, uniform
 
 LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
 CACHE_ROWS = 256  # on a CPU, chunks of so many rows stay in its cache
@@ -25,6 +28,33 @@ def catalogue_cross_entropy(
     if states.device.type == "cpu":
         rows = min(rows, CACHE_ROWS)
     return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows)
+
+
+def sampled_cross_entropy(
+    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, draws: int, seed: Tensor
+) -> Tensor:
+    """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
+
+    Of `draws` items that are drawn uniformly with replacement each distinct one stands for 1/q items in Σ exp(z), where
+    q = 1 − (1 − 1/V)^draws is the chance to be among them; targets stand for themselves. Given the rows that sum is
+    without bias, so the loss is too as `draws` grows; draws ≥ V take all items and give the softmax itself. (Sampled
+    softmax with the correction by log q: Jean et al., arXiv 1412.2007; Yi et al., RecSys 2019.) `seed` int64 scalar is
+    the same on all ranks. Memory: states, the items taken and V · d for the gradient, whatever rows × items are.
+    """
+    items, log_q = _sample(gather_rows(targets)[0], len(weight), draws, seed)
+    shift = -log_q.to(weight.dtype)
+    some_bias = shift if bias is None else bias[items] + shift
+    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[items], some_bias)
+
+
+def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct columns, in order, and the log of the chance with which each is among them: int64[n], float64[n]."""
+    if draws >= num_items:
+        return torch.arange(num_items, device=targets.device), torch.zeros(num_items, device=targets.device)
+    numbers = uniform(Stream.NEGATIVES, seed, torch.arange(draws, device=targets.device))
+    items = torch.cat([(numbers * num_items).long(), targets]).unique()
+    log_q = items.new_full(items.shape, math.log(-math.expm1(draws * math.log1p(-1 / num_items))), dtype=torch.float64)
+    return items, log_q.masked_fill_(torch.isin(items, targets), 0.0)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):

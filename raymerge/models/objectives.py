@@ -20,15 +20,17 @@ from raymerge.errors import ConfigError
 from raymerge.models.augmentations import AUGMENTATIONS, two_views
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.losses import info_nce
-from raymerge.models.recommendation import Batch, ClozeSettings, Term, check_choice, check_numbers, cloze, next_item
+from raymerge.models.recommendation import (
+    Batch,
+    ClozeSettings,
+    SoftmaxSettings,
+    Term,
+    check_choice,
+    check_numbers,
+    cloze,
+    next_item,
+)
 from raymerge.registry import Registry
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """For an objective that has nothing to set."""
-
-    __pydantic_config__ = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Objective(nn.Module, ABC):
     Parameters of its own (a projection) are trained with the encoder, but are no part of the model.
     """
 
-    Settings: ClassVar[type[Any]] = NoSettings
+    Settings: ClassVar[type[Any]] = SoftmaxSettings
     attention: ClassVar[str | None] = None  # the only direction that it can train, if there is one
     uses_same_target: bool = False
 
@@ -162,7 +164,7 @@ class Bert4rec(Objective):
     attention = "bidirectional"
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        """Mean cross-entropy over all items at the hidden positions."""
+        """Mean cross-entropy at the hidden positions."""
         return [cloze(encoder, batch, self.settings)]
 
 
@@ -173,8 +175,8 @@ class NextItem(Objective):
     attention = "causal"
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        """Mean cross-entropy over all items at every position."""
-        return [next_item(encoder, batch)]
+        """Mean cross-entropy at every position."""
+        return [next_item(encoder, batch, self.settings)]
 
 
 class Contrastive(Objective):
@@ -187,7 +189,9 @@ class Contrastive(Objective):
 
     def recommendation(self, encoder: SequenceEncoder, batch: Batch) -> Term:
         """The loss that recommends."""
-        return cloze(encoder, batch, self.settings) if encoder.config.cloze else next_item(encoder, batch)
+        return (
+            cloze(encoder, batch, self.settings) if encoder.config.cloze else next_item(encoder, batch, self.settings)
+        )
 
     def states(self, encoder: SequenceEncoder, *views: Tensor) -> list[Tensor]:
         """What is contrasted: for each view int64[B, W] the (projected) state at its prediction position, [B, d]."""

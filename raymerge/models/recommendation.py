@@ -4,7 +4,7 @@ Shapes: B windows, W columns, Q columns to be guessed, d dimensions. Windows are
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.draws import Stream, uniform
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.models.losses import catalogue_cross_entropy
+from raymerge.models.losses import catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,40 @@ def check_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class ClozeSettings:
-    """How items are hidden from a bidirectional encoder."""
+class SoftmaxSettings:
+    """Over which items the softmax is taken: all, or those of the batch and a sample of the others.
+
+    The sample is for catalogues that make all of them too slow: a step then costs what `negatives` and the batch's own
+    items do, and the optimizer, which goes through all rows of the embedding.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
+
+    loss: Literal["full", "sampled"] = "full"
+    negatives: int = 8192  # draws from the catalogue a step, shared by all ranks; for `sampled`
+
+    def __post_init__(self) -> None:
+        check_choice(self, "loss", ("full", "sampled"))
+        check_numbers(self, negatives=(1, 2**31))
+
+
+@dataclass(frozen=True)
+class ClozeSettings(SoftmaxSettings):
+    """How items are hidden from a bidirectional encoder."""
 
     mask_rate: float = 0.2  # share of a window's items that are hidden, at least one
     last_only: float = 0.1  # share of windows in which only the last item is hidden, as when recommending
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_numbers(self, mask_rate=(0, 1), last_only=(0, 1))
 
 
 def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:
-    """Cross-entropy over the items on offer at hidden positions; the window's other items are the input."""
+    """Cross-entropy at hidden positions; the window's other items are the input."""
     inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
     states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
-    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], batch.offered)
+    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], batch, settings)
 
 
 def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,19 +106,26 @@ def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index:
     return windows.masked_fill(chosen, mask_index), columns, hidden
 
 
-def next_item(encoder: SequenceEncoder, batch: Batch) -> Term:
-    """Cross-entropy over the items on offer at each position that has an item before it."""
+def next_item(encoder: SequenceEncoder, batch: Batch, settings: SoftmaxSettings) -> Term:
+    """Cross-entropy at each position that has an item before it."""
     inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
     real = inputs != 0
     states = encoder.hidden_states(encoder.item_embedding(inputs), real)
-    return _recommendation(encoder, states[real], targets[real], batch.offered)
+    return _recommendation(encoder, states[real], targets[real], batch, settings)
 
 
-def _recommendation(encoder: SequenceEncoder, states: Tensor, targets: Tensor, offered: Tensor | None) -> Term:
+def _recommendation(
+    encoder: SequenceEncoder, states: Tensor, targets: Tensor, batch: Batch, settings: SoftmaxSettings
+) -> Term:
+    """Cross-entropy of states [n, d] whose next items are `targets` int64[n], over the items on offer."""
     weight, bias, _ = encoder.head()
     columns = targets - 1
-    if offered is not None:  # the others are neither right nor wrong: what is known of them stays as it is
-        weight, bias = weight[offered], None if bias is None else bias[offered]
-        columns = torch.searchsorted(offered, columns)
-    total = catalogue_cross_entropy(states, columns, weight, bias)
+    if batch.offered is not None:  # the others are neither right nor wrong: what is known of them stays as it is
+        weight, bias = weight[batch.offered], None if bias is None else bias[batch.offered]
+        columns = torch.searchsorted(batch.offered, columns)
+    if settings.loss == "full":
+        total = catalogue_cross_entropy(states, columns, weight, bias)
+    else:
+        seed = gather_rows(batch.seeds)[0].sum()  # of all ranks' rows, in whatever order
+        total = sampled_cross_entropy(states, columns, weight, bias, draws=settings.negatives, seed=seed)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

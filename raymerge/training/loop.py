@@ -3,6 +3,12 @@
 Under an initialised torch.distributed each rank calls `train` with its own partitions, and all of them together take
 exactly the steps that one process with all partitions would: losses and gradients are sums over ranks, divided by
 counts over ranks. A base model and a fine-tune differ only in the encoder that they start from.
+
+Memory of a rank: its partitions, 8 bytes an interaction and about 60 a user; 40 bytes a window (some 100 while an epoch
+is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
+same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
+the last state, 4 while the next one replaces it, and once while it is written; and what one batch takes, where
+positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps.
 """
 
 import math
@@ -21,6 +27,7 @@ from raymerge.evaluation.ranking import full_ranks
 from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
+from raymerge.models.recommendation import Term
 from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, learning_rate
@@ -150,8 +157,10 @@ class Epoch:
         self.offered = None if offered is None else offered.nonzero().squeeze(1)
         self.config = stepper.config
         self.number, self.steps = number, steps  # epochs count from 0 here, from 1 in reports
-        self.figures: list[StepFigures] = []
-        self.seconds = 0.0
+        self.done, self.seconds = 0, 0.0
+        self._terms: list[Term] = []
+        self._recent: list[StepFigures] = []  # not yet looked at
+        self._summed: Tensor | None = None  # the summands of all others: memory does not grow with the steps
 
     def run(self, on_step: OnStep | None) -> None:
         """Take all steps; raises ScoreError within CHECK_STEPS of a loss that is not finite, on all ranks at once."""
@@ -162,49 +171,53 @@ class Epoch:
         began = told = time.perf_counter()
         plan = plan_epoch(self.windows, steps=self.steps, seed=seed, epoch=self.number)
         for batch in epoch_batches(self.windows, plan, self.same_target, self.offered):
-            self.figures.append(self.stepper.step(batch, rate=self._rate(len(self.figures))))
+            figures = self.stepper.step(batch, rate=self._rate(self.done))
+            self.done += 1
+            self._recent.append(figures)
             self.seconds = time.perf_counter() - began
-            if len(self.figures) % CHECK_STEPS == 0 or len(self.figures) == self.steps:
-                self._refuse_nonfinite()
+            if len(self._recent) == CHECK_STEPS or self.done == self.steps:
+                self._look()
             if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
                 told = began + self.seconds
-                on_step(self._progress())
+                on_step(self._progress(float(figures.loss)))
         self.seconds = time.perf_counter() - began
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
 
-    def _refuse_nonfinite(self) -> None:
-        recent = self.figures[-CHECK_STEPS:]
-        losses = torch.stack([figures.loss for figures in recent]).tolist()
-        for step, loss in enumerate(losses, start=len(self.figures) - len(recent) + 1):
+    def _look(self) -> None:
+        """Add the recent steps up; raises ScoreError if one of their losses is not finite."""
+        losses = torch.stack([figures.loss for figures in self._recent]).tolist()
+        for step, loss in enumerate(losses, start=self.done - len(losses) + 1):
             if not math.isfinite(loss):
                 raise ScoreError(
                     f"the loss of epoch {self.number + 1}, step {step} of {self.steps}, is {loss}: "
                     f"lower training.learning_rate (it is {self.config.learning_rate})"
                 )
+        self._summed = self._sums()
+        self._terms, self._recent = self._recent[-1].terms, []
 
-    def _progress(self) -> StepReport:
-        done = len(self.figures)
-        left = (self.config.epochs - self.number) * self.steps - done
+    def _sums(self) -> Tensor:
+        """The summands of all steps so far: float64[T + 3]."""
+        recent = [figures.summands for figures in self._recent]
+        return torch.stack(recent if self._summed is None else [self._summed, *recent]).sum(0)
+
+    def _progress(self, loss: float) -> StepReport:
+        left = (self.config.epochs - self.number) * self.steps - self.done
         return StepReport(
             epoch=self.number + 1,
             epochs=self.config.epochs,
-            step=done,
+            step=self.done,
             steps=self.steps,
-            loss=float(self.figures[-1].loss),
-            tokens_per_second=float(self._sum("tokens")) / self.seconds,
-            seconds_left=self.seconds / done * left,
+            loss=loss,
+            tokens_per_second=float(self._sums()[-2]) / self.seconds,
+            seconds_left=self.seconds / self.done * left,
         )
-
-    def _sum(self, name: str) -> Tensor:
-        return torch.stack([getattr(figures, name) for figures in self.figures]).double().sum(0)
 
     def report(self, ndcg: float, *, best: float, validation_seconds: float) -> EpochReport:
         """The epoch in numbers, given its validation score and the best one before it."""
-        means = torch.stack([figures.totals / figures.counts for figures in self.figures]).double().mean(0).tolist()
-        terms = self.figures[0].terms
-        tokens = float(self._sum("tokens"))
+        *sums, targets, tokens, columns = self._sums().tolist()
+        means, terms = [total / self.done for total in sums], self._terms
         return EpochReport(
             epoch=self.number + 1,
             epochs=self.config.epochs,
@@ -218,6 +231,6 @@ class Epoch:
             training_seconds=self.seconds,
             validation_seconds=validation_seconds,
             tokens=int(tokens),
-            targets=int(self._sum("counts")[0]),
-            useful_share=tokens / max(1.0, float(self._sum("columns"))),
+            targets=int(targets),
+            useful_share=tokens / max(1.0, columns),
         )

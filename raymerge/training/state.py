@@ -56,8 +56,8 @@ class TrainingState:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """All tensors under distinct names, none sharing memory: for safetensors."""
-        named = {f"{part}:{name}": t for part in _SECTIONS for name, t in getattr(self, part).items()}
-        return {name: tensor.clone() for name, tensor in named.items()}
+        named = {f"{part}:{name}": t for part in _SECTIONS[:-1] for name, t in getattr(self, part).items()}
+        return named | {f"best:{name}": t.clone() for name, t in self.best.items()}  # may be the encoder's
 
     def to_json(self) -> dict[str, Any]:
         """Everything else, as JSON can hold it without loss."""

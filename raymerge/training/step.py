@@ -1,6 +1,6 @@
 """One step of the optimizer, and what it came to, over all ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from raymerge.training.state import trained_parameters
 class StepFigures:
     """What one step came to; all tensors lie on the device, so that nothing waits for it."""
 
-    terms: list[Term]  # this rank's, of which name and weight count here
+    terms: list[Term]  # this rank's, of which name and weight count here; their totals know of no gradient any more
     totals: Tensor  # [T], sums of the T terms over all ranks
     counts: Tensor  # int64[T], of what was summed; at least 1
     tokens: Tensor  # scalar, input items that are not padding
@@ -28,6 +28,11 @@ class StepFigures:
         """Σ weight · mean: scalar."""
         weights = torch.tensor([term.weight for term in self.terms], device=self.totals.device)
         return (weights * self.totals / self.counts).sum()
+
+    @property
+    def summands(self) -> Tensor:
+        """What an epoch adds up: each term's mean, the first one's count, tokens and columns: float64[T + 3]."""
+        return torch.cat([self.totals / self.counts, torch.stack([self.counts[0], self.tokens, self.columns])]).double()
 
 
 class Stepper:
@@ -68,6 +73,7 @@ class Stepper:
         (weights * totals / counts).sum().backward()
         figures = torch.cat([totals.detach(), self._columns(batch).to(totals.dtype)])
         sum_gradients(self.parameters, figures)
+        terms = [replace(term, total=term.total.detach()) for term in terms]  # else each step's graph would live on
         return StepFigures(terms, figures[:-2], counts, figures[-2], figures[-1])
 
     def _autocast(self, device: str) -> torch.autocast:

@@ -1,12 +1,13 @@
-"""The two losses against their formulas, one row after the other."""
+"""The losses against their formulas, one row after the other."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_training import cross_entropy_sum, info_nce_sum
+from oracles_training import cross_entropy_sum, info_nce_sum, sampled_cross_entropy_sum
 
-from raymerge.models.losses import catalogue_cross_entropy, info_nce
+from raymerge.models.draws import Stream, uniform
+from raymerge.models.losses import catalogue_cross_entropy, info_nce, sampled_cross_entropy
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,6 +42,40 @@ def test_no_gradients_are_formed_where_none_are_wanted() -> None:
         quiet = catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None)
     assert not quiet.requires_grad
     torch.testing.assert_close(quiet, catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9), st.integers(2, 40), st.integers(1, 50), st.booleans(), st.integers(0, 10**6))
+def test_sampled_cross_entropy_and_its_gradients(rows: int, items: int, draws: int, with_bias: bool, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    leaves = [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((rows, 3), (items, 3), (items,))]
+    targets = torch.randint(0, items, (rows,), generator=draw)
+    drawn = (uniform(Stream.NEGATIVES, seed, torch.arange(draws)) * items).long().tolist()
+    results = []
+    for fast in (True, False):
+        states, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        given_bias = bias if with_bias else None
+        if fast:
+            total = sampled_cross_entropy(states, targets, weight, given_bias, draws=draws, seed=torch.tensor(seed))
+        elif draws >= items:
+            total = cross_entropy_sum(states, targets.tolist(), weight, given_bias)
+        else:
+            total = sampled_cross_entropy_sum(states, targets.tolist(), weight, given_bias, drawn=drawn)
+        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum())).backward()
+        results.append([total.detach(), states.grad, weight.grad, bias.grad])
+    for fast_value, naive in zip(*results, strict=True):
+        torch.testing.assert_close(fast_value, naive, rtol=1e-10, atol=1e-12)
+
+
+def test_the_sampled_sum_over_the_catalogue_is_without_bias() -> None:
+    torch.manual_seed(0)
+    state, weight, target = torch.randn(1, 3), torch.randn(60, 3), torch.tensor([5])
+    odds = torch.exp(weight @ state[0]).double()
+    seeds = [torch.tensor(seed) for seed in range(2000)]
+    losses = [sampled_cross_entropy(state, target, weight, None, draws=20, seed=seed) for seed in seeds]
+    sums = torch.stack(losses).double().exp() * odds[target]
+    error = float(sums.std()) / len(sums) ** 0.5
+    assert abs(float(sums.mean() - odds.sum())) < 4 * error < 0.1 * float(odds.sum())
 
 
 @settings(max_examples=25, deadline=None)

@@ -105,6 +105,17 @@ def test_loss_is_that_of_the_naive_version(name: str, attention: str, seed: int)
 
 
 @EVERY
+def test_as_many_negatives_as_items_give_the_full_softmax(name: str, attention: str) -> None:
+    encoder = make(attention)
+    full = build_objective(ObjectiveConfig(name), encoder.config).double()
+    sampled = build_objective(ObjectiveConfig(name, {"loss": "sampled", "negatives": ITEMS}), encoder.config).double()
+    batch = make_batch(full.window)
+    for expected, term in zip(full(encoder, batch), sampled(encoder, batch), strict=True):
+        assert term.count == expected.count
+        torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-10)
+
+
+@EVERY
 def test_gradients_are_finite_and_reach_every_parameter(name: str, attention: str) -> None:
     encoder = make(attention, dropout=0.2).train()
     objective = build_objective(ObjectiveConfig(name), encoder.config).double()
@@ -220,6 +231,8 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
         ("bert4rec", {"mask_rate": "much"}),
         ("bert4rec", {"temperature": 1.0}),
         ("next_item", {"mask_rate": 0.2}),
+        ("next_item", {"loss": "half"}),
+        ("next_item", {"loss": "sampled", "negatives": 0}),
         ("cl4srec", {"temperature": 0}),
         ("cl4srec", {"similarity": "l2"}),
         ("cl4srec", {"augmentations": []}),

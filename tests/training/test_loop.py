@@ -1,5 +1,6 @@
 """The loop: it learns, repeats itself, resumes to the bit, stops in time and says what went wrong."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from raymerge.errors import ArtifactError, ConfigError, InputError, ScoreError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
 from raymerge.training.config import TrainingConfig, learning_rate
-from raymerge.training.loop import StepReport, train, validate
+from raymerge.training.loop import CHECK_STEPS, StepReport, train, validate
 from raymerge.training.state import EpochReport, TrainingState
+from raymerge.training.step import StepFigures
 
 ITEMS = 15
 CONFIG = TrainingConfig(epochs=2, batch_size=32, learning_rate=3e-3)
@@ -48,6 +50,20 @@ def test_every_objective_learns(name: str) -> None:
     assert state.best_ndcg > max(0.6, before + 0.2)
     assert state.history[-1].loss < state.history[0].loss
     assert validate(encoder, cyclic(), filter_seen=False) == pytest.approx(state.best_ndcg)
+
+
+def test_nothing_of_the_steps_stays_but_sums() -> None:
+    kept: list[int] = []
+
+    def count(report: EpochReport, state: TrainingState) -> None:
+        gc.collect()
+        living = [one for one in gc.get_objects() if isinstance(one, StepFigures)]
+        assert not any(term.total.requires_grad for figures in living for term in figures.terms)
+        kept.append(len(living))
+
+    config = replace(CONFIG, batch_size=1)
+    state = train(*make("cl4srec"), cyclic(users=200), config, on_epoch=count)
+    assert state.history[0].steps > 3 * CHECK_STEPS > 3 * max(kept)
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))

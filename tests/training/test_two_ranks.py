@@ -20,6 +20,7 @@ OWN = [[0, 1], [2]]  # the partitions of each rank: uneven on purpose
 CASES = {
     "bert4rec": ("bidirectional", {}),
     "next_item": ("causal", {}),
+    "next_item sampled": ("causal", {"loss": "sampled", "negatives": 6}),
     "cl4srec": ("bidirectional", {"weight": 1.0, "projection": True}),
     "cl4srec causal": ("causal", {"weight": 1.0, "similarity": "dot", "temperature": 2.0}),
     "duorec": ("bidirectional", {"weight": 1.0, "mode": "both"}),

@@ -1,0 +1,85 @@
+"""A training step as the catalogue grows: `python tests/bench/bench_catalogue.py [--catalogues 10000 100000 1000000]`.
+
+Windows of 50 items, d 64, 2 blocks, causal; the softmax over all items and the sampled one. Each line is measured in a
+process of its own. `state` is what training keeps of a model anyway: weights, their gradient, and two moments; `logits`
+is what positions × items would take and nothing may hold. The Fisher engine's table of catalogues is bench_fisher's.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.models.recommendation import Batch
+from raymerge.runtime import PATIENT_THREADS
+from raymerge.training.config import TrainingConfig
+from raymerge.training.step import Stepper
+
+LENGTH, DIM = 50, 64
+
+
+def measure(items: int, loss: str, batch: int, steps: int) -> dict[str, float]:
+    """Seconds of the fastest step and the process' peak memory, in MiB."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    config = EncoderConfig(attention="causal", max_length=LENGTH, dim=DIM)
+    encoder = SequenceEncoder(items, config).train()
+    settings = {} if loss == "full" else {"loss": "sampled"}
+    stepper = Stepper(encoder, build_objective(ObjectiveConfig("next_item", settings), config), TrainingConfig())
+    stepper.step(_batch(items, 1), rate=1e-3)  # its moments are there from now on
+    began = [time.perf_counter()]
+    for _ in range(steps):
+        stepper.step(_batch(items, batch), rate=1e-3)
+        began.append(time.perf_counter())
+    state = 4 * sum(parameter.numel() * 4 for parameter in encoder.parameters())
+    return {
+        "s/step": min(after - before for before, after in itertools.pairwise(began)),
+        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "state MiB": state / 2**20,
+        "logits MiB": batch * LENGTH * items * 4 / 2**20,
+    }
+
+
+def _batch(items: int, rows: int) -> Batch:
+    """Windows whose items have a long tail."""
+    windows = (items ** torch.rand(rows, LENGTH + 1)).long().clamp_(1, items)
+    return Batch(windows, torch.randint(2**60, (rows,)))
+
+
+def in_process(case: tuple[int, str, int, int]) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    environment = PATIENT_THREADS | os.environ  # as Ray's workers have it
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+
+
+def main() -> None:
+    """Parse the options and print a line a catalogue and loss."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6])
+    parser.add_argument("--losses", nargs="*", default=["full", "sampled"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(*json.loads(options.case))))
+        return
+    print(f"\na training step, {options.batch} windows of {LENGTH}")
+    for loss in options.losses:
+        for items in options.catalogues:
+            found = in_process((items, loss, options.batch, options.steps))
+            figures = "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items())
+            print(f"{loss:8s}{items:10,d} items   {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

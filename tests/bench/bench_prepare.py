@@ -1,0 +1,110 @@
+"""Time and memory of `prepare` as a log grows: `python tests/bench/bench_prepare.py [--rows 2000000 20000000]`.
+
+Makes logs in order of time with a long tail of items and of users (20 interactions a user, 200 an item on average),
+each in a temporary folder, and prepares each in a process of its own on two cores that may not map more than 4 GiB,
+libraries included. The peak is of resident memory; beside it what the process took before the first row was read. On a
+machine that does other work too, compare the seconds of CPU.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymerge.data.prepare import PrepareConfig, prepare
+
+ROWS_AT_ONCE = 1 << 20
+PER_USER, PER_ITEM = 20, 200
+ACTIVITY_SPREAD = 0.6  # of a log-normal distribution: one in a hundred users has over 67 interactions
+FIRST_DAY_S, YEAR_S = 1_700_000_000, 31_536_000
+
+
+def write_log(path: Path, rows: int, *, catalogue: int | None = None, seed: int = 0) -> None:
+    """A log of so many rows with columns user, item and timestamp, row group by row group; a function of its arguments.
+
+    Users' activity is log-normal, items' popularity falls as 1 / rank.
+    """
+    random = np.random.default_rng(seed)
+    users = np.cumsum(random.lognormal(0, ACTIVITY_SPREAD, max(1, rows // PER_USER)))
+    items = np.cumsum(1 / np.arange(1, (catalogue or max(1, rows // PER_ITEM)) + 1))
+    own_ids = random.permutation(len(items))  # so that popular items do not have neighbouring ids
+    schema = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, rows - start)
+            when = FIRST_DAY_S + (start + np.arange(count)) * YEAR_S // rows
+            columns = [_drawn(random, users, count), own_ids[_drawn(random, items, count)], when]
+            writer.write_batch(pa.record_batch([pa.array(column) for column in columns], schema))
+
+
+def _drawn(random: np.random.Generator, cumulative: np.ndarray, count: int) -> np.ndarray:
+    return np.searchsorted(cumulative, random.random(count) * cumulative[-1], side="right")
+
+
+def measure(log: str, folder: str, memory_mib: int) -> dict[str, float]:
+    """Prepare a log under a hard limit of address space; its counts, seconds by pass, and peak MiB."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20,) * 2)
+    before, began, cpu, passes = peak_mib(), time.perf_counter(), time.process_time(), {}
+
+    def note(what: str, done: int, total: int) -> None:
+        passes[what] = time.perf_counter() - began
+
+    counts = prepare([log], PrepareConfig(), Path(folder), progress=note)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    ends = itertools.pairwise([0.0, *passes.values()])
+    took = {f"{what} s": end - start for what, (start, end) in zip(passes, ends, strict=True)}
+    found = {"seconds": seconds, "CPU s": cpu, "rows/s": counts["rows"] / seconds}
+    found |= {"peak MiB": peak_mib(), "before MiB": before}
+    return {**{name: counts[name] for name in ("users", "items", "interactions")}, **found, **took}
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_process(rows: int, memory_mib: int, scratch: str) -> dict[str, float]:
+    """`measure` in a fresh process, on a log that is made for it and removed."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        log = Path(folder) / "log.parquet"
+        write_log(log, rows)
+        case = json.dumps([str(log), f"{folder}/prepared", memory_mib])
+        command = [sys.executable, __file__, "--case", case]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main() -> None:
+    """Parse the options, print a line a log and the growth from the first to the last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", type=int, default=[2_000_000, 20_000_000], help="interactions of each log")
+    parser.add_argument("--memory-mib", type=int, default=4096, help="limit of address space")
+    parser.add_argument("--scratch", help="folder for the logs while they are needed; default: the system's")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(*json.loads(options.case))))
+        return
+    print(f"\nprepare, 2 cores, {options.memory_mib} MiB of address space")
+    results = {}
+    for rows in options.rows:
+        results[rows] = found = in_process(rows, options.memory_mib, options.scratch)
+        print(f"{rows:12,d} rows  " + "   ".join(f"{value:,.1f} {unit}" for unit, value in found.items()), flush=True)
+    if len(results) > 1:
+        first, *_, last = results
+        growth = {unit: results[last][unit] / results[first][unit] for unit in ("seconds", "CPU s", "peak MiB")}
+        print(f"{last / first:g} times the rows: " + ", ".join(f"{value:.2f} times {u}" for u, value in growth.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 1000 4000]`.
+
+Generated logs (see bench_prepare) of the same catalogue and partitions of the same size, a random model of d 16 with
+one block over 20 items, the stages as `raymerge fisher` and `raymerge evaluate` run them. Peaks are of resident memory,
+of the driver and of the largest of its processes, since the stage began: neither should know how many users there are.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from bench_prepare import PER_USER, write_log
+
+from raymerge.artifacts import Artifact, Output, save_model
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.pool import Pool
+from raymerge.recipes import configure
+from raymerge.runtime import Deadline, session
+from raymerge.stages.context import Context
+from raymerge.stages.evaluate import evaluate
+from raymerge.stages.fisher import fisher
+from raymerge.stages.prepare import prepare
+
+SETTINGS = (
+    *("encoder.max_length=20", "encoder.dim=16", "encoder.blocks=1", "encoder.feed_forward=64", "encoder.heads=2"),
+    *("prepare.min_item_count=1", "evaluation.rankings=[full]"),
+)
+
+
+def context_of(folder: str, *overrides: str) -> Context:
+    """A context that says nothing."""
+    return Context(configure("default", (*SETTINGS, *overrides)), Output(folder), lambda _: None, Deadline(36_000))
+
+
+def prepared(folder: str, users: int, items: int, *overrides: str) -> tuple[Context, Artifact]:
+    """A log of so many users, prepared."""
+    context = context_of(f"{folder}/{users}", *overrides)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        log = Path(scratch) / "log.parquet"
+        write_log(log, users * PER_USER, catalogue=items)
+        return context, prepare(context, [str(log)])
+
+
+def random_model(context: Context, data: Artifact) -> Artifact:
+    """A model as training leaves it."""
+    with context.make("train", "random", inputs={}, configuration={}) as making:
+        torch.manual_seed(0)
+        module = SequenceEncoder(data.counts["items"], context.config.encoder)
+        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+    return context.committed("train", {}, {})
+
+
+def forget_peak(piece: int = 0) -> None:
+    """Let this process' peak begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib(piece: int = 0) -> float:
+    """Most resident memory of this process since then."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+def in_each(pool: Pool, function: Callable[[int], float | None]) -> list[float | None]:
+    """What the function gives in this process and in those of the pool."""
+    results = [function(0)]
+    pieces = {str(number): (number,) for number in range(pool.size)}
+    pool.run(function, pieces, doing="memory", on_result=lambda _, result: results.append(result))
+    return results
+
+
+def run(context: Context, pool: Pool, data: Artifact, model: Artifact) -> None:
+    """Both stages on one log, a line each."""
+    users = data.counts["users"]
+    for stage in (fisher, evaluate):
+        in_each(pool, forget_peak)
+        began = time.perf_counter()
+        stage(context, pool, data, {"random": model})
+        rate = users / (time.perf_counter() - began)
+        driver, *others = in_each(pool, peak_mib)
+        memory = f"driver {driver:,.0f} MiB   largest process {max(others):,.0f} MiB"
+        print(
+            f"{users:9,d} users  {stage.__name__:9s}{rate:10,.1f} users/s   {memory}", file=sys.__stdout__, flush=True
+        )
+
+
+def main() -> None:
+    """Parse the options and print two lines for each number of users."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", nargs="*", type=int, default=[1000, 4000])
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--partition", type=int, default=500, help="users of a partition")
+    parser.add_argument("--estimator", default="exact")
+    parser.add_argument("--scratch", help="folder for the data while they are needed; default: the system's")
+    options = parser.parse_args()
+    print(f"\nFisher ({options.estimator}) and evaluation, {options.items:,} items, 2 processes")
+    settings = [f"fisher.estimator={options.estimator}", "cluster.actors=2"]
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder, session(configure("default").cluster):
+        logs: dict[int, tuple[Context, Artifact]] = {}
+        for users in sorted(options.users, reverse=True):
+            partitions = f"prepare.partitions={max(1, users // options.partition)}"
+            logs[users] = prepared(folder, users, options.items, *settings, partitions)
+            if len(logs) == 1:
+                settings.append(f"prepare.catalogue={logs[users][1].url}")  # of the largest, for all others
+        model = random_model(*logs[max(logs)])
+        with context_of(folder, *settings).pool() as pool:
+            for users in options.users:
+                run(logs[users][0], pool, logs[users][1], model)
+
+
+if __name__ == "__main__":
+    main()
