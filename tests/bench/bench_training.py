@@ -99,15 +99,15 @@ def chosen(log: Path, options: argparse.Namespace) -> dict[str, Contestant]:
 
 def table(results: dict[str, Totals]) -> None:
     """Print rates, and how many times as fast each row is as the peers are."""
-    peers = [name for name in results if name.startswith("Rec") and "BERT4Rec" in name]
-    heads = ["tokens/s", "targets/s", "useful", *(f"× {name.split()[0]}" for name in peers)]
-    print(f"\n{'':46}" + "".join(f"{head:>12}" for head in heads))
+    peers = [name for name in results if name.startswith(tuple(REQUIREMENTS))]
+    heads = [f"× {name.split(',')[0]}".rjust(21) for name in peers]
+    print(f"\n{'':46}{'tokens/s':>12}{'targets/s':>12}{'useful':>8}" + "".join(heads))
     for name, totals in results.items():
         useful = totals.counts["tokens"] / totals.counts["columns"]
         ratios = [totals.rate("tokens") / results[peer].rate("tokens") for peer in peers]
         print(
-            f"{name:46}{totals.rate('tokens'):12,.0f}{totals.rate('targets'):12,.0f}{useful:12.0%}"
-            + "".join(f"{ratio:12.1f}" for ratio in ratios)
+            f"{name:46}{totals.rate('tokens'):12,.0f}{totals.rate('targets'):12,.0f}{useful:8.0%}"
+            + "".join(f"{ratio:21.1f}" for ratio in ratios)
         )
 
 
