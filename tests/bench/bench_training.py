@@ -44,8 +44,9 @@ def entries() -> dict[str, Entry]:
         "RecTools SASRec": Entry("train_rectools.py", "sasrec", "RecTools"),
         "RecBole BERT4Rec": Entry("train_recbole.py", "BERT4Rec", "RecBole"),
     }
-    for name, objective in OBJECTIVES.items():
-        for attention in [objective.attention] if objective.attention else ["bidirectional", "causal"]:
+    for name in OBJECTIVES:
+        only = OBJECTIVES[name].attention
+        for attention in [only] if only else ["bidirectional", "causal"]:
             rows[f"raymerge {name}, {attention}"] = Entry("train_raymerge.py", f"{name}:{attention}")
     return rows
 
