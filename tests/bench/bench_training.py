@@ -51,10 +51,10 @@ def entries() -> dict[str, Entry]:
     return rows
 
 
-def interpreters(cache: Path) -> dict[str | None, str]:
-    """The Python of each peer that can be had, and ours (None)."""
+def interpreters(peers: set[str], cache: Path) -> dict[str | None, str]:
+    """The Python of each of these peers that can be had, and ours (None)."""
     found: dict[str | None, str] = {None: sys.executable}
-    for peer in REQUIREMENTS:
+    for peer in sorted(peers):
         try:
             found[peer] = python_of(peer, cache)
         except NotInstalled as problem:
@@ -85,7 +85,7 @@ def fastest(name: str, entry: Entry, python: str, log: Path, options: argparse.N
 def chosen(log: Path, options: argparse.Namespace) -> dict[str, Contestant]:
     """All rows that were asked for and can run, set up."""
     wanted = {name: entry for name, entry in entries().items() if not options.rows or name.startswith(options.rows)}
-    pythons = interpreters(options.cache) if any(entry.peer for entry in wanted.values()) else {None: sys.executable}
+    pythons = interpreters({entry.peer for entry in wanted.values() if entry.peer}, options.cache)
     found = {}
     for name, entry in wanted.items():
         if entry.peer not in pythons:
