@@ -1,7 +1,8 @@
 """Speed and memory of the Fisher diagonal: `python tests/bench/bench_fisher.py` (see --help to keep it short).
 
 One table of estimators at the shape of MovieLens-1M, with the machine's float32 matrix products measured in the same
-run, and one of catalogues from 10⁴ to 10⁶ items. Each row runs in a process of its own, so that its peak is its own.
+run, one of catalogues from 10⁴ to 10⁶ items, and one of other ways to the exact diagonal, in turns of two seconds. Each
+row runs in a process of its own, so that its peak is its own.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from machine import product_rate
+from race import Contestant, race
 
 from raymerge.fisher import FisherConfig, accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
@@ -79,16 +83,6 @@ def measure(case: Case) -> dict[str, float]:
     }
 
 
-def product_rate(size: int = 1024, seconds: float = 1.0) -> float:
-    """GFLOP/s of float32 matrix products."""
-    a, out = torch.randn(size, size), torch.empty(size, size)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.mm(a, a, out=out)
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
-
-
 def added_product(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
     """Operations of total += a @ b, which the counter does not know."""
     return 2 * a.numel() * b[-1]
@@ -127,8 +121,25 @@ def table(title: str, rows: dict[str, Case]) -> None:
         print(f"{name:18s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
 
 
+def peers(turns: int, threads: int) -> None:
+    """The exact diagonal beside a plain loop over items and a plain vmap over probes, at 3416 items."""
+    if not turns:
+        return
+    ways = {"raymerge": "exact", "vmap": "torch.func, vmap over 64 probes", "naive": "one backward pass an item"}
+    contestants = {way: Contestant(sys.executable, "fisher.py", way, 3416, threads) for way in ways}
+    before = product_rate()
+    totals = race(contestants, turns)
+    for contestant in contestants.values():
+        contestant.stop()
+    rates = {name: totals[way].rate("users") for way, name in ways.items()}
+    rates["one backward pass an item, top 50 only"] = rates[ways["naive"]] * 3416 / 50
+    print(f"\nexact over 3416 items; matrix products {(before + product_rate()) / 2:,.0f} GFLOP/s")
+    for name, rate in rates.items():
+        print(f"{name:40s}{rate:12,.3f} users/s   1/{rates['exact'] / rate:,.0f} of ours")
+
+
 def main() -> None:
-    """Parse the options and print both tables."""
+    """Parse the options and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=6040, help="users of the first table")
     parser.add_argument("--estimators", nargs="*", default=[name for name, _ in ROWS], help="rows of the first table")
@@ -136,8 +147,10 @@ def main() -> None:
     parser.add_argument("--catalogue-users", type=int, default=64, help="users of the second table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="budget of each thread")
+    parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row of the third table")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.case:
         print(json.dumps(measure(Case(**json.loads(options.case)))))
         return
@@ -152,6 +165,7 @@ def main() -> None:
     )
     sizes = {f"{items:,} items": Case(options.catalogue_users, items=items, **common) for items in options.catalogues}
     table(f"exact, {options.catalogue_users} users", sizes)
+    peers(options.turns, options.threads)
 
 
 if __name__ == "__main__":

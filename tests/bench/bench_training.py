@@ -1,107 +1,139 @@
-"""Training speed, beside a plain torch loop in the same run: `python tests/bench/bench_training.py [--steps N]`.
+"""Training speed beside other packages and a plain torch loop: `python tests/bench/bench_training.py [--help]`.
 
-Both train windows of MovieLens-1M's shape (L 50, d 64, 2 blocks, 2 heads, dropout .2, mask rate .2, 3416 items in the
-softmax) and take their steps in turns, so that other work on the machine slows both down alike. Figures are of the
-fastest step of each: non-padding input tokens and guessed positions a second. Views of the contrastive objectives are
-not counted as tokens.
+All learn from the training part of MovieLens-1M (folder RAYMERGE_TEST_DATA, `../shared/data` by default; else from a
+simulated log, which is said) with L 50, d 64, 2 blocks, 2 heads, dropout .2, mask rate .2 and all items in the softmax,
+each cut into rows, batched and shuffled in its own way, which is timed too. They train in turns of two seconds in one
+run, so that other work on the machine slows all down alike, each at the better of its batch sizes. Peers are installed
+into environments of their own; one that cannot be is left out.
+
+Tokens are input items, hidden or not, but no padding, and no views of the contrastive objectives; targets are guessed
+positions, over which objectives differ; useful is the share of the computed positions that are no padding.
 """
 
 import argparse
-import math
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from environments import CACHE, REQUIREMENTS, NotInstalled, python_of
+from logs import write_log
+from machine import product_rate
+from race import Broken, Contestant, Totals, race
 
-from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
-from raymerge.models.recommendation import Batch
-from raymerge.training.config import TrainingConfig
-from raymerge.training.step import Stepper
+from raymerge.models.objectives import OBJECTIVES
 
-ITEMS, LENGTH, RATE = 3416, 50, 0.2
-Step = Callable[[], int]  # takes one step, returns how many positions it guessed
+HEAT_TURNS = 2
 
 
-class PlainEncoder(nn.Module):
-    """What one writes first: torch's own transformer layers."""
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a script in peers/, its argument, and whose environment it needs."""
 
-    def __init__(self, causal: bool) -> None:
-        super().__init__()
-        self.items, self.positions = nn.Embedding(ITEMS + 2, 64, padding_idx=0), nn.Embedding(LENGTH, 64)
-        layer = nn.TransformerEncoderLayer(64, 2, 256, 0.2, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.dropout, self.norm, self.bias = nn.Dropout(0.2), nn.LayerNorm(64), nn.Parameter(torch.zeros(ITEMS))
-        self.mask = nn.Transformer.generate_square_subsequent_mask(LENGTH) if causal else None
-
-    def forward(self, rows: Tensor) -> Tensor:
-        x = self.dropout(self.items(rows) + self.positions(torch.arange(rows.shape[1])))
-        padding = torch.zeros(rows.shape).masked_fill(rows == 0, -torch.inf)
-        return self.norm(self.layers(x, mask=self.mask, src_key_padding_mask=padding))
+    script: str
+    what: str
+    peer: str | None = None
 
 
-def plain(causal: bool, windows: Tensor) -> Step:
-    encoder = PlainEncoder(causal)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
-
-    def step() -> int:
-        if causal:
-            inputs, targets, asked = windows[:, :-1], windows[:, 1:], windows[:, :-1] != 0
-        else:
-            asked = torch.rand(windows.shape) < RATE
-            inputs, targets = windows.masked_fill(asked, ITEMS + 1), windows
-        logits = F.linear(encoder(inputs)[asked], encoder.items.weight[1:-1], encoder.bias)
-        optimizer.zero_grad()
-        F.cross_entropy(logits, targets[asked] - 1).backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
-        optimizer.step()
-        return int(asked.sum())
-
-    return step
+def entries() -> dict[str, Entry]:
+    rows = {
+        "plain loop, bidirectional": Entry("train_plain.py", "bidirectional"),
+        "plain loop, causal": Entry("train_plain.py", "causal"),
+        "RecTools BERT4Rec": Entry("train_rectools.py", "bert4rec", "RecTools"),
+        "RecTools SASRec": Entry("train_rectools.py", "sasrec", "RecTools"),
+        "RecBole BERT4Rec": Entry("train_recbole.py", "BERT4Rec", "RecBole"),
+    }
+    for name in OBJECTIVES:
+        only = OBJECTIVES[name].attention
+        for attention in [only] if only else ["bidirectional", "causal"]:
+            rows[f"raymerge {name}, {attention}"] = Entry("train_raymerge.py", f"{name}:{attention}")
+    return rows
 
 
-def ours(name: str, causal: bool, windows: Tensor) -> Step:
-    config = EncoderConfig(attention="causal" if causal else "bidirectional")
-    encoder = SequenceEncoder(ITEMS, config).train()
-    stepper = Stepper(encoder, build_objective(ObjectiveConfig(name), config), TrainingConfig())
-    batch = Batch(windows, torch.arange(len(windows)), windows[:, :-1])
-    return lambda: int(stepper.step(batch, rate=1e-3).counts[0])
+def interpreters(peers: set[str], cache: Path) -> dict[str | None, str]:
+    """The Python of each of these peers that can be had, and ours (None)."""
+    found: dict[str | None, str] = {None: sys.executable}
+    for peer in sorted(peers):
+        try:
+            found[peer] = python_of(peer, cache)
+        except NotInstalled as problem:
+            print(f"{peer} is left out, it cannot be installed here: {problem}")
+    return found
 
 
-def race(contestants: dict[str, Step], steps: int) -> dict[str, tuple[float, int]]:
-    """Seconds of the fastest step, and positions that it guessed."""
-    best = dict.fromkeys(contestants, (math.inf, 0))
-    for _ in range(steps):
-        for name, step in contestants.items():
-            began = time.perf_counter()
-            targets = step()
-            best[name] = min(best[name], (time.perf_counter() - began, targets))
-    return best
+def fastest(name: str, entry: Entry, python: str, log: Path, options: argparse.Namespace) -> tuple[str, Contestant]:
+    """The entry at the batch size with which it reads most tokens a second."""
+    heat: dict[str, Contestant] = {}
+    try:
+        for size in options.batch:
+            heat[f"{name}, batch {size}"] = Contestant(python, entry.script, log, entry.what, size, options.threads)
+        if len(heat) == 1:
+            return next(iter(heat.items()))
+        totals = race(heat, HEAT_TURNS)
+    except Broken:
+        for contestant in heat.values():
+            contestant.stop()
+        raise
+    best = max(totals, key=lambda label: totals[label].rate("tokens"))
+    for label, contestant in heat.items():
+        if label != best:
+            contestant.stop()
+    return best, heat[best]
+
+
+def chosen(log: Path, options: argparse.Namespace) -> dict[str, Contestant]:
+    """All rows that were asked for and can run, set up."""
+    wanted = {name: entry for name, entry in entries().items() if not options.rows or name.startswith(options.rows)}
+    pythons = interpreters({entry.peer for entry in wanted.values() if entry.peer}, options.cache)
+    found = {}
+    for name, entry in wanted.items():
+        if entry.peer not in pythons:
+            continue
+        try:
+            label, contestant = fastest(name, entry, pythons[entry.peer], log, options)
+            found[label] = contestant
+        except Broken as problem:
+            print(f"{name} is left out, it does not run here: {problem}")
+    return found
+
+
+def table(results: dict[str, Totals]) -> None:
+    """Print rates, and how many times as fast each row is as the peers are."""
+    peers = [name for name in results if name.startswith(tuple(REQUIREMENTS))]
+    heads = [f"× {name.split(',')[0]}".rjust(21) for name in peers]
+    print(f"\n{'':46}{'tokens/s':>12}{'targets/s':>12}{'useful':>8}" + "".join(heads))
+    for name, totals in results.items():
+        useful = totals.counts["tokens"] / totals.counts["columns"]
+        ratios = [totals.rate("tokens") / results[peer].rate("tokens") for peer in peers]
+        print(
+            f"{name:46}{totals.rate('tokens'):12,.0f}{totals.rate('targets'):12,.0f}{useful:8.0%}"
+            + "".join(f"{ratio:21.1f}" for ratio in ratios)
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(f"{'':28}{'tokens/s':>12}{'targets/s':>12}{'times plain':>13}")
-    for causal in (False, True):
-        attention = "causal" if causal else "bidirectional"
-        windows = torch.randint(1, ITEMS + 1, (arguments.batch, LENGTH + causal))
-        contestants = {f"plain loop, {attention}": plain(causal, windows)}
-        for name in OBJECTIVES:
-            if OBJECTIVES[name].attention in (None, attention):
-                contestants[f"{name}, {attention}"] = ours(name, causal, windows)
-        results = race(contestants, arguments.steps)
-        reference = next(iter(results.values()))[0]
-        for name, (seconds, targets) in results.items():
-            tokens = arguments.batch * LENGTH
-            print(f"{name:28}{tokens / seconds:12,.0f}{targets / seconds:12,.0f}{reference / seconds:13.2f}")
+    parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 256], help="sizes, of which each takes its best")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--rows", type=lambda text: tuple(text.split(",")), default=(), help="beginnings of their names"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the peers' environments")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.npy"
+        print(write_log(log), flush=True)
+        contestants = chosen(log, options)
+        before = product_rate()
+        results = race(contestants, options.turns)
+        for contestant in contestants.values():
+            contestant.stop()
+        rate = (before + product_rate()) / 2
+    table(results)
+    print(f"{options.threads} threads; float32 matrix products in the same run: {rate:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
