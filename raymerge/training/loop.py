@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from raymerge.evaluation.ranking import full_ranks
 from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
-from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch
+from raymerge.models.recommendation import Batch
+from raymerge.training.batches import EpochPlan, Windows, epoch_batches, make_windows, plan_epoch
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
@@ -45,8 +47,20 @@ class StepReport:
     seconds_left: float  # to the end of all epochs, at the rate of this one
 
 
+@dataclass(frozen=True)
+class BadStep:
+    """A step whose loss, over all ranks, is not a finite number, and what this rank had of its batch."""
+
+    epoch: int  # from 1, as the step
+    step: int
+    loss: float
+    batch: Batch
+
+
 OnEpoch = Callable[[EpochReport, TrainingState], None]
 OnStep = Callable[[StepReport], None]
+OnBadStep = Callable[[BadStep], str]
+"""Keeps the batch; gives what the error is to say of that."""
 
 
 def train(
@@ -58,12 +72,13 @@ def train(
     resume: TrainingState | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
+    on_bad_step: OnBadStep | None = None,
 ) -> TrainingState:
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
     All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
     ranking). `on_epoch` gets each epoch's report and a state that `resume` continues to the bit. Raises InputError if
-    no rank has anything to train on, ScoreError if a loss is not a finite number.
+    no rank has anything to train on, ScoreError if a loss is not a finite number, after `on_bad_step` had its batch.
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
@@ -75,7 +90,7 @@ def train(
         resume.load_into(encoder, objective, stepper.optimizer)
     while not is_finished(state, config):
         epoch = Epoch(stepper, windows, same_target, number=state.epoch, steps=steps)
-        epoch.run(on_step)
+        epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
         score = validate(encoder, partitions, filter_seen=config.filter_seen)
         report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
@@ -140,7 +155,7 @@ class Epoch:
         self.figures: list[StepFigures] = []
         self.seconds = 0.0
 
-    def run(self, on_step: OnStep | None) -> None:
+    def run(self, on_step: OnStep | None, on_bad_step: OnBadStep | None) -> None:
         """Take all steps; raises ScoreError within CHECK_STEPS of a loss that is not finite, on all ranks at once."""
         seed = self.config.seed
         torch.manual_seed(int(hashed(Stream.DROPOUT, seed, self.number, world()[0])))
@@ -152,7 +167,7 @@ class Epoch:
             self.figures.append(self.stepper.step(batch, rate=self._rate(len(self.figures))))
             self.seconds = time.perf_counter() - began
             if len(self.figures) % CHECK_STEPS == 0 or len(self.figures) == self.steps:
-                self._refuse_nonfinite()
+                self._refuse_nonfinite(plan, on_bad_step)
             if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
                 told = began + self.seconds
                 on_step(self._progress())
@@ -161,14 +176,16 @@ class Epoch:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
 
-    def _refuse_nonfinite(self) -> None:
+    def _refuse_nonfinite(self, plan: EpochPlan, on_bad_step: OnBadStep | None) -> None:
         recent = self.figures[-CHECK_STEPS:]
         losses = torch.stack([figures.loss for figures in recent]).tolist()
         for step, loss in enumerate(losses, start=len(self.figures) - len(recent) + 1):
             if not math.isfinite(loss):
+                batch = next(islice(epoch_batches(self.windows, plan, self.same_target), step - 1, None))
+                kept = on_bad_step(BadStep(self.number + 1, step, loss, batch)) if on_bad_step else ""
                 raise ScoreError(
                     f"the loss of epoch {self.number + 1}, step {step} of {self.steps}, is {loss}: "
-                    f"lower training.learning_rate (it is {self.config.learning_rate})"
+                    f"lower training.learning_rate (it is {self.config.learning_rate}){kept}"
                 )
 
     def _progress(self) -> StepReport:
