@@ -7,10 +7,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from raymerge import memory
 from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.distributed import worker_examples
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
+from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.pool import Pool
@@ -56,7 +58,8 @@ def validate_partition(candidate: Candidate, partition: str, filter_seen: bool) 
     """Sum of validation NDCG@10 (full ranking) over the users of a partition, and their number (runs in a worker)."""
     module = merged_model(candidate)
     found = worker_examples(partition, "validation", module.config.max_length)
-    ranks = full_ranks(module, found.histories, found.targets, seen=found.seen if filter_seen else None)
+    seen = found.seen if filter_seen else None
+    ranks = full_ranks(module, found.histories, found.targets, seen=seen, memory_bytes=memory.budget(MEMORY_BYTES))
     return float(ndcg(ranks, 10).sum()), len(ranks)
 
 
