@@ -21,7 +21,6 @@ from raymerge.recipes import configure
 from raymerge.runtime import Capacity, Deadline
 from raymerge.stages.context import SCORE, Context
 from raymerge.tracking import report as reports
-from raymerge.tracking_commands import run_log
 
 
 @pytest.fixture(scope="module")
@@ -182,5 +181,3 @@ def test_killed_driver_goes_on_and_ends_with_the_same_report(
     assert mine == without_times(json.loads(Path(first[1].report.file("report.json")).read_text()))
     assert not list((output / "checkpoints").iterdir())
     check_mlflow(f"sqlite:///{output}/mlflow.db", mine)
-    run_log(str(output), tracking_uri=f"sqlite:///{tmp_path}/elsewhere.db")
-    check_mlflow(f"sqlite:///{tmp_path}/elsewhere.db", mine)

@@ -1,6 +1,7 @@
 """`raymerge log`: what commands left in an output reaches a server later, from the output alone, each figure once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,21 @@ def command(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `raymerge prepare` leaves, told to a database that has a password in its name."""
-    log = tmp_path / "log.csv"
+    folder = tmp_path_factory.mktemp("prepared")
+    log = folder / "log.csv"
     log.write_text("user,item,timestamp\n" + "".join(f"u{n % 9},i{n % 7},{n}\n" for n in range(400)))
-    options = ["--set", "tracking.experiment=log", "--tracking-uri", f"sqlite:///{tmp_path}/runs.db?password=hunter2"]
-    assert command("prepare", "--input", str(log), "--output", str(tmp_path / "out"), *options) == 0
-    return tmp_path / "out"
+    options = ["--set", "tracking.experiment=log", "--tracking-uri", f"sqlite:///{folder}/runs.db?password=hunter2"]
+    assert command("prepare", "--input", str(log), "--output", str(folder / "out"), *options) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(output: Path, tmp_path: Path) -> Path:
+    """The same at another place, as an output may be moved."""
+    return shutil.copytree(output, tmp_path / "moved")
 
 
 def figures(uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -56,12 +64,11 @@ def test_output_is_sent_to_another_server_as_the_command_would_have_and_nothing_
     assert not ray.is_initialized()
 
 
-def test_what_was_not_committed_is_left_out(output: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    [record] = read_all(str(output))
-    record.note("train/base", f"{output}/train/0123456789abcdef")
-    record.note("prepare", f"{output}/prepare/0123456789abcdef")
-    assert command("log", str(output), "--tracking-uri", server.uri) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-2])["runs"] == 0
+def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    [record] = read_all(str(copy))
+    record.note("train/base", f"{copy}/train/0123456789abcdef")
+    assert command("log", str(copy), "--tracking-uri", server.uri) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-2])["runs"] == 1
 
 
 def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,8 +76,8 @@ def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.splitlines()[-1].startswith("raymerge: MLflow at http://127.0.0.1:9 cannot be used")
 
 
-def test_record_that_was_cut_is_refused_by_name(output: Path) -> None:
-    [file] = (output / "runs").glob("*.json")
+def test_record_that_was_cut_is_refused_by_name(copy: Path) -> None:
+    [file] = (copy / "runs").glob("*.json")
     file.write_text(file.read_text()[:-20])
     with pytest.raises(ArtifactError, match=f"{file} is not the record of a command"):
-        read_all(str(output))
+        read_all(str(copy))
