@@ -147,6 +147,19 @@ def report(url: str, html: str | None) -> None:
 
 
 @cli.command()
+@click.argument("url")
+@click.option("--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db.")
+def log(url: str, tracking_uri: str | None) -> None:
+    """Send to MLflow what an output folder holds, each figure once: after an outage, or to another server.
+
+    URL: an output folder. Nothing is computed, and Ray is not started.
+    """
+    from raymerge.tracking_commands import run_log
+
+    run_log(url, tracking_uri=tracking_uri)
+
+
+@cli.command()
 @click.option("--recipe", default="demo", show_default=True, help="A named configuration or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")

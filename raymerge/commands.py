@@ -1,10 +1,7 @@
 """What each command does: check everything first, then start Ray, run the stages, and say where the results lie."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, Output, digest_of, load_model, model_folder, open_artifact
+from raymerge.artifacts import Artifact, digest_of, load_model, model_folder, open_artifact
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import InputError, MergeError, TrackingError
-from raymerge.events import Event, Progress
+from raymerge.events import Event
 from raymerge.given import (
     check_catalogue,
     dataset_of,
@@ -30,14 +27,11 @@ from raymerge.given import (
     open_start,
 )
 from raymerge.merging.methods import METHODS
-from raymerge.pipeline import Result
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
-from raymerge.pool import Pool
-from raymerge.progress import display
 from raymerge.recipes import RECIPES, configure, default_recipe
-from raymerge.runtime import Deadline, cluster_nodes, session
-from raymerge.stages.context import SCORE, Context
+from raymerge.runtime import cluster_nodes, session
+from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
@@ -49,80 +43,11 @@ from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
 from raymerge.tracking import study as studies
 from raymerge.tracking.plots import to_png
-from raymerge.tracking.results import figures, log_results
+from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
-from raymerge.tracking.store import resolve_uri, ui_command
-
-
-class Announcer:
-    """Hands what stages say to the display and, once there is one, to the tracker."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.display = display(console)
-        self.tracker: Tracker | None = None
-
-    def __call__(self, message: Event | Progress) -> None:
-        """Show the message; record a figure, and that a run is done."""
-        self.display(message)
-        if self.tracker is None:
-            return
-        if isinstance(message, Event):
-            self.tracker(message)
-        elif message.done >= message.total:
-            self.tracker.finish(message.run)
-
-
-@contextmanager
-def working(
-    *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
-) -> Iterator[Context]:
-    """A context for stages: the configuration is resolved and the output folder is ours, or nothing was touched."""
-    changes = [*overrides]
-    changes += [f"cluster.address={address}"] if address else []
-    changes += [f"tracking.uri={tracking_uri}"] if tracking_uri else []
-    config = configure(recipe, tuple(changes))
-    place = Output(output)
-    place.check()
-    announcer = Announcer(Console(stderr=True))
-    with announcer.display:
-        yield Context(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
-
-
-@contextmanager
-def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Iterator[Tracker]:
-    """A run in MLflow around stages; an unreachable server is refused before anything starts."""
-    config, announcer = context.config, context.emit
-    assert isinstance(announcer, Announcer)
-    uri = resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), context.output.url)
-    configuration = config.plain()
-    context.output.open()
-    tracker = Tracker(
-        uri,
-        config.tracking.experiment,
-        name=f"{command} {Path(config.recipe).stem}",
-        identity=digest_of([command, _determining(configuration), dataset["digest"], context.output.url]),
-        configuration=configuration,
-        dataset=dataset,
-    )
-    with tracker:
-        announcer.tracker = tracker
-        try:
-            yield tracker
-        finally:
-            announcer.tracker = None
-
-
-@contextmanager
-def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Pool]:
-    """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
-    with tracked(context, command, dataset_of(data)), session(context.config.cluster), context.pool() as pool:
-        yield pool
-
-
-def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what only says where the work is done and recorded."""
-    return {key: value for key, value in configuration.items() if key not in ("cluster", "tracking")}
+from raymerge.tracking.store import redact, ui_command
+from raymerge.tracking_commands import send_report
+from raymerge.working import Announcer, tracked, working, working_pool
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -133,10 +58,9 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         with tracked(context, "run", dataset_of_log(context, files)) as tracker, session(context.config.cluster):
             _announce_plan(context, files)
             result = pipeline(context, files)
-            content = reports.loads(storage.read_bytes(result.report.file("report.json")))
-            registered = _log_to_mlflow(context, tracker, result, content)
+            registered = _register(context, tracker, result.report)
     console = Console()
-    console.print(reports.render(content))
+    console.print(reports.render(reports.loads(storage.read_bytes(result.report.file("report.json")))))
     rows = {
         "model": result.final.file("model"),
         "report": result.report.file("report.json"),
@@ -155,25 +79,16 @@ def _announce_plan(context: Context, files: Sequence[str]) -> None:
         context.emit.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _log_to_mlflow(context: Context, tracker: Tracker, result: Result, content: reports.Report) -> str:
+def _register(context: Context, tracker: Tracker, report: Artifact) -> str:
     """Log what there is beside the figures and register the model; in words, what came of it.
 
-    A server that is gone by now does not take the results away: they lie in the output folder, and the same command
-    sends them once the server is back.
+    A server that is gone by now does not take the results away: they lie in the output folder.
     """
-    config = context.config
     try:
-        registered = log_results(
-            tracker,
-            configuration=config.plain(),
-            report_url=result.report.file("report.json"),
-            drawn=figures(content, context.output.url),
-            model=result.final,
-            score=result.final.counts[SCORE],
-            model_name=config.tracking.model_name or f"raymerge-{Path(config.recipe).stem}",
-        )
+        registered = send_report(tracker, context.output.url, context.config.plain(), report)
     except TrackingError as error:
-        return f"not yet: {error}; give the same command again once the server is there"
+        output = context.output.url
+        return f"not yet: {error}; once it is there: raymerge log {output} --tracking-uri {redact(tracker.uri)}"
     return f"{registered.uri} ({'champion' if registered.champion else 'not the champion'}: {registered.reason})"
 
 

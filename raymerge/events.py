@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from raymerge.errors import UserError
+
 
 @dataclass(frozen=True)
 class Event:
@@ -29,4 +31,21 @@ class Progress:
     note: str = ""
 
 
-Emit: TypeAlias = Callable[[Event | Progress], None]
+@dataclass(frozen=True)
+class Place:
+    """Where the artifact of a run lies, or will lie once it is committed."""
+
+    run: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What a worker found wrong that the user can correct; it ends the run."""
+
+    run: str
+    error: UserError
+
+
+Message: TypeAlias = Event | Progress | Place
+Emit: TypeAlias = Callable[[Message], None]

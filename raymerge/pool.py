@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from raymerge import memory
 from raymerge.errors import ResourceError, UserError
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
 
@@ -29,9 +30,10 @@ class Worker:
     def started(self) -> None:
         """Answers once the process is there."""
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result."""
-        return function(*arguments)
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> Any:
+        """The function's result, in chunks of the usual size or smaller ones."""
+        with memory.chunks(smaller):
+            return function(*arguments)
 
 
 @dataclass
@@ -53,13 +55,14 @@ class _Work:
         self.under_way: dict[Any, _Call] = {}
         self._function, self._pieces = function, pieces
         self._attempts = dict.fromkeys(pieces, 0)
+        self._smaller: set[str] = set()
         self._slowest_s = 0.0
 
     def give(self, actor: Any) -> None:
         """Have an actor compute the next piece."""
         key = self.waiting.popleft()
         self._attempts[key] += 1
-        reference = actor.run.remote(self._function, *self._pieces[key])
+        reference = actor.run.remote(self._function, self._pieces[key], key in self._smaller)
         self.under_way[reference] = _Call(key, actor, time.monotonic())
 
     def done(self, call: _Call) -> None:
@@ -77,6 +80,18 @@ class _Work:
             ) from error
         self.waiting.appendleft(call.key)
 
+    def in_smaller_chunks(self, call: _Call, error: RayError) -> None:
+        """Let a piece that ran out of memory wait again, to be done in smaller chunks; ResourceError if it was."""
+        if call.key in self._smaller:
+            reason = str(getattr(error, "cause", error)).strip().splitlines()[0]
+            raise ResourceError(
+                f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{memory.SMALLER} of their size too "
+                f"({reason}); have fewer processes at work at the same time (cluster.actors), or larger machines"
+            ) from error
+        log.warning("%s: %s ran out of memory; it is done again in smaller chunks", self.doing, call.key)
+        self._smaller.add(call.key)
+        self.waiting.appendleft(call.key)
+
     def end_hanging(self, most_s: float) -> None:
         """End processes that take far too long for their piece, or longer than `most_s`."""
         limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
@@ -92,7 +107,8 @@ class Pool:
 
     One piece is under way per actor: the next is handed over before the last one's result is dealt with, so an actor
     waits for a message and no more, and no more than one result an actor waits to be taken. An actor that dies or hangs
-    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times; a mistake of the user that a worker found is
+    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times, and once in smaller chunks (`raymerge.memory`)
+    if it had run out of memory; a mistake of the user that a worker found is
     raised here as it is. A function therefore returns a value for its piece, or commits it under its key, and changes
     nothing else. The actors live as long as the block, so what a function caches is kept.
     """
@@ -173,9 +189,17 @@ class Pool:
         try:
             result = ray.get(reference)
         except RayTaskError as error:
+            if memory.is_exhausted(error.cause):
+                ray.kill(call.actor)  # what it still holds would be missing again
+                work.in_smaller_chunks(call, error)
+                return []
             self._idle.append(call.actor)
             raise _cause(error) from error
-        except RayError as error:  # the actor or its node died, or was ended because it hung or for want of memory
+        except OutOfMemoryError as error:  # Ray ended it before the machine had none left
+            work.in_smaller_chunks(call, error)
+            return []
+        except RayError as error:  # the actor or its node died, cannot be reached, or was ended because it hung
+            ray.kill(call.actor)
             work.again(call, error)
             return []
         work.done(call)

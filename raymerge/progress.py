@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from raymerge.events import Event, Progress
+from raymerge.events import Message, Progress
 
 LINE_EVERY_S = 60.0
 START_AFTER_S, TICK_S = 2.0, 0.5
@@ -45,9 +45,9 @@ class BarDisplay:
     ) -> None:
         self._bars.stop()
 
-    def __call__(self, message: Event | Progress) -> None:
+    def __call__(self, message: Message) -> None:
         """Move the bar of the run that the message is about."""
-        if isinstance(message, Event):
+        if not isinstance(message, Progress):
             return
         if message.run not in self._tasks:
             self._tasks[message.run] = self._bars.add_task(message.run, total=message.total, note="")
@@ -92,9 +92,9 @@ class LineDisplay:
         self._ended.set()
         self._ticker.join()
 
-    def __call__(self, message: Event | Progress) -> None:
+    def __call__(self, message: Message) -> None:
         """Take note of how far a run is; print its last line when it is done."""
-        if isinstance(message, Event):
+        if not isinstance(message, Progress):
             return
         with self._lock:
             if message.run in self._done:

@@ -14,9 +14,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.errors import ConfigError, ResourceError, UserError
-from raymerge.events import Event, Progress
+from raymerge.errors import ConfigError, ResourceError
+from raymerge.events import Event, Mistake, Progress
 
 POLL_S = 0.25
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -38,6 +39,7 @@ class ClusterConfig:
     member_workers: int = 1  # data-parallel processes of each member
     member_threads: int = 1
     actor_threads: int = 1
+    keep_going: bool = False  # if the loss of a model becomes NaN, train the others to their end before giving up
     piece_hours: float = 4.0  # a partition that takes longer in Fisher or evaluation is taken to hang, and done again
     deadline_hours: float = 48.0
 
@@ -177,13 +179,13 @@ class EventLog:
     """Collects what workers say until the driver takes it. Launched as an actor without CPU."""
 
     def __init__(self) -> None:
-        self._messages: list[Event | Progress | UserError] = []
+        self._messages: list[Event | Progress | Mistake] = []
 
-    def add(self, messages: list[Event | Progress | UserError]) -> None:
+    def add(self, messages: list[Event | Progress | Mistake]) -> None:
         """Keep messages in the order of arrival."""
         self._messages += messages
 
-    def take(self) -> list[Event | Progress | UserError]:
+    def take(self) -> list[Event | Progress | Mistake]:
         """All messages since the last call."""
         messages, self._messages = self._messages, []
         return messages
@@ -211,6 +213,7 @@ class Deadline:
 
 
 def launch_event_log() -> Any:
-    """An `EventLog` as an actor that takes no CPU."""
+    """An `EventLog` as an actor that takes no CPU, on the driver's node: no other's end takes messages away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kind: Any = ray.remote(num_cpus=0)(EventLog)
-    return kind.remote()
+    return kind.options(scheduling_strategy=here).remote()

@@ -13,7 +13,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from raymerge import commands, recipes
+from raymerge import commands, recipes, working
 from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -43,7 +43,8 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object) -> None:
         raise AssertionError("Ray was started before the mistake was found")
 
-    monkeypatch.setattr(commands, "session", started)
+    for module in (commands, working):
+        monkeypatch.setattr(module, "session", started)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--nope"], "No such option"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "there is no report at"),
+        (["log", "nowhere"], "is no output of raymerge that a command has worked in"),
         (["evaluate", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
         (["fisher-study", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),
@@ -80,7 +82,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistake_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    output = ["--output", str(tmp_path / "out")] if arguments[0] not in ("recommend", "report") else []
+    output = ["--output", str(tmp_path / "out")] if arguments[0] not in ("recommend", "report", "log") else []
     assert expected in mistake(capsys, *arguments, *output)
     assert not (tmp_path / "out" / "train").exists()
 

@@ -1,10 +1,7 @@
 """The whole pipeline on real Ray, small: what it leaves, what it does not do twice, and what survives a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times
 
 from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Output
@@ -24,20 +22,6 @@ from raymerge.recipes import configure
 from raymerge.runtime import Capacity, Deadline
 from raymerge.stages.context import SCORE, Context
 from raymerge.tracking import report as reports
-
-CHECKOUT = Path(__file__).parent.parent
-SMALL = (
-    "encoder.max_length=12",
-    "encoder.dim=16",
-    "encoder.feed_forward=32",
-    "prepare.partitions=3",
-    "training.epochs=2",
-    "fine_tuning.epochs=1",
-    "after_merge.epochs=1",
-    "merge.budget=6",
-    "evaluation.replicates=200",
-    "cluster.base_threads=1",
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +40,6 @@ def context(output: Path, *overrides: str, messages: list[Event | Progress] | No
 def first(capacity: Capacity, log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, list]:
     output, messages = tmp_path_factory.mktemp("run") / "out", []
     return output, run(context(output, messages=messages), [str(log)]), messages
-
-
-def without_times(report: dict) -> dict:
-    return {key: value for key, value in report.items() if key != "timings"}
 
 
 def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path, Result, list]) -> None:
@@ -206,49 +186,7 @@ def test_killed_driver_goes_on_and_ends_with_the_same_report(
     assert again.returncode == 0, progress
     assert "found, not made again" in progress
     assert "fine-tuned" in table
-    reports_made = list(output.glob("report/*/report.json"))
-    mine = json.loads(reports_made[0].read_text())
-    theirs = json.loads(Path(first[1].report.file("report.json")).read_text())
-    assert without_times(mine) == without_times(theirs)
+    mine = report_in(output)
+    assert mine == without_times(json.loads(Path(first[1].report.file("report.json")).read_text()))
     assert not list((output / "checkpoints").iterdir())
-    check_mlflow(output, mine)
-
-
-def start(log: Path, output: Path) -> subprocess.Popen[str]:
-    """`raymerge run` in a process of its own, which starts a Ray of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "raymerge",
-        "run",
-        "--recipe",
-        "demo",
-        "--input",
-        str(log),
-        "--output",
-        str(output),
-    ]
-    command += [part for change in SMALL for part in ("--set", change)]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, text=True, cwd=CHECKOUT)
-
-
-def check_mlflow(output: Path, report: dict) -> None:
-    """One finished parent, a child for each stage and model, each step once, the report, a champion that loads."""
-    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
-    experiment = client.get_experiment_by_name("raymerge")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
-    assert [parent.info.status for parent in parents] == ["FINISHED"]
-    assert parents[0].data.params["encoder.dim"] == "16"
-    assert parents[0].inputs.dataset_inputs
-    children = {found.data.tags["raymerge.run"]: found for found in runs if found not in parents}
-    assert {"prepare", "train/base", "train/duorec", "fisher/duorec", "merge/fisher", "report"} <= set(children)
-    curve = client.get_metric_history(children["train/base"].info.run_id, "validation.ndcg_at_10")
-    assert [point.step for point in curve] == [1, 2]
-    files = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
-    assert {"report.json", "configuration.yaml", "plots"} <= files
-    champion = client.get_model_version_by_alias("raymerge-demo", "champion")
-    assert champion.run_id == parents[0].info.run_id
-    assert float(champion.tags["raymerge.validation_score"]) == report["validation"][report["final"]]
+    check_mlflow(f"sqlite:///{output}/mlflow.db", mine)

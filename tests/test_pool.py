@@ -1,12 +1,15 @@
 """Work is taken once, and processes that die or hang are replaced."""
 
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from raymerge import memory
 from raymerge.errors import InputError, ResourceError
 from raymerge.pool import Pool
 from raymerge.runtime import Capacity, ClusterConfig, Deadline
@@ -47,6 +50,15 @@ def hang(number: int) -> int:
     return number
 
 
+def take_memory(usual_bytes: int, folder: str) -> int:
+    """Take as much as chunks may, in a process that gets 400 MB beside what it has."""
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (own + 400 * 10**6, resource.RLIM_INFINITY))
+    wanted = memory.budget(usual_bytes)
+    (Path(folder) / str(wanted)).touch()
+    return torch.ones(wanted, dtype=torch.uint8).numel()
+
+
 def process_id(number: int) -> int:
     return os.getpid()
 
@@ -82,6 +94,18 @@ def test_dead_processes_are_replaced_and_their_work_done_again(capacity: Capacit
 def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> None:
     with pytest.raises(ResourceError, match="died 4 times"):
         collect(capacity, die, {"a": (1,)}, actors=1)
+
+
+def test_work_that_runs_out_of_memory_is_done_again_in_smaller_chunks(capacity: Capacity, tmp_path: Path) -> None:
+    assert collect(capacity, take_memory, {"a": (1 << 30, str(tmp_path))}, actors=1) == {"a": 1 << 27}
+    assert sorted(int(mark.name) for mark in tmp_path.iterdir()) == [1 << 27, 1 << 30]
+
+
+@pytest.mark.chaos
+def test_work_that_runs_out_of_memory_in_smaller_chunks_too_is_given_up(capacity: Capacity, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"squares: a ran out of memory, in chunks of 1/8 .*cluster.actors"):
+        collect(capacity, take_memory, {"a": (1 << 34, str(tmp_path))}, actors=1)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("how", ["stopped", "waits"])

@@ -1,13 +1,14 @@
 """Evaluation on Ray: each user partition is ranked by whichever process is free, and its ranks are taken once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raymerge import memory
 from raymerge.artifacts import load_model
 from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import Examples, Split, evaluated_users, examples
@@ -73,6 +74,7 @@ def rank_partition(
     found = worker_examples(partition, split, first.config.max_length)
     sequences = _worker_sequences(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences).numpy()))
+    config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib)))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
 
 

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raymerge import memory
 from raymerge.artifacts import Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
 from raymerge.evaluation.distributed import worker_examples, worker_model, worker_offered
 from raymerge.fisher.diagonal import accumulate
+from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
 
@@ -95,6 +97,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
         keys=found.keys[some],
         offered=worker_offered(plan.catalogue),
         dtype=torch.float64 if plan.double else None,
+        memory_bytes=memory.budget(MEMORY_BYTES),
     )
     return {name: value.cpu() for name, value in sums.items()}, users
 

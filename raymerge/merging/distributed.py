@@ -7,10 +7,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from raymerge import memory
 from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.distributed import worker_examples, worker_offered
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
+from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.pool import Pool
@@ -62,7 +64,8 @@ def validate_partition(
     module = merged_model(candidate)
     found = worker_examples(partition, "validation", module.config.max_length)
     seen, offered = found.seen if filter_seen else None, worker_offered(catalogue)
-    ranks = full_ranks(module, found.histories, found.targets, seen=seen, offered=offered)
+    budget = memory.budget(MEMORY_BYTES)
+    ranks = full_ranks(module, found.histories, found.targets, seen=seen, offered=offered, memory_bytes=budget)
     return float(ndcg(ranks, 10).sum()), len(ranks)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raymerge.artifacts import Artifact, Draft, Output
 from raymerge.config import Config
-from raymerge.events import Emit, Event, Progress
+from raymerge.events import Emit, Event, Place, Progress
 from raymerge.pool import Pool
 from raymerge.runtime import Capacity, Deadline, cluster_capacity
 
@@ -36,6 +36,7 @@ class Context:
 
     def find(self, stage: str, run: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
         """The artifact if it is committed; its events are told again, for a tracker that has not seen them."""
+        self.emit(Place(run, self.output.locate(stage, inputs=inputs, configuration=configuration)))
         artifact = self.output.find(stage, inputs=inputs, configuration=configuration)
         if artifact is not None:
             for key, step, value in artifact.json(EVENTS):

@@ -96,7 +96,8 @@ class Data(TypedDict):
 class Report(TypedDict):
     """All that the printed table shows and where it comes from.
 
-    `artifacts` are places by name, told from the output folder on; `timings` are seconds by model.
+    `final` is the name of the model to serve, `artifacts` are places by name, told from the output folder on, and
+    `timings` are seconds by model.
     """
 
     schema: int
@@ -104,6 +105,7 @@ class Report(TypedDict):
     rows: list[Row]
     comparisons: list[Comparison]
     merge: Merge
+    final: str
     data: Data
     artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]

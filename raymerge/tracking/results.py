@@ -14,6 +14,7 @@ from raymerge.merging.methods import shares
 from raymerge.tracking import plots, report
 from raymerge.tracking.registration import RegisteredVersion, register
 from raymerge.tracking.runs import PIPELINE, Tracker
+from raymerge.tracking.store import redact
 
 
 def figures(content: report.Report, output: str) -> dict[str, plots.Figure]:
@@ -62,7 +63,7 @@ def log_results(
         folder = Path(temporary)
         (folder / "report.json").write_bytes(storage.read_bytes(report_url))
         (folder / "configuration.yaml").write_text(
-            yaml.safe_dump(dict(configuration), sort_keys=False), encoding="utf-8"
+            redact(yaml.safe_dump(dict(configuration), sort_keys=False)), encoding="utf-8"
         )
         files = [folder / "report.json", folder / "configuration.yaml"]
         pictures = [folder / f"{title.replace(' ', '-').lower()}.png" for title in drawn]

@@ -89,7 +89,8 @@ class Tracker:
         self.flush()
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
-            self._terminate(name, status)
+            if not self._terminate(name, status):
+                break  # a store that is away is not asked once for each run
         if self.pending:
             log.warning("%d figures did not reach MLflow at %s", self.pending, redact(self.uri))
 
@@ -160,13 +161,15 @@ class Tracker:
             self._held[run] = {(metric.key, metric.step) for history in histories for metric in history}
         return self._held[run]
 
-    def _terminate(self, run: str, status: str) -> None:
+    def _terminate(self, run: str, status: str) -> bool:
         try:
             with store.settings():
                 call(self.client.set_terminated, self.run_id(run), status)
-            self._finished.add(run)
         except Exception as error:
             self._report_outage(error)
+            return False
+        self._finished.add(run)
+        return True
 
     def _report_outage(self, error: Exception) -> None:
         if not self._away:

@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
+import safetensors.torch
 import torch
 from ray import train as ray_train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -22,13 +24,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from raymerge import storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
 from raymerge.data.sequences import read_items, read_partition
-from raymerge.errors import ArtifactError, InputError, ResourceError, UserError
-from raymerge.events import Emit, Event, Progress
+from raymerge.errors import ArtifactError, InputError, ResourceError, ScoreError, UserError
+from raymerge.events import Emit, Event, Mistake, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, launch_event_log
 from raymerge.training.config import TrainingConfig
-from raymerge.training.loop import StepReport, train
+from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
 
 MAX_FAILURES = 3  # of a run's workers, before it is given up
@@ -68,9 +70,10 @@ def train_all(
 ) -> None:
     """Train all jobs at the same time, as far as the cluster can; `on_trained` gets each last state when it is there.
 
-    Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying.
+    Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying. With
+    `cluster.keep_going` a loss that is not finite is raised once all other jobs are done.
     """
-    log = launch_event_log()
+    log, failed = launch_event_log(), dict[str, UserError]()
     at_once = trainings_at_once(len(jobs), capacity, cluster)
     threads = ThreadPoolExecutor(max_workers=at_once)
     try:
@@ -80,14 +83,25 @@ def train_all(
             deadline.check("training")
             done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for message in ray.get(log.take.remote()):
-                if isinstance(message, UserError):
-                    raise message
-                emit(message)
+                if not isinstance(message, Mistake):
+                    emit(message)
+                elif cluster.keep_going and isinstance(message.error, ScoreError):
+                    failed.setdefault(message.run, message.error)
+                else:
+                    raise _named(message.run, message.error)
             for future in done:
-                on_trained(running.pop(future), _result(future))
+                job, state = running.pop(future), _result(future)
+                if job.run not in failed:
+                    on_trained(job, state)
+        for run, error in failed.items():
+            raise _named(run, error)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         ray.kill(log)
+
+
+def _named(run: str, error: UserError) -> UserError:
+    return type(error)(f"{run}: {error}")
 
 
 def trainings_at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> int:
@@ -136,7 +150,7 @@ def _work(arguments: dict[str, Any]) -> None:
     try:
         _train_rank(**arguments)
     except UserError as error:
-        ray.get(arguments["log"].add.remote([error]))
+        ray.get(arguments["log"].add.remote([Mistake(arguments["job"].run, error)]))
 
 
 def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
@@ -156,7 +170,17 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,
         on_step=reporter.step,
+        on_bad_step=partial(keep_batch, storage.join(f"{checkpoints}-failed", f"rank-{rank}.safetensors")),
     )
+
+
+def keep_batch(url: str, bad: BadStep) -> str:
+    """Write the batch of a step that failed as safetensors; what an error says of it."""
+    parts = {"windows": bad.batch.windows, "seeds": bad.batch.seeds, "same_target": bad.batch.same_target}
+    tensors = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
+    facts = {"epoch": str(bad.epoch), "step": str(bad.step), "loss": str(bad.loss)}
+    storage.write_bytes(url, safetensors.torch.save(tensors, metadata=facts))
+    return f"; its batch lies in {url}"
 
 
 def epoch_events(run: str, report: EpochReport) -> list[Event]:
@@ -191,7 +215,7 @@ class Reporter:
         run, rate = self._job.run, f"{report.tokens_per_second:,.0f} tokens/s"
         self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, storage.disk_errors(folder):
             checkpoint = write_state(state, Path(folder)) if self._log else None
             ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint)
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ from raymerge.evaluation.ranking import full_ranks
 from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
-from raymerge.models.recommendation import Term
-from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch
+from raymerge.models.recommendation import Batch, Term
+from raymerge.training.batches import EpochPlan, Windows, epoch_batches, make_windows, plan_epoch
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
@@ -52,8 +53,20 @@ class StepReport:
     seconds_left: float  # to the end of all epochs, at the rate of this one
 
 
+@dataclass(frozen=True)
+class BadStep:
+    """A step whose loss, over all ranks, is not a finite number, and what this rank had of its batch."""
+
+    epoch: int  # from 1, as the step
+    step: int
+    loss: float
+    batch: Batch
+
+
 OnEpoch = Callable[[EpochReport, TrainingState], None]
 OnStep = Callable[[StepReport], None]
+OnBadStep = Callable[[BadStep], str]
+"""Keeps the batch; gives what the error is to say of that."""
 
 
 def train(
@@ -66,13 +79,14 @@ def train(
     resume: TrainingState | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
+    on_bad_step: OnBadStep | None = None,
 ) -> TrainingState:
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
     All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
     ranking). Softmax and validation are over the items that are `offered`, bool[V], all if None. `on_epoch` gets each
     epoch's report and a state that `resume` continues to the bit. Raises InputError if no rank has anything to train
-    on, ScoreError if a loss is not a finite number.
+    on, ScoreError if a loss is not a finite number, after `on_bad_step` had its batch.
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
@@ -85,7 +99,7 @@ def train(
         resume.load_into(encoder, objective, stepper.optimizer)
     while not is_finished(state, config):
         epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps)
-        epoch.run(on_step)
+        epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
         score = validate(encoder, partitions, filter_seen=config.filter_seen, offered=offered)
         report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
@@ -162,7 +176,7 @@ class Epoch:
         self._recent: list[StepFigures] = []  # not yet looked at
         self._summed: Tensor | None = None  # the summands of all others: memory does not grow with the steps
 
-    def run(self, on_step: OnStep | None) -> None:
+    def run(self, on_step: OnStep | None, on_bad_step: OnBadStep | None) -> None:
         """Take all steps; raises ScoreError within CHECK_STEPS of a loss that is not finite, on all ranks at once."""
         seed = self.config.seed
         torch.manual_seed(int(hashed(Stream.DROPOUT, seed, self.number, world()[0])))
@@ -176,7 +190,7 @@ class Epoch:
             self._recent.append(figures)
             self.seconds = time.perf_counter() - began
             if len(self._recent) == CHECK_STEPS or self.done == self.steps:
-                self._look()
+                self._look(plan, on_bad_step)
             if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
                 told = began + self.seconds
                 on_step(self._progress(float(figures.loss)))
@@ -185,14 +199,17 @@ class Epoch:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
 
-    def _look(self) -> None:
+    def _look(self, plan: EpochPlan, on_bad_step: OnBadStep | None) -> None:
         """Add the recent steps up; raises ScoreError if one of their losses is not finite."""
         losses = torch.stack([figures.loss for figures in self._recent]).tolist()
         for step, loss in enumerate(losses, start=self.done - len(losses) + 1):
             if not math.isfinite(loss):
+                batches = epoch_batches(self.windows, plan, self.same_target, self.offered)
+                batch = next(islice(batches, step - 1, None))
+                kept = on_bad_step(BadStep(self.number + 1, step, loss, batch)) if on_bad_step else ""
                 raise ScoreError(
                     f"the loss of epoch {self.number + 1}, step {step} of {self.steps}, is {loss}: "
-                    f"lower training.learning_rate (it is {self.config.learning_rate})"
+                    f"lower training.learning_rate (it is {self.config.learning_rate}){kept}"
                 )
         self._summed = self._sums()
         self._terms, self._recent = self._recent[-1].terms, []

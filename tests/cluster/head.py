@@ -22,7 +22,11 @@ OF_RAY = tuple(
     f"ray::{name}"
     for name in ("IDLE", "Dashboard", "RuntimeEnv", "_AutoscalingCoordinator", "TrainState", "PlacementGroupCleaner")
 )
-"""Processes that Ray keeps for itself; the last one outlives a stopped job (Ray 2.60), but holds no CPUs."""
+"""Processes that Ray keeps for itself.
+
+The last one outlives a stopped job, but holds no CPUs: in Ray 2.60 a thread of it notes that it is to exit after its
+next task, and there is none.
+"""
 
 
 @dataclass(frozen=True)

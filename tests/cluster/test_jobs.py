@@ -1,15 +1,17 @@
 """Jobs on a real head with a token: nobody else gets in, exit codes are right, what is stopped is resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import processes
 import pyarrow.parquet as pq
 import pytest
 from cluster.head import CHECKOUT, Head, start_head, status
@@ -33,11 +35,17 @@ SMALL = {
 }
 
 
+@contextmanager
+def own_head(home: Path) -> Iterator[Head]:
+    home.mkdir(exist_ok=True)
+    short = tempfile.TemporaryDirectory(prefix="rm-", ignore_cleanup_errors=True)  # sockets: at most 107 bytes
+    with short as folder, start_head(Path(folder), home) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    home = tmp_path_factory.mktemp("home")
-    short = tempfile.TemporaryDirectory(prefix="rm-")  # paths of sockets have a limit of 107 bytes
-    with short as folder, start_head(Path(folder), home) as found:
+    with own_head(tmp_path_factory.mktemp("home")) as found:
         yield found
 
 
@@ -211,6 +219,35 @@ def test_interrupted_job_leaves_nothing_behind_and_the_next_one_goes_on(head: He
     lines = [line for line in text.splitlines() if "train/one" in line]
     assert 1 <= len(lines) <= 4, "a line at the start, one a minute, one at the end"
     assert "\r" not in text
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(500)
+def test_killed_head_is_told_in_one_line_and_the_job_goes_on_at_the_next(log: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
+    data = prepare(Context(configure("demo", overrides), Output(str(output)), print, Deadline(60)), [str(log)])
+    with ExitStack() as stack:
+        head = stack.enter_context(own_head(tmp_path / "first"))
+        job = start(head, data.url, output)
+        wait_for(lambda: len(checkpointed(output)) >= 3 or job.poll() is not None, 90, "no checkpoint")
+        for pid in processes.of_home(head.environment["HOME"]):
+            if pid != job.pid:
+                os.kill(pid, signal.SIGKILL)
+        _, said = job.communicate(timeout=120)
+        assert job.returncode == 1
+        assert said.splitlines()[-1].startswith("raymerge: the job failed: no answer from the cluster: ")
+        assert "Traceback" not in said
+        head.process.wait(10)
+    assert not list(output.glob("train/*"))
+    before = checkpointed(output)
+    with own_head(tmp_path / "second") as head:
+        again = start(head, data.url, output)
+        text, said = again.communicate(timeout=200)
+        assert again.returncode == 0, text + said
+    history = json.loads(next(output.glob("train/*/history.json")).read_text())
+    assert history[: len(before)] == before, "what was trained before, to its very seconds, was not trained again"
+    assert len(before) < len(history) == int(SMALL["training.epochs"])
 
 
 @pytest.mark.chaos

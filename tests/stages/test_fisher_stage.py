@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import named
 
 import raymerge.fisher
 from raymerge.artifacts import Artifact, load_diagonal, load_model
@@ -89,22 +90,10 @@ class Killer(threading.Thread):
         for moment in self._moments:
             while len(list(self._folder.glob("*/manifest.json"))) < moment:
                 time.sleep(0.005)
-            while not (busy := computing()):
+            while not (busy := named("ray::Worker.run")):
                 time.sleep(0.005)
             os.kill(self._random.choice(busy), signal.SIGKILL)
             self.killed += 1
-
-
-def computing() -> list[int]:
-    """Pids of the actors that compute a piece."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::Worker.run"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_data_that_was_added_to_uses_the_shards_of_its_old_partitions_again(

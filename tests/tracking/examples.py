@@ -47,6 +47,7 @@ def example_report() -> Report:
             "power": 1.0,
             "validation_score": 0.15,
         },
+        "final": "Fisher merge",
         "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
         "artifacts": {
             "models": {"duorec": "train/0123", "Fisher merge": "merge/4567"},

@@ -14,8 +14,9 @@ from raymerge.data.sequences import Sequences, from_lists
 from raymerge.errors import ArtifactError, ConfigError, InputError, ScoreError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
+from raymerge.models.recommendation import Batch
 from raymerge.training.config import TrainingConfig, learning_rate
-from raymerge.training.loop import CHECK_STEPS, StepReport, train, validate
+from raymerge.training.loop import CHECK_STEPS, BadStep, StepReport, train, validate
 from raymerge.training.state import EpochReport, TrainingState
 from raymerge.training.step import StepFigures
 
@@ -166,6 +167,30 @@ def test_a_loss_that_is_not_finite_names_its_epoch_and_step() -> None:
     torch.nn.init.constant_(encoder.output_bias, torch.nan)
     with pytest.raises(ScoreError, match="loss of epoch 1, step 1 of 2, is nan.*learning_rate"):
         train(encoder, objective, cyclic(), CONFIG)
+
+
+def test_the_batch_of_a_loss_that_is_not_finite_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymerge.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
+    encoder, objective = make()
+    batches: list[Batch] = []
+    objective.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[1]))
+    bad: list[BadStep] = []
+
+    def poison(report: StepReport) -> None:
+        if (report.epoch, report.step) == (2, 1):
+            torch.nn.init.constant_(encoder.output_bias, torch.nan)
+
+    def keep(step: BadStep) -> str:
+        bad.append(step)
+        return "; kept"
+
+    with pytest.raises(ScoreError, match=r"epoch 2, step 2 of \d, is nan.*; kept"):
+        train(encoder, objective, cyclic(), replace(CONFIG, batch_size=10), on_step=poison, on_bad_step=keep)
+    [step] = bad
+    steps = len(batches) // 2
+    assert (step.epoch, step.step) == (2, 2)
+    assert torch.equal(step.batch.windows, batches[steps + 1].windows)
+    assert torch.equal(step.batch.seeds, batches[steps + 1].seeds)
 
 
 def test_nothing_to_train_on_is_refused() -> None:

@@ -1,0 +1,76 @@
+"""What a run leaves in MLflow beside its figures, at its end or, by `raymerge log`, at any time after."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, open_artifact
+from raymerge.errors import TrackingError
+from raymerge.events import Event
+from raymerge.stages.context import EVENTS, SCORE
+from raymerge.tracking import report as reports
+from raymerge.tracking import study as studies
+from raymerge.tracking.record import Record, read_all
+from raymerge.tracking.registration import RegisteredVersion
+from raymerge.tracking.results import figures, log_results
+from raymerge.tracking.runs import Tracker
+from raymerge.tracking.store import redact, resolve_uri, ui_command
+from raymerge.working import tracker_of
+
+
+def run_log(url: str, *, tracking_uri: str | None) -> None:
+    """`raymerge log`: what all commands left in an output folder, as far as it is committed."""
+    output = storage.absolute(url)
+    uri = resolve_uri(tracking_uri, os.environ.get("MLFLOW_TRACKING_URI"), output)
+    records = read_all(output)
+    for record in records:
+        with tracker_of(record, uri) as tracker:
+            sent = _send(record, tracker)
+        click.echo(json.dumps({"name": record.name, **sent}))
+    click.echo(f"MLflow: {ui_command(uri)}")
+
+
+def _send(record: Record, tracker: Tracker) -> dict[str, Any]:
+    """Everything of one command; TrackingError as soon as the server does not take it."""
+    artifacts = {run: artifact for run, place in record.places.items() if (artifact := _committed(record, place))}
+    sent: dict[str, Any] = {"runs": len(artifacts)}
+    for run, artifact in artifacts.items():
+        for key, step, value in artifact.json(EVENTS):
+            tracker(Event(run, key, step, value))
+        tracker.finish(run)
+        if not tracker.flush():
+            raise TrackingError(
+                f"MLflow at {redact(tracker.uri)} went away; give the same command again once it is back"
+            )
+    for run, artifact in artifacts.items():
+        if artifact.manifest["stage"] == "study":
+            studies.log_study(tracker, run, artifact)
+        if artifact.manifest["stage"] == "report":
+            sent["registered"] = send_report(tracker, record.output, record.configuration, artifact).uri
+    return sent
+
+
+def _committed(record: Record, place: str) -> Artifact | None:
+    """The artifact of a run, None if it was not finished or has been deleted."""
+    url = storage.join(record.output, place)
+    return open_artifact(url) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
+
+
+def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any], report: Artifact) -> RegisteredVersion:
+    """Upload the report of a run, its configuration and plots, and register the model that it chose."""
+    content = reports.loads(storage.read_bytes(report.file("report.json")))
+    model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
+    return log_results(
+        tracker,
+        configuration=configuration,
+        report_url=report.file("report.json"),
+        drawn=figures(content, output),
+        model=model,
+        score=model.counts[SCORE],
+        model_name=configuration["tracking"]["model_name"] or f"raymerge-{Path(configuration['recipe']).stem}",
+    )

@@ -1,0 +1,104 @@
+"""What commands work in: a checked configuration, a display, a run in MLflow with its record, and Ray."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raymerge.artifacts import Artifact, Output, digest_of
+from raymerge.events import Event, Message, Place, Progress
+from raymerge.given import dataset_of
+from raymerge.pool import Pool
+from raymerge.progress import display
+from raymerge.recipes import configure
+from raymerge.runtime import Deadline, session
+from raymerge.stages.context import Context
+from raymerge.tracking.record import Record
+from raymerge.tracking.runs import Tracker
+from raymerge.tracking.store import resolve_uri
+
+
+class Announcer:
+    """Hands what stages say to the display and, once there are any, to the tracker and the record."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.display = display(console)
+        self.tracker: Tracker | None = None
+        self.record: Record | None = None
+
+    def __call__(self, message: Message) -> None:
+        """Show the message; record a figure, where an artifact lies, and that a run is done."""
+        self.display(message)
+        if self.record and isinstance(message, Place):
+            self.record.note(message.run, message.url)
+        if self.tracker and isinstance(message, Event):
+            self.tracker(message)
+        if self.tracker and isinstance(message, Progress) and message.done >= message.total:
+            self.tracker.finish(message.run)
+
+
+@contextmanager
+def working(
+    *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
+) -> Iterator[Context]:
+    """A context for stages: the configuration is resolved and the output folder is ours, or nothing was touched."""
+    changes = [*overrides]
+    changes += [f"cluster.address={address}"] if address else []
+    changes += [f"tracking.uri={tracking_uri}"] if tracking_uri else []
+    config = configure(recipe, tuple(changes))
+    place = Output(output)
+    place.check()
+    announcer = Announcer(Console(stderr=True))
+    with announcer.display:
+        yield Context(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
+
+
+@contextmanager
+def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Iterator[Tracker]:
+    """A run in MLflow around stages; an unreachable server is refused before anything starts."""
+    config, announcer = context.config, context.emit
+    assert isinstance(announcer, Announcer)
+    uri = resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), context.output.url)
+    configuration = config.plain()
+    record = Record(
+        context.output.open().url,
+        name=f"{command} {Path(config.recipe).stem}",
+        identity=digest_of([command, _determining(configuration), dataset["digest"], context.output.url]),
+        configuration=configuration,
+        dataset=dataset,
+    )
+    with tracker_of(record.open(), uri) as tracker:
+        announcer.tracker, announcer.record = tracker, record
+        try:
+            yield tracker
+        finally:
+            announcer.tracker = announcer.record = None
+
+
+def tracker_of(record: Record, uri: str) -> Tracker:
+    """What sends the runs of a command to a server."""
+    experiment = record.configuration["tracking"]["experiment"]
+    return Tracker(
+        uri,
+        experiment,
+        name=record.name,
+        identity=record.identity,
+        configuration=record.configuration,
+        dataset=record.dataset,
+    )
+
+
+@contextmanager
+def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Pool]:
+    """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
+    with tracked(context, command, dataset_of(data)), session(context.config.cluster), context.pool() as pool:
+        yield pool
+
+
+def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what only says where the work is done and recorded."""
+    return {key: value for key, value in configuration.items() if key not in ("cluster", "tracking")}

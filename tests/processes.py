@@ -1,0 +1,38 @@
+"""Processes of this machine, those of the tests only: other Rays may be at work beside them."""
+
+import os
+from pathlib import Path
+
+
+def named(name: str) -> list[int]:
+    """Pids of the processes below this one whose command line begins so."""
+    parents = {pid: parent for pid in _all() if (parent := _parent(pid))}
+    return [pid for pid in parents if _read(pid, "cmdline").startswith(name.encode()) and _is_below(pid, parents)]
+
+
+def of_home(home: str) -> list[int]:
+    """Pids of the processes that were started with this home and have not written over their environment since."""
+    return [pid for pid in _all() if f"HOME={home}".encode() in _read(pid, "environ").split(b"\0")]
+
+
+def _all() -> list[int]:
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*")]
+
+
+def _read(pid: int, file: str) -> bytes:
+    """A file of a process, empty if that has ended."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent(pid: int) -> int:
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def _is_below(pid: int, parents: dict[int, int]) -> bool:
+    while pid in parents and pid != os.getpid():
+        pid = parents[pid]
+    return pid == os.getpid()

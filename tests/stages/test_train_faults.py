@@ -1,0 +1,95 @@
+"""Training through faults: a worker killed in mid-epoch, a loss that is not a number."""
+
+import os
+import re
+import signal
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from processes import named
+from safetensors import safe_open
+
+from raymerge.artifacts import Artifact, load_model, save_model
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.data.sequences import Sequences
+from raymerge.errors import ScoreError
+from raymerge.events import Message, Progress
+from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.stages.context import Context
+from raymerge.stages.train import Plan, train
+from raymerge.training import loop
+from raymerge.training.config import TrainingConfig
+from tests.stages.conftest import MakeContext
+
+pytestmark = [pytest.mark.usefixtures("capacity"), pytest.mark.chaos]
+
+NEXT_ITEM = ObjectiveConfig("next_item")
+
+
+def test_worker_killed_in_mid_epoch_leaves_the_model_of_a_training_that_was_not(
+    make_context: MakeContext, data: Artifact, partitions: list[Sequences]
+) -> None:
+    """Against the plain loop in this process, to the bit."""
+    settings = TrainingConfig(epochs=3, batch_size=2, stride=1, patience=0, seed=3)  # an epoch takes seconds
+    killed: list[int] = []
+
+    def kill(message: Message) -> None:
+        if isinstance(message, Progress) and message.done > 1 and message.done % 1 and not killed:
+            killed.extend(named("ray::RayTrainWorker"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    context = make_context("out", emit=kill)
+    made = train(context, [Plan("train/one", NEXT_ITEM, settings, data, None, 1, 1)])["train/one"]
+    assert len(killed) == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    encoder = SequenceEncoder(data.counts["items"], context.config.encoder)
+    alone = loop.train(encoder, build_objective(NEXT_ITEM, encoder.config), partitions, settings)
+    torch.set_num_threads(threads)
+    assert [report["epoch"] for report in made.json("history.json")] == [1, 2, 3]
+    assert [figures(report) for report in made.json("history.json")] == [figures(asdict(r)) for r in alone.history]
+    found = dict(load_model(made.url).named_parameters())
+    assert all(torch.equal(found[name], value) for name, value in alone.best.items())
+
+
+def figures(report: dict) -> dict:
+    return {key: value for key, value in report.items() if not key.endswith("seconds")}
+
+
+def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_other_goes_on(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context = make_context("out", "cluster.keep_going=true")
+    settings = TrainingConfig(epochs=2, batch_size=64)
+    starts = {"good": models["first"], "bad": poisoned(context, data, models["second"])}
+    plans = [Plan(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
+    with pytest.raises(ScoreError, match=r"train/bad: the loss of epoch 1, step 1 of \d+, is nan") as error:
+        train(context, plans)
+    good, bad = (context.find("train", plan.run, **key(context, plan)) for plan in plans)
+    assert good is not None and good.counts["epochs"] == 2
+    assert bad is None
+    found = re.search(r"its batch lies in (\S+)", str(error.value))
+    assert found is not None
+    with safe_open(found[1], "pt") as file:
+        assert file.metadata()["step"] == "1"
+        assert file.get_tensor("windows").shape[0] == len(file.get_tensor("seeds")) > 0
+    mended = [plans[0], replace(plans[1], start=models["second"])]
+    assert set(train(context, mended)) == {"train/good", "train/bad"}
+
+
+def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
+    """The model with one parameter that is not a number."""
+    spoilt: dict = {"inputs": {"spoilt": model.digest}, "configuration": {}}
+    with context.make("train", "spoilt", **spoilt) as making:
+        module = load_model(model.url)
+        torch.nn.init.constant_(module.output_bias[:1], torch.nan)
+        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+    return context.committed("train", **spoilt)
+
+
+def key(context: Context, plan: Plan) -> dict:
+    return {"inputs": plan.inputs(), "configuration": plan.configuration(context.config)}

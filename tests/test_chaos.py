@@ -1,0 +1,124 @@
+"""The whole pipeline through faults of what is around it: each ends with the report of a run without them."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow_server import Server
+from pipeline_runs import CHECKOUT, check_mlflow, command, report_in, start, surroundings
+
+from raymerge.data import demo
+from raymerge.tracking_commands import run_log
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(700)]
+PATIENCE_S = 280
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("log") / "log.parquet"
+    pq.write_table(demo.generate(seed=5, users=300, items=120), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The report of a run without faults."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    driver = start(log, output)
+    _, progress = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, progress
+    return report_in(output)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "mlflow").mkdir()
+    running = Server(tmp_path / "mlflow")
+    yield running
+    running.stop()
+
+
+def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.05)
+
+
+def test_mlflow_that_is_away_for_a_while_gets_all_figures_later(
+    log: Path, expected: dict, server: Server, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    driver = start(log, output, "--tracking-uri", server.uri)
+    wait_for(lambda: list(output.glob("prepare/*/manifest.json")), driver)
+    server.stop()
+    wait_for(lambda: list(output.glob("fisher/*/manifest.json")), driver)
+    server.start()
+    table, progress = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, progress
+    assert "figures are kept and sent later" in progress
+    assert "raymerge-demo/1" in table
+    assert report_in(output) == expected
+    check_mlflow(server.uri, expected)
+
+
+def test_mlflow_that_is_gone_leaves_results_that_are_sent_when_it_is_back(
+    log: Path, expected: dict, server: Server, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    driver = start(log, output, "--tracking-uri", server.uri)
+    wait_for(lambda: list(output.glob("train/*/manifest.json")), driver)
+    server.stop()
+    table, progress = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, progress
+    assert f"once it is there: raymerge log {output} --tracking-uri {server.uri}" in table
+    assert report_in(output) == expected
+    server.start()
+    run_log(str(output), tracking_uri=server.uri)
+    check_mlflow(server.uri, expected)
+
+
+DISK = """
+mount -t tmpfs -o size=64m none "$PLACE" || exit 77
+( until ls "$PLACE"/out/"$STAGE"/*/manifest.json >"$PLACE".seen 2>&1; do sleep 0.05; done
+  head -c 64m /dev/zero >"$PLACE"/ballast ) 2>/dev/null &
+watcher=$!
+"$@" >"$PLACE".said 2>&1
+code=$?
+kill $watcher 2>/dev/null
+test -e "$PLACE"/out/report && exit 78
+rm "$PLACE"/ballast
+"$@" >"$PLACE".again 2>&1 || exit 79
+cp -r "$PLACE"/out/report "$PLACE".report
+find "$PLACE"/out/.staging -type f >"$PLACE".left
+exit $code
+"""
+
+
+@pytest.mark.parametrize("stage", ["prepare", "fisher-shard", "merge"])
+def test_full_disk_is_one_line_and_once_there_is_room_the_same_command_goes_on(
+    log: Path, expected: dict, tmp_path: Path, stage: str
+) -> None:
+    """A disk of 64 MiB, in a mount namespace of its own; something else fills it once the stage has a first result."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk: unshare -rm does not work")
+    place = tmp_path / "disk"
+    place.mkdir()
+    run = command(log, place / "out", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    environment = surroundings() | {"PLACE": str(place), "STAGE": stage}
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", DISK, "bash", *run], env=environment, cwd=CHECKOUT, timeout=2 * PATIENCE_S
+    )
+    said = Path(f"{place}.said").read_text()
+    assert done.returncode == 2, (done.returncode, said)
+    assert said.strip().splitlines()[-1].startswith("raymerge: ")
+    assert "no space left" in said.lower()
+    assert "Traceback" not in said
+    assert Path(f"{place}.left").read_text() == ""
+    assert "found, not made again" in Path(f"{place}.again").read_text()
+    Path(f"{place}.report").rename(tmp_path / "report")
+    assert report_in(tmp_path) == expected
