@@ -1,0 +1,51 @@
+"""Items that are not on offer take no part in the softmax: a model of the others alone has the same diagonal."""
+
+import pytest
+import torch
+from fisher_cases import ITEMS, assert_close, encoder, histories
+from torch import Tensor
+
+from raymerge.errors import InputError
+from raymerge.fisher import estimate
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"estimator": "topk", "samples": 3},
+        {"estimator": "rank", "samples": 3},
+        {"estimator": "target", "targets": [5, 4, 5, 9, 7]},
+        {"estimator": "topk", "samples": 2, "batch_size": 2},
+    ],
+)
+def test_items_not_on_offer_are_as_if_there_were_none(bias: bool, arguments: dict) -> None:
+    offered = torch.tensor([1, 2, 3, 4, 5, 7, 9])
+    module = encoder(6, output_bias=bias)
+    alone = encoder(0, items=len(offered), output_bias=bias)
+    state = module.state_dict()
+    rows = torch.cat([torch.tensor([0]), offered, torch.tensor([ITEMS + 1])])
+    state["item_embedding.weight"] = state["item_embedding.weight"][rows]
+    state |= {"output_bias": module.output_bias[offered - 1]} if bias else {}
+    alone.load_state_dict(state)
+    small = {**arguments}
+    if "targets" in arguments:
+        arguments = {**arguments, "targets": torch.tensor(arguments["targets"])}
+        small["targets"] = torch.searchsorted(offered, arguments["targets"]) + 1
+    users = histories()
+    renumbered = torch.where(users > 0, torch.searchsorted(offered, users) + 1, 0)
+    expected = estimate(alone, renumbered, **small)
+    for name, row in {"item_embedding.weight": rows, **({"output_bias": offered - 1} if bias else {})}.items():
+        whole = torch.zeros_like(module.get_parameter(name))
+        expected[name] = whole.detach().index_copy(0, row, expected[name])
+    mask = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, offered - 1, True)
+    assert_close(estimate(module, users, offered=mask, **arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"), [(torch.ones(4, dtype=torch.bool), "4 true of 4"), (torch.zeros(9) > 0, "0 true of 9")]
+)
+def test_an_offer_that_cannot_be_is_refused(offered: Tensor, expected: str) -> None:
+    with pytest.raises(InputError, match=f"bool.V. for V = 9 items, at least one of them true, got {expected}"):
+        estimate(encoder(), histories(), offered=offered)
