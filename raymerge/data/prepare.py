@@ -6,7 +6,7 @@ the partitions and the catalogue are written.
 One engine serves every size: Arrow, in one process, with spill files of its own. A second one for large logs (Ray Data)
 would have to give the same bytes, shuffle the whole log through the object stores, and save the reading of what one
 process reads in under an hour for a billion rows (`raymerge.costs`). Memory: a batch of rows, one partition (about 100
-bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spilled rows, some 35 bytes each.
+bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spilled rows, some 30 bytes each.
 """
 
 import tempfile
