@@ -1,4 +1,4 @@
-"""Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 1000 4000 16000]`.
+"""Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 250 1000 4000]`.
 
 Generated logs (see bench_prepare) of the same catalogue and partitions of the same size, a random model of d 16 with
 one block over 20 items, the stages as `raymerge fisher` and `raymerge evaluate` run them. Peaks are of resident memory,
@@ -101,9 +101,9 @@ def run(context: Context, pool: Pool, data: Artifact, model: Artifact) -> None:
 def main() -> None:
     """Parse the options and print two lines for each number of users."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", nargs="*", type=int, default=[1000, 4000, 16_000])
+    parser.add_argument("--users", nargs="*", type=int, default=[250, 1000, 4000])
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--partition", type=int, default=500, help="users of a partition")
+    parser.add_argument("--partition", type=int, default=125, help="users of a partition")
     parser.add_argument("--estimator", default="exact")
     parser.add_argument("--scratch", help="folder for the data while they are needed; default: the system's")
     options = parser.parse_args()
