@@ -152,7 +152,8 @@ def report(url: str, html: str | None) -> None:
 def log(url: str, tracking_uri: str | None) -> None:
     """Send to MLflow what an output folder holds, each figure once: after an outage, or to another server.
 
-    URL: an output folder. Nothing is computed, and Ray is not started.
+    URL: an output folder. Nothing is computed, and Ray is not started. A command of which results are missing is FAILED
+    there: give it again to go on.
     """
     from raymerge.tracking_commands import run_log
 

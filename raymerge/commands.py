@@ -16,7 +16,6 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import InputError, MergeError, TrackingError
-from raymerge.events import Event
 from raymerge.given import (
     check_catalogue,
     dataset_of,
@@ -32,12 +31,11 @@ from raymerge.plan import make_plan, summary
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
-from raymerge.stages.evaluate import evaluate
+from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.prepare import prepare
-from raymerge.stages.report import metrics_of
 from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
@@ -189,11 +187,7 @@ def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **opti
         check_catalogue(prepared, members)
         with working_pool(context, "evaluate", prepared) as pool:
             ranks = evaluate(context, pool, prepared, members)
-            metrics = {name: metrics_of(context.config.evaluation, prepared, one) for name, one in ranks.items()}
-            for name, values in metrics.items():
-                for key, value in values.items():
-                    context.emit(Event(f"evaluate/{name}", key.replace(" ", "."), 0, value))
-    _print_metrics(context.config, metrics)
+    _print_metrics(context.config, {name: metrics_of(one) for name, one in ranks.items()})
 
 
 def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> None:

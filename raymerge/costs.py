@@ -16,7 +16,7 @@ class Rates:
     training: float = 7.6e9  # multiply-adds of a forward pass, its backward included: 46,000 tokens/s, L 50, V 3416
     fisher: float = 1.7e10  # multiply-adds of the cotangents of all probes: 100 users/s, L 50, V 3416
     ranking: float = 8.2e9  # multiply-adds of a forward pass: 2,800 users/s, L 50, V 3416
-    prepare: float = 350_000.0  # rows of a log, on one core whatever there is
+    prepare: float = 650_000.0  # rows of a log in Parquet, on one core whatever there is: 20 million in 30 s
     start_ray_s: float = 8.0
     start_training_s: float = 26.0  # imports of a trainer's processes, on one core
     report_s: float = 1.0  # of each epoch: Ray Train takes a checkpoint when it looks, every 2 s

@@ -41,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Mistake:
-    """What a worker found wrong that the user can correct; it ends the run."""
+    """What a worker found wrong that the user can correct."""
 
     run: str
     error: UserError

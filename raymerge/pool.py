@@ -49,13 +49,15 @@ class _Call:
 class _Work:
     """The pieces of one `Pool.run`: those that wait and those under way, and how long the slowest yet took."""
 
-    def __init__(self, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]], doing: str) -> None:
+    def __init__(
+        self, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]], doing: str, smaller: set[str]
+    ) -> None:
         self.doing = doing
         self.waiting = deque(sorted(pieces))
         self.under_way: dict[Any, _Call] = {}
         self._function, self._pieces = function, pieces
         self._attempts = dict.fromkeys(pieces, 0)
-        self._smaller: set[str] = set()
+        self._smaller = smaller
         self._slowest_s = 0.0
 
     def give(self, actor: Any) -> None:
@@ -80,10 +82,14 @@ class _Work:
             ) from error
         self.waiting.appendleft(call.key)
 
-    def in_smaller_chunks(self, call: _Call, error: RayError) -> None:
-        """Let a piece that ran out of memory wait again, to be done in smaller chunks; ResourceError if it was."""
-        if call.key in self._smaller:
-            reason = str(getattr(error, "cause", error)).strip().splitlines()[0]
+    def in_smaller_chunks(self, call: _Call, error: RayError, *, own: bool) -> None:
+        """Let a piece that ran out of memory wait again, to be done in smaller chunks.
+
+        ResourceError if it was and the memory was its `own` to ask for, or what others took was missing too often.
+        """
+        if call.key in self._smaller and (own or self._attempts[call.key] >= MAX_ATTEMPTS):
+            cause = getattr(error, "cause", error)
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise ResourceError(
                 f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{memory.SMALLER} of their size too "
                 f"({reason}); have fewer processes at work at the same time (cluster.actors), or larger machines"
@@ -120,6 +126,7 @@ class Pool:
         self._deadline = deadline
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
+        self._smaller: set[str] = set()  # pieces that ran out of memory, of any work
         self._failed_starts = 0
 
     def __enter__(self) -> "Pool":
@@ -142,7 +149,7 @@ class Pool:
 
         Whoever sums results up must do it in the order of the keys.
         """
-        work = _Work(function, pieces, doing)
+        work = _Work(function, pieces, doing, self._smaller)
         try:
             while work.waiting or work.under_way:
                 self._deadline.check(doing)
@@ -191,12 +198,12 @@ class Pool:
         except RayTaskError as error:
             if memory.is_exhausted(error.cause):
                 ray.kill(call.actor)  # what it still holds would be missing again
-                work.in_smaller_chunks(call, error)
+                work.in_smaller_chunks(call, error, own=True)
                 return []
             self._idle.append(call.actor)
             raise _cause(error) from error
         except OutOfMemoryError as error:  # Ray ended it before the machine had none left
-            work.in_smaller_chunks(call, error)
+            work.in_smaller_chunks(call, error, own=False)
             return []
         except RayError as error:  # the actor or its node died, cannot be reached, or was ended because it hung
             ray.kill(call.actor)

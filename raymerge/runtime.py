@@ -39,7 +39,7 @@ class ClusterConfig:
     member_workers: int = 1  # data-parallel processes of each member
     member_threads: int = 1
     actor_threads: int = 1
-    keep_going: bool = False  # if the loss of a model becomes NaN, train the others to their end before giving up
+    keep_going: bool = False  # if a model's loss is not finite, train the others to their end first
     piece_hours: float = 4.0  # a partition that takes longer in Fisher or evaluation is taken to hang, and done again
     deadline_hours: float = 48.0
 

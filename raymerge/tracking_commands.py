@@ -31,7 +31,9 @@ def run_log(url: str, *, tracking_uri: str | None) -> None:
     for record in records:
         with tracker_of(record, uri) as tracker:
             sent = _send(record, tracker)
-        click.echo(json.dumps({"name": record.name, **sent}))
+            if sent["runs"] < len(record.places):
+                tracker.outcome = "FAILED"
+        click.echo(json.dumps({"name": record.name, **sent, "missing": len(record.places) - sent["runs"]}))
     click.echo(f"MLflow: {ui_command(uri)}")
 
 

@@ -2,6 +2,11 @@
 
 Four passes: the log is read and its rows spilled by user; each partition is sorted; rare items and users are dropped;
 the partitions and the catalogue are written.
+
+One engine serves every size: Arrow, in one process, with spill files of its own. A second one for large logs (Ray Data)
+would have to give the same bytes, shuffle the whole log through the object stores, and save the reading of what one
+process reads in under an hour for a billion rows (`raymerge.costs`). Memory: a batch of rows, one partition (about 100
+bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spilled rows, some 30 bytes each.
 """
 
 import tempfile
@@ -44,8 +49,8 @@ class PrepareConfig(LogConfig):
     interactions and then users with fewer than `min_user_count` left, in one pass each, as is common for SASRec;
     `iterated` repeats this until all that is left has the counts (the k-core). `catalogue` names the items of other
     prepared data: the indices are theirs, all their items stay, and interactions with other items are dropped and
-    counted, so that models trained on both can be merged; those of its items that the log has are on offer here, and
-    models learn to choose among them alone. Up to `max_bad_share` of the rows may
+    counted, so that models trained on both can be merged; those of its items that the log has are on offer here, and a
+    model that starts from a given one learns to choose among them alone. Up to `max_bad_share` of the rows may
     lack a user, an item or a timestamp that parses; they are dropped and counted.
     """
 
@@ -78,11 +83,13 @@ def prepare(
 
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
     history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
-    whose order the indices are) and `count` (interactions without each user's last two). The bytes depend on the log
+    whose order the indices are) and `count` (interactions without each user's last two); with a catalogue that is given
+    also `offered` (whether the log has the item). The bytes depend on the log
     and the configuration alone.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps` and `unknown_items`, then
-    `duplicates` and `rare` interactions, and the `users`, `items`, `interactions` and `partitions` that are left.
+    `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions` that are left, and, with
+    a catalogue that is given, how many of its items are `offered`.
 
     Raises InputError for what cannot be read, before anything is written, for too many bad rows, and if none is left.
     """

@@ -74,7 +74,7 @@ def rank_partition(
     found = worker_examples(partition, split, first.config.max_length)
     sequences = _worker_sequences(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences).numpy()))
-    config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib)))
+    config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
 
 

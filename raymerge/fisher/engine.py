@@ -74,8 +74,9 @@ class Engine:
             parameter.requires_grad_()
         with torch.enable_grad():  # so that a computed weight shows what it was computed from
             weight, bias, tied = self.model.head()
-        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature)
-        config.check_model(items=self.head.items, dim=weight.shape[1])
+        offered = None if offered is None else offered.to(weight.device)
+        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature, offered)
+        config.check_model(items=self.head.choices, dim=weight.shape[1])
         self.names = HeadNames.of(module, weight, bias, tied)
         self.sums = SquareSums(parameters)
         self.backward: EncoderBackward | AutogradBackward
@@ -174,7 +175,7 @@ def _restricted(weight: Tensor, bias: Tensor | None, offered: Tensor | None) -> 
             f"{int(offered.sum())} true of {len(offered)}"
         )
     whole = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-    return whole.masked_fill(~offered.to(weight.device), NOT_OFFERED)
+    return whole.masked_fill(~offered, NOT_OFFERED)
 
 
 def _lengths(histories: Tensor) -> Tensor:

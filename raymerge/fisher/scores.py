@@ -19,16 +19,25 @@ TILE = 2048
 
 @dataclass(frozen=True)
 class Head:
-    """Output side of a model: logits = (W h + bias) / temperature."""
+    """Output side of a model: logits = (W h + bias) / temperature; `offered` bool[V] if it chooses among some only.
+
+    The bias then leaves no probability to the others.
+    """
 
     weight: Tensor
     bias: Tensor | None
     temperature: float = 1.0
+    offered: Tensor | None = None
 
     @property
     def items(self) -> int:
         """V, the number of items."""
         return len(self.weight)
+
+    @property
+    def choices(self) -> int:
+        """How many of the items are on offer."""
+        return self.items if self.offered is None else int(self.offered.sum())
 
     def logits(self, hidden: Tensor, columns: slice | Tensor) -> Tensor:
         """[B, d] → [B, columns]."""

@@ -6,7 +6,8 @@ wait for each other at each one, and on a machine that does other work too they 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -32,12 +33,21 @@ def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterat
     try:
         torch.set_num_threads(1)
         torch.empty(KEPT_BYTES, dtype=torch.uint8)
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for piece in pieces:
-                waiting.append(pool.submit(work, piece))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for piece in pieces:
+            waiting.append(_pool(threads).submit(work, piece))
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
+        wait([future for future in waiting if not future.cancel()])
         torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The threads, which stay: what a thread has freed stays in its arena of glibc, and new threads may get new ones.
+
+    In a Ray worker, whose own threads come and go too, each shard then left some 10 MiB behind.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -169,7 +169,7 @@ def model(scores: Scores, request: Request) -> Probes:
 )
 def random(scores: Scores, request: Request) -> Probes:
     """Items drawn uniformly, weighed so that the mean over draws is exact; high variance."""
-    return _by_probability(scores, request, _pick(scores, request), scale=scores.head.items / request.samples)
+    return _by_probability(scores, request, _pick(scores, request), scale=scores.head.choices / request.samples)
 
 
 @estimator(
@@ -281,13 +281,17 @@ def _of_groups(scores: Scores, items: Tensor) -> Tensor:
 
 def _pick(scores: Scores, request: Request) -> Tensor:
     """n items (or, aligned by rank in groups, the items at n ranks) drawn uniformly, one draw a group: int64[B, n]."""
-    stream = scores.stream[:, 0]
+    stream, offered = scores.stream[:, 0], scores.head.offered
+    by_rank = scores.group_size > 1 and request.align == "rank"
+    if offered is not None and by_rank:
+        offered = torch.arange(len(offered), device=stream.device) < scores.head.choices
 
     def lots(run: slice) -> Tensor:
-        return integers(stream, torch.arange(run.start, run.stop, device=stream.device))
+        drawn = integers(stream, torch.arange(run.start, run.stop, device=stream.device))
+        return drawn if offered is None else drawn.masked_fill(~offered[run], torch.iinfo(drawn.dtype).min)
 
     picked = _of_groups(scores, scores.top(lots, request.samples))
-    if scores.group_size == 1 or request.align == "identity":
+    if not by_rank:
         return picked
     everything = slice(0, scores.head.items)
     ordered = [scores.head.logits(h[None], everything)[0].argsort(descending=True, stable=True) for h in scores.flat]

@@ -31,7 +31,14 @@ def catalogue_cross_entropy(
 
 
 def sampled_cross_entropy(
-    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, draws: int, seed: Tensor
+    states: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    draws: int,
+    seed: Tensor,
+    offered: Tensor | None = None,
 ) -> Tensor:
     """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
 
@@ -39,18 +46,21 @@ def sampled_cross_entropy(
     q = 1 − (1 − 1/V)^draws is the chance to be among them; targets stand for themselves. Given the rows that sum is
     without bias, so the loss is too as `draws` grows; draws ≥ V take all items and give the softmax itself. (Sampled
     softmax with the correction by log q: Jean et al., arXiv 1412.2007; Yi et al., RecSys 2019.) `seed` int64 scalar is
-    the same on all ranks. Memory: states, the items taken and V · d for the gradient, whatever rows × items are.
+    the same on all ranks. Of V items only the columns `offered` count if they are given, int64[n] in order; targets are
+    then places among these. Memory: states, the items taken and V · d for the gradient, whatever rows × items are.
     """
-    items, log_q = _sample(gather_rows(targets)[0], len(weight), draws, seed)
+    items, log_q = _sample(gather_rows(targets)[0], len(weight) if offered is None else len(offered), draws, seed)
+    columns = items if offered is None else offered[items]
     shift = -log_q.to(weight.dtype)
-    some_bias = shift if bias is None else bias[items] + shift
-    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[items], some_bias)
+    some_bias = shift if bias is None else bias[columns] + shift
+    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[columns], some_bias)
 
 
 def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct columns, in order, and the log of the chance with which each is among them: int64[n], float64[n]."""
     if draws >= num_items:
-        return torch.arange(num_items, device=targets.device), torch.zeros(num_items, device=targets.device)
+        everything = torch.arange(num_items, device=targets.device)
+        return everything, torch.zeros_like(everything, dtype=torch.float64)
     numbers = uniform(Stream.NEGATIVES, seed, torch.arange(draws, device=targets.device))
     items = torch.cat([(numbers * num_items).long(), targets]).unique()
     log_q = items.new_full(items.shape, math.log(-math.expm1(draws * math.log1p(-1 / num_items))), dtype=torch.float64)

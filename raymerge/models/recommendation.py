@@ -119,13 +119,14 @@ def _recommendation(
 ) -> Term:
     """Cross-entropy of states [n, d] whose next items are `targets` int64[n], over the items on offer."""
     weight, bias, _ = encoder.head()
-    columns = targets - 1
-    if batch.offered is not None:  # the others are neither right nor wrong: what is known of them stays as it is
-        weight, bias = weight[batch.offered], None if bias is None else bias[batch.offered]
-        columns = torch.searchsorted(batch.offered, columns)
-    if settings.loss == "full":
-        total = catalogue_cross_entropy(states, columns, weight, bias)
+    columns, offered = targets - 1, batch.offered
+    if offered is not None:  # the others are neither right nor wrong: their gradient is 0
+        columns = torch.searchsorted(offered, columns)
+    if settings.loss == "sampled":
+        seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
+        total = sampled_cross_entropy(states, columns, weight, bias, draws=draws, seed=seed, offered=offered)
     else:
-        seed = gather_rows(batch.seeds)[0].sum()  # of all ranks' rows, in whatever order
-        total = sampled_cross_entropy(states, columns, weight, bias, draws=settings.negatives, seed=seed)
+        if offered is not None:
+            weight, bias = weight[offered], None if bias is None else bias[offered]
+        total = catalogue_cross_entropy(states, columns, weight, bias)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

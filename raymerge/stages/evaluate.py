@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 from raymerge.artifacts import Artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
+from raymerge.evaluation.metrics import per_user
 from raymerge.pool import Pool
-from raymerge.stages.context import Context
+from raymerge.stages.context import EVENTS, Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest
 
@@ -31,6 +32,7 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
         "filter_seen": settings.filter_seen,
         "seed": settings.seed,
         "split": "test",
+        "ks": list(settings.ks),
         "threads": context.config.cluster.actor_threads,
     }
     found = context.find("evaluate", run, inputs=inputs, configuration=configuration)
@@ -39,12 +41,12 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
     partitions = partitions_of(data)
     with context.make("evaluate", run, inputs=inputs, configuration=configuration) as making:
         making.progress(0, len(partitions))
-        written: list[str] = []
+        sums: dict[str, dict[str, float]] = {}
 
         def write(partition: str, ranks: Ranks) -> None:
-            written.append(partition.rpartition("/")[2])
-            pq.write_table(ranks.table(), making.folder / written[-1])
-            making.progress(len(written), len(partitions) + 1)
+            pq.write_table(ranks.table(), making.folder / partition.rpartition("/")[2])
+            sums[partition] = _sums(ranks, settings.ks)
+            making.progress(len(sums), len(partitions) + 1)
 
         rank_users(
             pool,
@@ -55,5 +57,22 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
             config=settings,
             on_partition=write,
         )
+        users = sum(sums[partition]["users"] for partition in partitions)
+        for key in sums[partitions[0]]:
+            if key != "users":
+                making.tell(key, sum(sums[partition][key] for partition in partitions) / max(1.0, users))
         making.progress(1, 1)
     return context.committed("evaluate", inputs, configuration)
+
+
+def metrics_of(ranks: Artifact) -> dict[str, float]:
+    """Mean of each metric over all users, by `ranking.metric`."""
+    return {key: value for key, _, value in ranks.json(EVENTS)}
+
+
+def _sums(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
+    """The number of users, and the sum over them of each metric of each ranking: `ranking.metric`."""
+    sums = {"users": float(len(ranks.keys))}
+    for ranking, found in ranks.ranks.items():
+        sums |= {f"{ranking}.{metric}": float(values.double().sum()) for metric, values in per_user(found, ks).items()}
+    return sums

@@ -1,13 +1,14 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
+import torch
 
 from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.data.sequences import read_items
+from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.distributed import Candidate, merged_model, validate
@@ -65,6 +66,7 @@ def merge(
         setting, point = _settle(making, pool, data, settings, candidate, len(models), filter_seen)
         module = merged_model(candidate(setting, point)).cpu()
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
+        write_items(_merged_items(models.values()), making.folder / "model" / ITEMS_FILE)
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
     return context.committed("merge", inputs, configuration)
@@ -98,6 +100,15 @@ def _settle(
     making.counts[SCORE] = best
     making.tell(SCORE, best)
     return setting, point
+
+
+def _merged_items(models: Iterable[Artifact]) -> Items:
+    """The catalogue that the models share: on offer is what any of them has, counts are of the data of all of them."""
+    first, *others = catalogues = [read_items(model.file("model", ITEMS_FILE)) for model in models]
+    same_data = all(torch.equal(items.counts, first.counts) for items in others)
+    counts = first.counts if same_data else torch.stack([items.counts for items in catalogues]).sum(0)
+    known = [items.offered for items in catalogues if items.offered is not None]
+    return Items(first.ids, counts, torch.stack(known).any(0) if len(known) == len(catalogues) else None)
 
 
 def merge_name(settings: MergeConfig) -> str:

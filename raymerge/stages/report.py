@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -97,17 +97,6 @@ def _bootstrap(data: Artifact, entries: Sequence[Entry], settings: EvaluationCon
     return bootstrap
 
 
-def metrics_of(settings: EvaluationConfig, data: Artifact, ranks: Artifact) -> dict[str, float]:
-    """Mean of each metric of one model over all users, by "ranking metric"."""
-    entry = Entry("model", "member", ranks, ranks)
-    bootstrap = _bootstrap(data, [entry], replace(settings, replicates=100))
-    return {
-        f"{ranking} {metric}": bootstrap.interval(_column("model", ranking, metric)).mean
-        for ranking in settings.rankings
-        for metric in _metrics(settings)
-    }
-
-
 def _metrics(settings: EvaluationConfig) -> list[str]:
     return list(per_user(torch.ones(0, dtype=torch.int64), settings.ks))
 
@@ -150,7 +139,8 @@ def _validation(config: Config) -> str:
     """On what models were chosen."""
     if config.markets is None:
         return "each user's last item but one, full ranking, NDCG@10"
-    return "the last item but one of each user in each market's own part of the training data, full ranking, NDCG@10"
+    part = "the last item but one of each user in each market's own part of the training data"
+    return f"{part}, ranked among the items that the market has, NDCG@10"
 
 
 def _within(context: Context, artifact: Artifact) -> str:

@@ -154,7 +154,7 @@ def _job(context: Context, plan: Plan) -> Job:
         objective=plan.objective,
         training=plan.training,
         start=plan.start.file("model") if plan.start else None,
-        catalogue=restricted_catalogue(plan.data),
+        catalogue=restricted_catalogue(plan.data) if plan.start else None,  # what starts anew has nothing to keep
         workers=plan.workers,
         threads=plan.threads,
     )

@@ -66,6 +66,8 @@ class Tracker:
         self._waiting: dict[str, list[Metric]] = {}
         self._due = 0.0
         self._away = False
+        self.outcome = "FINISHED"
+        """How the pipeline ends in MLflow if no exception ends it."""
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -87,7 +89,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
-        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        status = self.outcome if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
             if not self._terminate(name, status):
                 break  # a store that is away is not asked once for each run
@@ -162,12 +164,13 @@ class Tracker:
         return self._held[run]
 
     def _terminate(self, run: str, status: str) -> bool:
+        """End a run in MLflow; False if the store is away, True also if it refuses this run alone."""
         try:
             with store.settings():
                 call(self.client.set_terminated, self.run_id(run), status)
         except Exception as error:
             self._report_outage(error)
-            return False
+            return not store.is_outage(error)
         self._finished.add(run)
         return True
 

@@ -116,7 +116,7 @@ def sqlite_path(uri: str) -> Path | None:
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function of the client, again if the store is away, for at most about `RETRY_LIMIT_S`."""
     attempts = Retrying(
-        retry=retry_if_exception(_is_outage),
+        retry=retry_if_exception(is_outage),
         stop=stop_after_attempt(4) | stop_after_delay(RETRY_LIMIT_S),
         wait=wait_random_exponential(multiplier=0.2, max=2),
         reraise=True,
@@ -124,7 +124,8 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return attempts(function, *args, **kwargs)
 
 
-def _is_outage(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that the store cannot be reached, rather than that it refuses."""
     return isinstance(error, MlflowException) and error.error_code in OUTAGES
 
 

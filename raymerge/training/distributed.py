@@ -93,8 +93,8 @@ def train_all(
                 job, state = running.pop(future), _result(future)
                 if job.run not in failed:
                     on_trained(job, state)
-        for run, error in failed.items():
-            raise _named(run, error)
+        if failed:
+            raise ScoreError("; ".join(str(_named(run, error)) for run, error in failed.items()))
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         ray.kill(log)
@@ -175,12 +175,16 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
 
 
 def keep_batch(url: str, bad: BadStep) -> str:
-    """Write the batch of a step that failed as safetensors; what an error says of it."""
-    parts = {"windows": bad.batch.windows, "seeds": bad.batch.seeds, "same_target": bad.batch.same_target}
+    """Write this rank's rows of the batch of a step that failed as safetensors; what an error says of it."""
+    batch = bad.batch
+    parts = {"windows": batch.windows, "seeds": batch.seeds, "same_target": batch.same_target, "offered": batch.offered}
     tensors = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
     facts = {"epoch": str(bad.epoch), "step": str(bad.step), "loss": str(bad.loss)}
-    storage.write_bytes(url, safetensors.torch.save(tensors, metadata=facts))
-    return f"; its batch lies in {url}"
+    try:
+        storage.write_bytes(url, safetensors.torch.save(tensors, metadata=facts))
+    except (UserError, OSError) as error:  # the loss is what is to be told
+        return f"; its batch could not be kept ({error})"
+    return f"; its batch lies in {url.rpartition('/')[0]}, a file a rank"
 
 
 def epoch_events(run: str, report: EpochReport) -> list[Event]:

@@ -1,4 +1,4 @@
-"""Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 1000 4000]`.
+"""Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 250 1000 4000]`.
 
 Generated logs (see bench_prepare) of the same catalogue and partitions of the same size, a random model of d 16 with
 one block over 20 items, the stages as `raymerge fisher` and `raymerge evaluate` run them. Peaks are of resident memory,
@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from bench_prepare import PER_USER, write_log
 
@@ -28,7 +31,7 @@ from raymerge.stages.prepare import prepare
 
 SETTINGS = (
     *("encoder.max_length=20", "encoder.dim=16", "encoder.blocks=1", "encoder.feed_forward=64", "encoder.heads=2"),
-    *("prepare.min_item_count=1", "evaluation.rankings=[full]"),
+    *("cluster.actors=2", "evaluation.rankings=[full]"),
 )
 
 
@@ -44,6 +47,12 @@ def prepared(folder: str, users: int, items: int, *overrides: str) -> tuple[Cont
         log = Path(scratch) / "log.parquet"
         write_log(log, users * PER_USER, catalogue=items)
         return context, prepare(context, [str(log)])
+
+
+def write_catalogue(path: Path, items: int) -> None:
+    """All items of the generated logs, also those that a short log leaves out."""
+    columns = {"index": np.arange(1, items + 1), "item": np.arange(items), "count": np.zeros(items, np.int64)}
+    pq.write_table(pa.table(columns), path)
 
 
 def random_model(context: Context, data: Artifact) -> Artifact:
@@ -92,25 +101,24 @@ def run(context: Context, pool: Pool, data: Artifact, model: Artifact) -> None:
 def main() -> None:
     """Parse the options and print two lines for each number of users."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", nargs="*", type=int, default=[1000, 4000])
+    parser.add_argument("--users", nargs="*", type=int, default=[250, 1000, 4000])
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--partition", type=int, default=500, help="users of a partition")
+    parser.add_argument("--partition", type=int, default=125, help="users of a partition")
     parser.add_argument("--estimator", default="exact")
     parser.add_argument("--scratch", help="folder for the data while they are needed; default: the system's")
     options = parser.parse_args()
     print(f"\nFisher ({options.estimator}) and evaluation, {options.items:,} items, 2 processes")
-    settings = [f"fisher.estimator={options.estimator}", "cluster.actors=2"]
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder, session(configure("default").cluster):
-        logs: dict[int, tuple[Context, Artifact]] = {}
-        for users in sorted(options.users, reverse=True):
+        write_catalogue(Path(folder) / "items.parquet", options.items)
+        settings = [f"fisher.estimator={options.estimator}", f"prepare.catalogue={folder}/items.parquet"]
+        logs = []
+        for users in options.users:
             partitions = f"prepare.partitions={max(1, users // options.partition)}"
-            logs[users] = prepared(folder, users, options.items, *settings, partitions)
-            if len(logs) == 1:
-                settings.append(f"prepare.catalogue={logs[users][1].url}")  # of the largest, for all others
-        model = random_model(*logs[max(logs)])
-        with context_of(folder, *settings).pool() as pool:
-            for users in options.users:
-                run(logs[users][0], pool, logs[users][1], model)
+            logs.append(prepared(folder, users, options.items, *settings, partitions))
+        model = random_model(*logs[0])
+        with context_of(folder).pool() as pool:
+            for context, data in logs:
+                run(context, pool, data, model)
 
 
 if __name__ == "__main__":

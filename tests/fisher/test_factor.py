@@ -1,5 +1,7 @@
 """The parts of the engine, each against its definition."""
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,3 +101,8 @@ def test_results_come_in_order_and_an_error_stops_the_work() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_order(lambda n: 1 // n, [1, 0, 1]))
     assert torch.get_num_threads() == threads
+
+
+def test_threads_stay_from_one_call_to_the_next() -> None:
+    first, second = (set(in_order(lambda _: threading.get_native_id(), range(20))) for _ in range(2))
+    assert len(first | second) <= torch.get_num_threads()

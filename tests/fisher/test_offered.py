@@ -5,7 +5,7 @@ import torch
 from fisher_cases import ITEMS, assert_close, encoder, histories
 from torch import Tensor
 
-from raymerge.errors import InputError
+from raymerge.errors import ConfigError, InputError
 from raymerge.fisher import estimate
 
 
@@ -17,6 +17,9 @@ from raymerge.fisher import estimate
         {"estimator": "topk", "samples": 3},
         {"estimator": "rank", "samples": 3},
         {"estimator": "target", "targets": [5, 4, 5, 9, 7]},
+        {"estimator": "random", "samples": 7},
+        {"estimator": "random_unweighted", "samples": 7},
+        {"estimator": "random_unweighted", "samples": 7, "batch_size": 2},
         {"estimator": "topk", "samples": 2, "batch_size": 2},
     ],
 )
@@ -41,6 +44,17 @@ def test_items_not_on_offer_are_as_if_there_were_none(bias: bool, arguments: dic
         expected[name] = whole.detach().index_copy(0, row, expected[name])
     mask = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, offered - 1, True)
     assert_close(estimate(module, users, offered=mask, **arguments), expected)
+
+
+@pytest.mark.parametrize("estimator", ["random", "random_unweighted"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_items_not_on_offer_are_never_drawn(estimator: str, batch_size: int | None) -> None:
+    module, mask = encoder(6), torch.arange(ITEMS) < 5
+    users = histories().clamp(max=5)
+    found = estimate(module, users, offered=mask, estimator=estimator, samples=2, batch_size=batch_size)
+    assert torch.equal(found["output_bias"] > 0, mask)
+    with pytest.raises(ConfigError, match="at most the 5 items"):
+        estimate(module, users, offered=mask, estimator=estimator, samples=6)
 
 
 @pytest.mark.parametrize(

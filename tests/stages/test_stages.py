@@ -20,11 +20,10 @@ from raymerge.merging.methods import MergeConfig, MergeSetting, merge
 from raymerge.models.objectives import ObjectiveConfig
 from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
 from raymerge.stages.context import Context
-from raymerge.stages.evaluate import evaluate
+from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.merge import check_coefficients, choose
 from raymerge.stages.merge import merge as merge_stage
-from raymerge.stages.report import metrics_of
 from raymerge.stages.train import Plan, model_digest, train, train_base
 from tests.stages.conftest import MakeContext
 
@@ -38,13 +37,13 @@ def test_metrics_equal_those_of_one_process(
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
     settings = context.config.evaluation
-    found = metrics_of(settings, data, ranks["second"])
+    found = metrics_of(ranks["second"])
     asked = examples(concatenate(partitions), "test", 10)
     counts = read_items(data.file(ITEMS_FILE)).counts
     expected = rank_targets(load_model(models["second"].url), asked, config=settings, counts=counts)
     for ranking in settings.rankings:
         for metric, values in per_user(expected[ranking], settings.ks).items():
-            assert found[f"{ranking} {metric}"] == pytest.approx(float(values.mean()))
+            assert found[f"{ranking}.{metric}"] == pytest.approx(float(values.mean()))
 
 
 def test_merge_stage_gives_the_closed_form_of_its_choice(

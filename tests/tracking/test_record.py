@@ -57,7 +57,11 @@ def test_output_is_sent_to_another_server_as_the_command_would_have_and_nothing_
     assert "hunter2" not in next((output / "runs").glob("*.json")).read_text()
     for _ in range(2):
         assert command("log", str(output), "--tracking-uri", server.uri) == 0
-        assert json.loads(capsys.readouterr().out.splitlines()[-2]) == {"name": "prepare default", "runs": 1}
+        assert json.loads(capsys.readouterr().out.splitlines()[-2]) == {
+            "name": "prepare default",
+            "runs": 1,
+            "missing": 0,
+        }
     found = figures(server.uri)
     assert found == figures(f"sqlite:///{output.parent}/runs.db")
     assert found["prepare"]["interactions"] == [(0, 400.0)]
@@ -68,7 +72,12 @@ def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: 
     [record] = read_all(str(copy))
     record.note("train/base", f"{copy}/train/0123456789abcdef")
     assert command("log", str(copy), "--tracking-uri", server.uri) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-2])["runs"] == 1
+    sent = json.loads(capsys.readouterr().out.splitlines()[-2])
+    assert (sent["runs"], sent["missing"]) == (1, 1)
+    client = MlflowClient(server.uri)
+    runs = client.search_runs([client.get_experiment_by_name("log").experiment_id])
+    ended = {run.data.tags["raymerge.run"]: run.info.status for run in runs}
+    assert (ended["prepare"], ended[""]) == ("FINISHED", "FAILED")
 
 
 def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
