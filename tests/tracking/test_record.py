@@ -77,7 +77,7 @@ def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: 
     client = MlflowClient(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("log").experiment_id])
     ended = {run.data.tags["raymerge.run"]: run.info.status for run in runs}
-    assert (ended["prepare"], ended[""]) == ("FINISHED", "FAILED")
+    assert (ended["prepare"], ended["pipeline"]) == ("FINISHED", "FAILED")
 
 
 def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
