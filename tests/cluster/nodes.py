@@ -115,17 +115,20 @@ def serve(folder: Path, count: int) -> None:
             node_ip_address=f"127.0.1.{number + 1}",  # 127.0.0.1 would be taken for the machine's own
             include_dashboard=False,
             object_store_memory=100 * 2**20,
+            wait=number == 0,  # the others start at the same time
         )
         number += 1
 
     for cpus in (0, *[1] * count):
         add(cpus)
+    cluster.wait_for_nodes(timeout=120)
     print(json.dumps({"address": cluster.address}), flush=True)
     for line in sys.stdin:
         verb, _, pattern = line.strip().partition(" ")
         said: dict[str, Any] = {}
         if verb == "add":
             add(1)
+            cluster.wait_for_nodes(timeout=120)
         elif verb == "kill":
             said["killed"] = _kill_busy(cluster, pattern)
         print(json.dumps(said | {"nodes": len(cluster.worker_nodes)}), flush=True)
