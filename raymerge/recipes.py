@@ -130,17 +130,18 @@ def beauty_config() -> Config:
     size=ML_1M_SIZE,
 )
 def markets_config() -> Config:
-    """Members of one objective, each from a common base on its own market's data; a merge that shares none of them.
+    """Members of one objective, each on its own market's data, from a base of older data; a merge that shares none.
 
-    Nothing of the merge is chosen: a market's own held-out items prefer models that know no others.
+    Nothing of the merge is chosen: no market sees how well the merge does on what the others have.
     Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
     """
     return ml_1m_config().model_copy(
         update={
             "recipe": "markets",
-            "markets": MarketsConfig(),
+            "markets": MarketsConfig(base="old"),
+            "training": TrainingConfig(epochs=12),
             "members": {"market": ObjectiveConfig("next_item")},
-            "fine_tuning": TrainingConfig(epochs=4, learning_rate=5e-4),
+            "fine_tuning": TrainingConfig(epochs=6),
             "merge": MergeConfig(coefficients="equal", normalise="none"),
             "after_merge": None,
         }

@@ -30,7 +30,7 @@ def divide(context: Context, data: Artifact) -> Lessons:
     """All data for every model, or a part of it for each market, as data of its own with the same catalogue.
 
     The items that a part has are those on offer there: a member that starts from a base learns to choose among them and
-    unlearns no others.
+    unlearns no others (unless by weight decay, which is on all rows).
     What a market holds back of its part to validate is its own: a merge is chosen by sums that the markets tell.
     """
     config, settings = context.config, context.config.markets

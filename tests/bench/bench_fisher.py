@@ -132,7 +132,6 @@ def peers(turns: int, threads: int) -> None:
     for contestant in contestants.values():
         contestant.stop()
     rates = {name: totals[way].rate("users") for way, name in ways.items()}
-    rates["one backward pass an item, top 50 only"] = rates[ways["naive"]] * 3416 / 50
     print(f"\nexact over 3416 items; matrix products {(before + product_rate()) / 2:,.0f} GFLOP/s")
     for name, rate in rates.items():
         print(f"{name:40s}{rate:12,.3f} users/s   1/{rates['exact'] / rate:,.0f} of ours")
