@@ -74,5 +74,5 @@ def partitions_of(data: Artifact) -> list[str]:
 
 def restricted_catalogue(data: Artifact) -> str | None:
     """URL of the catalogue if not all of its items are on offer in these data, else None."""
-    items = data.counts["items"]
-    return data.file(ITEMS_FILE) if data.counts.get("offered", items) < items else None
+    offered = data.counts.get("offered")
+    return data.file(ITEMS_FILE) if offered is not None and offered < data.counts["items"] else None
