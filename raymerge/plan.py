@@ -195,9 +195,7 @@ class _Planner:
         encoder, settings = self.config.encoder, self.config.fisher
         estimator = ESTIMATORS[settings.estimator]
         probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
-        has_eigenvectors = (
-            estimator.passes == "d" or estimator.limit == "dimensions"
-        )  # of a d × d matrix over all items
+        has_eigenvectors = estimator.passes == "d" or estimator.limit == "dimensions"  # of C, a d × d matrix
         products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
         user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
         memory = ENGINE_BYTES + 12.0 * self.parameters

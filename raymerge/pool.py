@@ -113,10 +113,10 @@ class Pool:
 
     One piece is under way per actor: the next is handed over before the last one's result is dealt with, so an actor
     waits for a message and no more, and no more than one result an actor waits to be taken. An actor that dies or hangs
-    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times, and once in smaller chunks (`raymerge.memory`)
-    if it had run out of memory; a mistake of the user that a worker found is
-    raised here as it is. A function therefore returns a value for its piece, or commits it under its key, and changes
-    nothing else. The actors live as long as the block, so what a function caches is kept.
+    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times; one that ran out of memory is done again in
+    smaller chunks (`raymerge.memory`). A mistake of the user that a worker found is raised here as it is. A function
+    therefore returns a value for its piece, or commits it under its key, and changes nothing else. The actors live as
+    long as the block, so what a function caches is kept.
     """
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:

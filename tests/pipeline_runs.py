@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from mlflow import MlflowClient
+
+from raymerge.data import demo
 
 CHECKOUT = Path(__file__).parent.parent
 SMALL = (
@@ -21,6 +24,12 @@ SMALL = (
     "evaluation.replicates=200",
     "cluster.base_threads=1",
 )
+
+
+def write_log(folder: Path) -> Path:
+    """The log that it takes."""
+    pq.write_table(demo.generate(seed=5, users=300, items=120), folder / "log.parquet")
+    return folder / "log.parquet"
 
 
 def command(log: Path, output: Path, *more: str) -> list[str]:

@@ -3,15 +3,13 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from mlflow_server import Server
-from pipeline_runs import CHECKOUT, check_mlflow, command, report_in, start, surroundings
+from pipeline_runs import CHECKOUT, check_mlflow, command, report_in, start, surroundings, write_log
 
-from raymerge.data import demo
 from raymerge.tracking_commands import run_log
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(700)]
@@ -20,9 +18,7 @@ PATIENCE_S = 280
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("log") / "log.parquet"
-    pq.write_table(demo.generate(seed=5, users=300, items=120), file)
-    return file
+    return write_log(tmp_path_factory.mktemp("log"))
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +39,27 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.stop()
 
 
-def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str]) -> None:
-    while not condition():
+def wait_for(stage: str, output: Path, driver: subprocess.Popen[str]) -> None:
+    """Until the stage has committed something."""
+    while not list(output.glob(f"{stage}/*/manifest.json")):
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.05)
+
+
+def start_and_lose_server(log: Path, output: Path, server: Server, *, after: str) -> subprocess.Popen[str]:
+    """A driver whose server ends as soon as a stage has committed something."""
+    driver = start(log, output, "--tracking-uri", server.uri)
+    wait_for(after, output, driver)
+    server.stop()
+    return driver
 
 
 def test_mlflow_that_is_away_for_a_while_gets_all_figures_later(
     log: Path, expected: dict, server: Server, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    driver = start(log, output, "--tracking-uri", server.uri)
-    wait_for(lambda: list(output.glob("prepare/*/manifest.json")), driver)
-    server.stop()
-    wait_for(lambda: list(output.glob("fisher/*/manifest.json")), driver)
+    driver = start_and_lose_server(log, output, server, after="prepare")
+    wait_for("fisher", output, driver)
     server.start()
     table, progress = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, progress
@@ -70,9 +73,7 @@ def test_mlflow_that_is_gone_leaves_results_that_are_sent_when_it_is_back(
     log: Path, expected: dict, server: Server, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    driver = start(log, output, "--tracking-uri", server.uri)
-    wait_for(lambda: list(output.glob("train/*/manifest.json")), driver)
-    server.stop()
+    driver = start_and_lose_server(log, output, server, after="train")
     table, progress = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, progress
     assert f"once it is there: raymerge log {output} --tracking-uri {server.uri}" in table

@@ -5,16 +5,14 @@ import signal
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
-from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times
+from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, write_log
 
 from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Output
 from raymerge.commands import run_evaluate
-from raymerge.data import demo
 from raymerge.data.sequences import read_items
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
@@ -26,9 +24,7 @@ from raymerge.tracking import report as reports
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("log") / "log.parquet"
-    pq.write_table(demo.generate(seed=5, users=300, items=120), file)
-    return file
+    return write_log(tmp_path_factory.mktemp("log"))
 
 
 def context(output: Path, *overrides: str, messages: list[Event | Progress] | None = None) -> Context:

@@ -84,8 +84,7 @@ def prepare(
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
     history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
     whose order the indices are) and `count` (interactions without each user's last two); with a catalogue that is given
-    also `offered` (whether the log has the item). The bytes depend on the log
-    and the configuration alone.
+    also `offered` (whether the log has the item). The bytes depend on the log and the configuration alone.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps` and `unknown_items`, then
     `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions` that are left, and, with

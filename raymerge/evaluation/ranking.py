@@ -139,10 +139,9 @@ def full_ranks(
 
     Ties count against the model, so a constant scorer has rank V; scores that differ by no more than the rounding of
     the matrix product are ties. Items of `seen`, and those that are not `offered` (bool[V], None if all are), are left
-    out of the ranking, the target itself never. Users are
-    encoded once; scores stream in blocks that keep to memory_bytes. Time is O(U·V·d), twice that where a block cannot
-    hold the catalogue for 64 users. Raises InputError for items outside the catalogue and for lengths that differ,
-    ScoreError for scores that are not finite.
+    out of the ranking, the target itself never. Users are encoded once; scores stream in blocks that keep to
+    memory_bytes. Time is O(U·V·d), twice that where a block cannot hold the catalogue for 64 users. Raises InputError
+    for items outside the catalogue and for lengths that differ, ScoreError for scores that are not finite.
     """
     with evaluation_mode(module):
         states = encode(module, histories, memory_bytes=memory_bytes)

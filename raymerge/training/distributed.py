@@ -23,8 +23,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from raymerge import storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
-from raymerge.data.sequences import read_items, read_partition
+from raymerge.data.sequences import read_partition
 from raymerge.errors import ArtifactError, InputError, ResourceError, ScoreError, UserError
+from raymerge.evaluation.distributed import worker_offered
 from raymerge.events import Emit, Event, Mistake, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
@@ -166,7 +167,7 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
         build_objective(job.objective, encoder.config),
         [read_partition(url) for url in job.partitions[rank::world]],
         job.training,
-        offered=read_items(job.catalogue).offered if job.catalogue else None,
+        offered=worker_offered(job.catalogue),
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,
         on_step=reporter.step,

@@ -8,18 +8,15 @@ is what positions × items would take and nothing may hold. The Fisher engine's 
 import argparse
 import itertools
 import json
-import os
-import resource
-import subprocess
-import sys
 import time
 
 import torch
+from machine import in_fresh_process, peak_mib
 
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.models.recommendation import Batch
-from raymerge.runtime import PATIENT_THREADS
+from raymerge.runtime import PATIENT_THREADS  # as Ray's workers have it
 from raymerge.training.config import TrainingConfig
 from raymerge.training.step import Stepper
 
@@ -42,7 +39,7 @@ def measure(items: int, loss: str, batch: int, steps: int) -> dict[str, float]:
     state = 4 * sum(parameter.numel() * 4 for parameter in encoder.parameters())
     return {
         "s/step": min(after - before for before, after in itertools.pairwise(began)),
-        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak MiB": peak_mib(),
         "state MiB": state / 2**20,
         "logits MiB": batch * LENGTH * items * 4 / 2**20,
     }
@@ -52,13 +49,6 @@ def _batch(items: int, rows: int) -> Batch:
     """Windows whose items have a long tail."""
     windows = (items ** torch.rand(rows, LENGTH + 1)).long().clamp_(1, items)
     return Batch(windows, torch.randint(2**60, (rows,)))
-
-
-def in_process(case: tuple[int, str, int, int]) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    environment = PATIENT_THREADS | os.environ  # as Ray's workers have it
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
 def main() -> None:
@@ -76,7 +66,7 @@ def main() -> None:
     print(f"\na training step, {options.batch} windows of {LENGTH}")
     for loss in options.losses:
         for items in options.catalogues:
-            found = in_process((items, loss, options.batch, options.steps))
+            found = in_fresh_process(__file__, (items, loss, options.batch, options.steps), **PATIENT_THREADS)
             figures = "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items())
             print(f"{loss:8s}{items:10,d} items   {figures}", flush=True)
 

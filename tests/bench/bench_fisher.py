@@ -7,8 +7,6 @@ row runs in a process of its own, so that its peak is its own.
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -19,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from machine import product_rate
+from machine import in_fresh_process, peak_mib, product_rate
 from race import Contestant, race
 
 from raymerge.fisher import FisherConfig, accumulate
@@ -102,22 +100,11 @@ def products_of_a_user(
     return counter.get_total_flops() / len(histories)
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def in_process(case: Case) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
 def table(title: str, rows: dict[str, Case]) -> None:
     """Measure and print, a line a case."""
     print(f"\n{title}" if rows else "")
     for name, case in rows.items():
-        found = in_process(case)
+        found = in_fresh_process(__file__, asdict(case))
         print(f"{name:18s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
 
 

@@ -11,8 +11,6 @@ import itertools
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import in_fresh_process, peak_mib
 
 from raymerge.data.prepare import PrepareConfig, prepare
 
@@ -69,19 +68,12 @@ def measure(log: str, folder: str, memory_mib: int) -> dict[str, float]:
     return {**{name: counts[name] for name in ("users", "items", "interactions")}, **found, **took}
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def in_process(rows: int, memory_mib: int, scratch: str) -> dict[str, float]:
     """`measure` in a fresh process, on a log that is made for it and removed."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         log = Path(folder) / "log.parquet"
         write_log(log, rows)
-        case = json.dumps([str(log), f"{folder}/prepared", memory_mib])
-        command = [sys.executable, __file__, "--case", case]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        return in_fresh_process(__file__, [str(log), f"{folder}/prepared", memory_mib])
 
 
 def main() -> None:

@@ -1,6 +1,12 @@
-"""What the machine can do, beside which speeds are stated."""
+"""What the machine can do, beside which speeds are stated, and what a process of its own takes of it."""
 
+import json
+import os
+import resource
+import subprocess
+import sys
 import time
+from typing import Any
 
 import torch
 
@@ -13,3 +19,15 @@ def product_rate(size: int = 1024, seconds: float = 1.0) -> float:
         torch.mm(a, a, out=out)
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_fresh_process(script: str, case: Any, **environment: str) -> dict[str, float]:
+    """What a script prints as JSON for `--case`, from a process whose peak is its own."""
+    command = [sys.executable, script, "--case", json.dumps(case)]
+    environment |= os.environ
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import named
 
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
@@ -97,15 +98,8 @@ def kill_a_training_worker(context: Context) -> None:
     checkpoints = Path(context.output.url) / "checkpoints"
     while not list(checkpoints.glob("*/*/state.json")):
         time.sleep(0.02)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::RayTrainWorker"):
-            os.kill(int(process.name), signal.SIGKILL)
-            return
-    raise AssertionError("there is no training worker to kill")
+    worker, *_ = named("ray::RayTrainWorker")
+    os.kill(worker, signal.SIGKILL)
 
 
 def test_loss_that_is_not_a_number_ends_the_training_in_one_line(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,13 @@ def test_output_is_sent_to_another_server_as_the_command_would_have_and_nothing_
     found = figures(server.uri)
     assert found == figures(f"sqlite:///{output.parent}/runs.db")
     assert found["prepare"]["interactions"] == [(0, 400.0)]
+
+
+def test_no_ray_is_started(copy: Path, server: Server) -> None:
+    asked = "import atexit, ray, sys, raymerge.cli as c; atexit.register(lambda: print(ray.is_initialized())); c.main()"
+    arguments = ["log", str(copy), "--tracking-uri", server.uri]
+    told = subprocess.run([sys.executable, "-c", asked, *arguments], check=True, capture_output=True, text=True).stdout
+    assert told.splitlines()[-1] == "False"
 
 
 def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
