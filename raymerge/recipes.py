@@ -1,7 +1,7 @@
 """Named, complete configurations: what `--recipe` takes. A recipe is one decorated function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ Source = Callable[[Path], Path]
 
 
 ML_1M_SIZE = DataSize(users=6040, items=3416, interactions=999_611)
+ML_1M_CLEANING = PrepareConfig(user="user_id", item="item_id", core="once", min_user_count=3)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def default_config() -> Config:
     settings = {"weight": 0.005}  # ten times more pulled a well-trained base down
     return Config(
         recipe="default",
-        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2),
+        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2, distance_bias=True),
         base=ObjectiveConfig("next_item"),
         training=TrainingConfig(epochs=24),
         members={
@@ -106,11 +107,19 @@ def default_config() -> Config:
     size=ML_1M_SIZE,
 )
 def ml_1m_config() -> Config:
-    """As `default`, with the field's usual cleaning: items with at least 5 interactions, then users with 3."""
-    return default_config().model_copy(
+    """As `default`, with long histories, and the field's usual cleaning: items with 5 interactions, then users with 3.
+
+    Batches have as many items as those of `default` that are four times as many windows.
+    """
+    config = default_config()
+    return config.model_copy(
         update={
             "recipe": "ml-1m",
-            "prepare": PrepareConfig(user="user_id", item="item_id", core="once", min_user_count=3),
+            "prepare": ML_1M_CLEANING,
+            "encoder": replace(config.encoder, max_length=200, dropout=0.1),
+            "training": replace(config.training, epochs=32, batch_size=32),
+            "fine_tuning": replace(config.fine_tuning, batch_size=32),
+            "after_merge": TrainingConfig(epochs=4, batch_size=32, learning_rate=3e-4, schedule="linear"),
         }
     )
 
@@ -119,7 +128,7 @@ def ml_1m_config() -> Config:
 def beauty_config() -> Config:
     """As `default`, with more dropout for a sparser log."""
     return default_config().model_copy(
-        update={"recipe": "beauty", "encoder": EncoderConfig(attention="causal", max_length=50, dropout=0.5)}
+        update={"recipe": "beauty", "encoder": replace(default_config().encoder, dropout=0.5)}
     )
 
 
@@ -135,9 +144,10 @@ def markets_config() -> Config:
     Nothing of the merge is chosen: no market sees how well the merge does on what the others have.
     Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
     """
-    return ml_1m_config().model_copy(
+    return default_config().model_copy(
         update={
             "recipe": "markets",
+            "prepare": ML_1M_CLEANING,
             "markets": MarketsConfig(base="old"),
             "training": TrainingConfig(epochs=12),
             "members": {"market": ObjectiveConfig("next_item")},

@@ -1,7 +1,8 @@
 """Multi-head self-attention for many probes: activations once a user, the backward pass for all its probes.
 
-With mixed_t = Σ_s A_ts v_s and logits q_t·k_s/√c, the softmax is folded into the values: ∂mixed_t/∂logit_ts =
-A_ts (v_s - mixed_t), one [L, c] matrix a position and head that all probes share. Shapes: see transformer.
+With mixed_t = Σ_s A_ts v_s and logits q_t·k_s/√c + bias_(t-s), the softmax is folded into the values:
+∂mixed_t/∂logit_ts = A_ts (v_s - mixed_t), one [L, c] matrix a position and head that all probes share. The gradient of
+a distance's bias is the sum of the logits' along a diagonal. Shapes: see transformer.
 """
 
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ class AttentionState:
         heads = module.qkv(x).unflatten(2, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = (part.contiguous() for part in heads)
         logits = q[:, :, -queries:] @ k.transpose(2, 3) * q.shape[3] ** -0.5
+        if module.distance_bias is not None:
+            logits += module.bias(x.shape[1])[:, :, -queries:]
         probabilities = logits.masked_fill_(~allowed[:, :, -queries:], -torch.inf).softmax(dim=3)
         state = cls(name, module, with_one(x), q, k, v, probabilities, probabilities @ v)
         return state, module.out(state.merged)
@@ -55,18 +58,22 @@ class AttentionState:
         out, mixed_g = scratch.empty("attention", *g.shape), scratch.empty("mixed", *g.shape[:3], size)
         for head in range(self.module.heads):
             torch.mm(g.flatten(0, 2), self.module.out.weight[:, head * size :][:, :size], out=mixed_g.flatten(0, 2))
-            for kind, part in enumerate(self._through_head(head, mixed_g, scratch)):
+            for kind, part in enumerate(self._through_head(head, mixed_g, squares)):
                 first = kind * dim + head * size
                 squares.linear(self.name + ".qkv", self.inputs, part, first=first)
                 rows = self.module.qkv.weight[first : first + size]
                 out.view(-1, dim).addmm_(part.view(-1, size), rows, beta=int(first > 0))
         return out
 
-    def _through_head(self, head: int, mixed_g: Tensor, scratch: Scratch) -> Iterator[Tensor]:
+    def _through_head(self, head: int, mixed_g: Tensor, squares: Squares) -> Iterator[Tensor]:
         """Cotangents of one head's queries, then keys, then values, each [B, L, P, c] in the memory of the last."""
         batch, length, _, size = mixed_g.shape
+        scratch = squares.scratch
         part = scratch.empty("part", *mixed_g.shape)
         logits_g = self._logits_backward(head, mixed_g, scratch)
+        if self.module.distance_bias is not None:
+            sums = distance_sums(logits_g.unflatten(0, (batch, length)), causal=not self.module.most_ahead)
+            self._add_bias(squares, head, sums)
         keys = scratch.empty("keys", batch, length, length, size).copy_(self.k[:, head, None])
         torch.bmm(logits_g.transpose(1, 2), keys.flatten(0, 1), out=part.flatten(0, 1))
         yield part
@@ -100,6 +107,9 @@ class AttentionState:
         logits_g = slopes @ mixed_g.transpose(2, 3)  # [B, H, L, P]
         query_g = (logits_g.transpose(2, 3) @ self.k).transpose(1, 2).flatten(2)[:, None]
         self._add_last(squares, query_g, logits_g, mixed_g)
+        if self.module.distance_bias is not None:
+            for head in range(heads):
+                self._add_bias(squares, head, logits_g[:, head].flip(1))
         values = (mixed_g @ value_rows).flatten(2)  # [B, H, P·d]
         keys = (self.q[:, :, -1:] @ key_rows)[:, :, 0]  # [B, H, d]
         out = squares.scratch.empty("stream", g.shape[0], self.v.shape[2], *g.shape[2:])
@@ -118,3 +128,32 @@ class AttentionState:
             first = dim + head * size
             squares.rows(name + ".weight", self.q[:, head, -1:], reads[:, head, None], first=first)
             squares.linear(name, means[:, head], mixed_g[:, head, None], first=dim + first)
+
+    def _add_bias(self, squares: Squares, head: int, logits_g: Tensor) -> None:
+        """Squares of one head's row of the distance bias, from the logits' cotangents summed by distance [B, D, P].
+
+        The last of the D distances is the longest; logits_g are of q_t·k_s, which is divided by √c.
+        """
+        totals = logits_g.unflatten(0, (-1, squares.group_size)).sum(1)
+        row = totals.square_().sum((0, 2)) * self.v.shape[3]
+        end = self.module.most_ahead + self.v.shape[2]
+        whole = row.new_zeros(1, self.module.most_ahead + self.module.max_length)
+        whole[0, end - len(row) : end] = row
+        squares.sums.add(self.name + ".distance_bias", whole, first=head)
+
+
+def distance_sums(x: Tensor, *, causal: bool) -> Tensor:
+    """Sums over t of x[b, t, t − δ, p], by δ: contiguous [B, L, L, P] → [B, L, P], δ from 0 on, or all, [B, 2L − 1, P].
+
+    If causal, x is 0 above the diagonal.
+    """
+    if not causal:
+        seen = x.new_ones(x.shape[1:3]).tril()[..., None]
+        ahead = distance_sums(x.flip(1, 2) * seen, causal=True)[:, 1:]
+        return torch.cat([ahead.flip(1), distance_sums(x * seen, causal=True)], dim=1)
+    batch, length, _, probes = x.shape
+    # Row t moved left by t: what it lacks comes from above the diagonal of the row before, which is 0.
+    strides, start = (length * length * probes, (length + 1) * probes, probes, 1), x.storage_offset() + 2 * probes
+    sums = x.as_strided((batch, length - 1, length, probes), strides, start).sum(1).flip(1)
+    sums[:, 0] += x[:, 0, 0]
+    return sums

@@ -233,6 +233,7 @@ class EncoderBackward:
         width = config.dim // config.heads
         probes = min(probes, MOST_PROBES)
         shared = 2 * length * width + 20 * config.dim + 3 * config.feed_forward  # what the probes of a user share
-        one = size * length * (probes * (length + 6 * config.dim) + shared)
+        logits = length * (3 if config.distance_bias and config.cloze else 1)  # both directions are copied to sum them
+        one = size * length * (probes * (logits + 6 * config.dim) + shared)
         fit = self.memory_bytes // (one * self.module.item_embedding.weight.element_size())
         return max(1, fit), probes

@@ -35,6 +35,7 @@ class EncoderConfig:
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     norm: Literal["pre", "post"] = "pre"
     output_bias: bool = True
+    distance_bias: bool = False  # attention also knows how far apart two items are: a learned bias a head and distance
 
     def __post_init__(self) -> None:
         for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
@@ -55,7 +56,11 @@ class EncoderConfig:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product self-attention."""
+    """Multi-head scaled dot-product self-attention.
+
+    With `distance_bias` [H, D] a head's logit of query t and column s gets its entry t − s (as T5, arXiv 1910.10683,
+    has one for each bucket of distances); in a bidirectional encoder entry L − 1 + t − s, L being `max_length`.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -63,6 +68,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
+        self.max_length = config.max_length
+        self.most_ahead = config.max_length - 1 if config.cloze else 0  # how far behind a query a column can be
+        bias = torch.zeros(self.heads, self.most_ahead + self.max_length)
+        self.distance_bias = nn.Parameter(bias) if config.distance_bias else None
 
     def forward(self, x: Tensor, allowed: Tensor, at: Tensor | None = None) -> Tensor:
         """[B, L, d] → [B, Q, d], queries at columns `at` int64[B, Q] (all if None).
@@ -73,21 +82,37 @@ class SelfAttention(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = self._split(F.linear(pick(x, at), weight[:dim], bias[:dim]))  # only where they are asked for
         k, v = self._split(F.linear(x, weight[dim:], bias[dim:])).chunk(2, dim=1)
-        return self.out(self._mix(q, k, v, allowed).transpose(1, 2).flatten(2))
+        return self.out(self._mix(q, k, v, self._mask(allowed, at)).transpose(1, 2).flatten(2))
 
     def _split(self, rows: Tensor) -> Tensor:
         """Into heads: [B, L, m·d] → [B, m·H, L, d/H]."""
         return rows.unflatten(2, (-1, self.qkv.in_features // self.heads)).transpose(1, 2)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    def _mask(self, allowed: Tensor, at: Tensor | None) -> Tensor:
+        """`allowed` as it is or, where there is a bias, what to add to the logits: [B, 1 or H, Q, L]."""
+        if self.distance_bias is None:
+            return allowed
+        return torch.where(allowed, self.bias(allowed.shape[3], at), -torch.inf)
+
+    def bias(self, length: int, at: Tensor | None = None) -> Tensor:
+        """The distance bias of queries at columns `at` int64[B, Q] (all if None) of L: [B or 1, H, Q, L]."""
+        assert self.distance_bias is not None
+        columns = torch.arange(length, device=self.distance_bias.device)
+        queries = columns[None] if at is None else at
+        distance = (queries[..., None] - columns + self.most_ahead).clamp(min=0)  # below 0 only where not allowed
+        return self.distance_bias.t()[distance].permute(0, 3, 1, 2)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         if not self.dropout.active or q.device.type != "cpu":
+            mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
             return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=allowed, dropout_p=self.dropout.rate if self.training else 0.0
+                q, k, v, attn_mask=mask, dropout_p=self.dropout.rate if self.training else 0.0
             )
         # torch has no fused kernel with dropout for a CPU
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-        logits = logits + torch.where(allowed, 0.0, -torch.inf)  # cheaper than masked_fill, which has a backward pass
-        return self.dropout(logits.softmax(-1)) @ v
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -torch.inf)  # cheaper than masked_fill, which has a backward pass
+        return self.dropout((logits + mask).softmax(-1)) @ v
 
 
 class FeedForward(nn.Module):

@@ -41,7 +41,7 @@ class TrainingConfig:
     windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
     stride: int | None = None  # items between the ends of a history's windows; None: as many as the encoder reads
     filter_seen: bool = True  # in validation, as in evaluation
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast where that is faster
     seed: int = 0
 
     def __post_init__(self) -> None:

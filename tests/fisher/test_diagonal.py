@@ -34,6 +34,14 @@ def test_exact_equals_brute_force_for_every_kind_of_encoder(
     assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
 
 
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("max_length", [5, 7])
+def test_exact_equals_brute_force_with_a_distance_bias(attention: str, max_length: int) -> None:
+    module = encoder(attention=attention, distance_bias=True, blocks=3, max_length=max_length)
+    for users in (histories(), histories()[:1, -1:]):
+        assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -67,7 +75,7 @@ def test_generic_path_equals_the_fast_one() -> None:
     class Renamed(SequenceEncoder):
         """Anything but the encoder itself goes the generic way."""
 
-    fast = encoder(5)
+    fast = encoder(5, distance_bias=True)
     generic = Renamed(ITEMS, fast.config).double()
     generic.load_state_dict(fast.state_dict())
     for arguments in (

@@ -22,9 +22,9 @@ def histories() -> Tensor:
 
 
 @BOTH
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_states_at_chosen_columns_are_those_of_all(attention: str, norm: str) -> None:
-    encoder = make(attention, norm=norm)
+@pytest.mark.parametrize("settings", [{}, {"norm": "post"}, {"distance_bias": True}])
+def test_states_at_chosen_columns_are_those_of_all(attention: str, settings: dict[str, object]) -> None:
+    encoder = make(attention, **settings)
     rows = encoder.input_rows(histories())
     at = torch.tensor([[3, 4], [0, 2], [4, 4]])
     everywhere = encoder.hidden_states(encoder.item_embedding(rows), rows != 0)
