@@ -137,13 +137,17 @@ def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("urls", nargs=-1, required=True)
 @click.option("--html", help="File for the page; without it the table is printed.")
-def report(url: str, html: str | None) -> None:
-    """Show the report of a run again, or write it as one web page. URL: an output folder or a report in it."""
+@click.option("--json", "json_file", help="File for all figures of the table.")
+def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> None:
+    """Show the report of a run again, or write it as one web page. URLS: output folders, or reports in them.
+
+    Several runs that differ in their seed (--set seed=1) make one table of means, with their spread.
+    """
     from raymerge.commands import run_report
 
-    run_report(url, html)
+    run_report(urls, html, json_file)
 
 
 @cli.command()

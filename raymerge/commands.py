@@ -35,6 +35,7 @@ from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
+from raymerge.stages.pooled import pool_reports
 from raymerge.stages.prepare import prepare
 from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
@@ -203,10 +204,16 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
     Console().print(table)
 
 
-def run_report(url: str, html: str | None) -> None:
+def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> None:
     """`raymerge report`."""
-    place = find_report(url)
+    places = [find_report(url) for url in urls]
+    if len(places) > 1:
+        _report_runs(places, html, json_file)
+        return
+    [place] = places
     content = reports.loads(storage.read_bytes(place))
+    if json_file is not None:
+        storage.write_bytes(json_file, storage.read_bytes(place))
     if html is None:
         Console().print(reports.render(content))
         return
@@ -214,6 +221,15 @@ def run_report(url: str, html: str | None) -> None:
     page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
     storage.write_bytes(html, page.encode())
     click.echo(html)
+
+
+def _report_runs(places: Sequence[str], html: str | None, json_file: str | None) -> None:
+    if html is not None:
+        raise InputError(f"--html shows one run, got {len(places)}: leave it out for their table, or name one")
+    pooled = pool_reports(places)
+    if json_file is not None:
+        storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
+    Console().print(reports.render(reports.results(pooled)))
 
 
 def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:

@@ -40,6 +40,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
+    seed: int = Field(default=0, ge=0, lt=2**31)  # of a whole run: all trainings of another one draw anew
     prepare: PrepareConfig = PrepareConfig()
     encoder: EncoderConfig = EncoderConfig()
     markets: MarketsConfig | None = None  # parts of the log that do not meet: a member of each is trained on each

@@ -1,6 +1,7 @@
 """The whole pipeline on real Ray, small: what it leaves, what it does not do twice, and what survives a kill."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from raymerge.recipes import configure
 from raymerge.runtime import Capacity, Deadline
 from raymerge.stages.context import SCORE, Context
 from raymerge.tracking import report as reports
+from raymerge.training.distributed import STATE_NUMBERS
 
 
 @pytest.fixture(scope="module")
@@ -159,30 +161,52 @@ def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: 
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "train",
-        *(pytest.param(stage, marks=pytest.mark.chaos) for stage in ("prepare", "fisher-shard", "merge", "evaluate")),
-    ],
-)
-def test_killed_driver_goes_on_and_ends_with_the_same_report(
+def test_driver_killed_in_training_goes_on_and_ends_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path
+) -> None:
+    """What was made before the last training is there; the driver, with a Ray of its own, is killed in its midst."""
+    made, result, _ = first
+    output = tmp_path / "out"
+    shutil.copytree(made, output, ignore=shutil.ignore_patterns("evaluate", "report"))
+    [merged] = output.glob(f"merge/{result.merged.digest}")
+    trained_after = {entry.model.digest for entry in result.entries if entry.name in ("fine-tuned", "control")}
+    assert merged.is_dir() and len(trained_after) == 2
+    for digest in trained_after:
+        shutil.rmtree(output / "train" / digest)
+    kill_once_there_is(f"checkpoints/*/checkpoint_*/{STATE_NUMBERS}", log, output)
+    assert not all((output / "train" / digest).is_dir() for digest in trained_after)
+    assert_goes_on(log, output, result)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("stage", ["train", "prepare", "fisher-shard", "merge", "evaluate"])
+def test_driver_killed_after_the_first_of_a_stage_goes_on_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path, stage: str
 ) -> None:
     """The driver, with a Ray of its own, is killed as soon as the stage has left something behind."""
     output = tmp_path / "out"
+    kill_once_there_is(f"{stage}/*/manifest.json", log, output)
+    assert_goes_on(log, output, first[1])
+
+
+def kill_once_there_is(pattern: str, log: Path, output: Path) -> None:
+    """Start a driver and kill it when its output has such a file."""
     driver = start(log, output)
-    while driver.poll() is None and not list(output.glob(f"{stage}/*/manifest.json")):
+    while driver.poll() is None and not list(output.glob(pattern)):
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert not list(output.glob("report/*/manifest.json")), "it was done before it could be killed"
+
+
+def assert_goes_on(log: Path, output: Path, expected: Result) -> None:
+    """The same command ends with the report of a run that nobody killed, and MLflow has it all once."""
     again = start(log, output)
     table, progress = again.communicate(timeout=280)
     assert again.returncode == 0, progress
     assert "found, not made again" in progress
     assert "fine-tuned" in table
     mine = report_in(output)
-    assert mine == without_times(json.loads(Path(first[1].report.file("report.json")).read_text()))
+    assert mine == without_times(json.loads(Path(expected.report.file("report.json")).read_text()))
     assert not list((output / "checkpoints").iterdir())
     check_mlflow(f"sqlite:///{output}/mlflow.db", mine)

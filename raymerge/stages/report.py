@@ -1,13 +1,14 @@
 """From ranks to the report: every model's metrics with intervals, and which differences are more than chance."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 import raymerge
 from raymerge import storage
@@ -61,7 +62,8 @@ def report(
         return found
     with context.make("report", "report", inputs=inputs, configuration=configuration) as making:
         making.progress(0, 1)
-        bootstrap = _bootstrap(data, entries, settings)
+        ranks = {entry.name: [entry.ranks] for entry in entries}
+        bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
         content = _content(context, data, entries, merge, bootstrap)
         content["artifacts"] = {
             "models": {entry.name: _within(context, entry.model) for entry in entries if entry.model},
@@ -76,23 +78,28 @@ def report(
     return context.committed("report", inputs, configuration)
 
 
-def _bootstrap(data: Artifact, entries: Sequence[Entry], settings: EvaluationConfig) -> Bootstrap:
-    """All metrics of all models over all users, partition by partition in their order."""
-    columns = [
-        _column(e.name, ranking, m) for e in entries for ranking in settings.rankings for m in _metrics(settings)
-    ]
+def bootstrap_of(
+    partitions: Sequence[str], ranks: Mapping[str, Sequence[Artifact]], settings: EvaluationConfig
+) -> Bootstrap:
+    """All metrics of all models over all users, partition by partition in their order.
+
+    A model of several runs has several artifacts of ranks: a user's metric is its mean over them.
+    """
+    columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
-    for partition in partitions_of(data):
-        keys, values = None, {}
-        for entry in entries:
-            with storage.open_file(entry.ranks.file(partition.rpartition("/")[2])) as file:
-                table = pq.read_table(file)
-            keys = torch.from_numpy(table["key"].to_numpy().copy())
-            for ranking in settings.rankings:
-                ranks = torch.from_numpy(table[ranking].to_numpy().copy())
-                for metric, gains in per_user(ranks, settings.ks).items():
-                    values[_column(entry.name, ranking, metric)] = gains
-        if keys is not None and len(keys):
+    for partition in (url.rpartition("/")[2] for url in partitions):
+        keys, values = torch.zeros(0, dtype=torch.int64), dict[str, Tensor]()
+        for name, runs in ranks.items():
+            for artifact in runs:
+                with storage.open_file(artifact.file(partition)) as file:
+                    table = pq.read_table(file)
+                keys = torch.from_numpy(table["key"].to_numpy().copy())
+                for ranking in settings.rankings:
+                    found = torch.from_numpy(table[ranking].to_numpy().copy())
+                    for metric, gains in per_user(found, settings.ks).items():
+                        column = _column(name, ranking, metric)
+                        values[column] = values.get(column, torch.zeros(())) + gains / len(runs)
+        if len(keys):
             bootstrap.update(keys, values)
     return bootstrap
 
@@ -109,7 +116,9 @@ def _content(
     context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     config = context.config
-    members = [entry.name for entry in entries if entry.kind == "member"]  # in the order in which they were merged
+    kinds = {entry.name: entry.kind for entry in entries}
+    members = [name for name, kind in kinds.items() if kind == "member"]  # in the order in which they were merged
+    best = max((entry for entry in entries if entry.kind == "member"), key=lambda entry: entry.score).name
     return {
         "schema": 1,
         "recipe": config.recipe,
@@ -121,8 +130,8 @@ def _content(
             "users": bootstrap.users,
             "validation": _validation(config),
         },
-        "rows": [_row(entry, bootstrap, config.evaluation) for entry in entries],
-        "comparisons": list(_comparisons(entries, bootstrap, config.evaluation, apart=config.markets is not None)),
+        "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
+        "comparisons": comparisons(kinds, best, bootstrap, config.evaluation),
         "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon", "power")}
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
@@ -153,36 +162,34 @@ def final_model(entries: Sequence[Entry]) -> Entry:
     return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.score)
 
 
-def _row(entry: Entry, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
+def row(name: str, kind: str, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
+    """A model's metrics with their intervals."""
+
     def measured(ranking: str, metric: str) -> dict[str, float]:
-        return asdict(bootstrap.interval(_column(entry.name, ranking, metric), confidence=settings.confidence))
+        return asdict(bootstrap.interval(_column(name, ranking, metric), confidence=settings.confidence))
 
     metrics = {
         ranking: {metric: measured(ranking, metric) for metric in _metrics(settings)} for ranking in settings.rankings
     }
-    return {"name": entry.name, "kind": entry.kind, "metrics": metrics}
+    return {"name": name, "kind": kind, "metrics": metrics}
 
 
-def _comparisons(
-    entries: Sequence[Entry], bootstrap: Bootstrap, settings: EvaluationConfig, *, apart: bool
-) -> Iterator[dict[str, Any]]:
+def comparisons(
+    kinds: Mapping[str, str], best: str, bootstrap: Bootstrap, settings: EvaluationConfig
+) -> list[dict[str, Any]]:
     """Each merged model against the best single one and what else it has to beat; Holm's correction over them all."""
-    singles = [entry for entry in entries if entry.kind == "member"]
-    best = [max(singles, key=lambda entry: entry.score)]
-    # Members of markets validate on data of their own, so their scores do not say which is the best.
-    references = [*(singles if apart else best), *(entry for entry in entries if entry.kind in REFERENCES)]
-    candidates = [entry for entry in entries if entry.kind in ("merged", "fine-tuned")]
     ranking = settings.rankings[0]
     compared = {
-        (a.name, b.name): bootstrap.compare(
-            _column(a.name, ranking, METRIC), _column(b.name, ranking, METRIC), confidence=settings.confidence
+        (a, b): bootstrap.compare(
+            _column(a, ranking, METRIC), _column(b, ranking, METRIC), confidence=settings.confidence
         )
-        for a in candidates
-        for b in references
+        for a, kind in kinds.items()
+        for b in _references(kinds, best)
+        if kind in ("merged", "fine-tuned")
     }
     corrected = holm({f"{a}|{b}": result.p_value for (a, b), result in compared.items()})
-    for (a, b), result in compared.items():
-        yield {
+    return [
+        {
             "candidate": a,
             "reference": b,
             "metric": METRIC,
@@ -193,3 +200,16 @@ def _comparisons(
             "p": result.p_value,
             "p_holm": corrected[f"{a}|{b}"],
         }
+        for (a, b), result in compared.items()
+    ]
+
+
+def _references(kinds: Mapping[str, str], best: str) -> list[str]:
+    """What merged models are compared with: the best member, or all that are members of markets, and the others."""
+    members = [name for name, kind in kinds.items() if kind == "member"] if is_of_markets(kinds) else [best]
+    return [*members, *(name for name, kind in kinds.items() if kind in REFERENCES)]
+
+
+def is_of_markets(kinds: Mapping[str, str]) -> bool:
+    """Whether members validated on data of their own each, so that their scores do not say which is the best."""
+    return "ceiling" in kinds.values()

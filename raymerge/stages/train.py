@@ -17,6 +17,8 @@ from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
 
+SEEDS_OF_A_RUN = 1000  # more than a run has members
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -51,7 +53,7 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     if config.base is None:
         return None
     workers, threads = config.cluster.base_workers, config.cluster.base_threads
-    plan = Plan("train/base", config.base, config.training, data, None, workers, threads)
+    plan = Plan("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
     return train(context, [plan])[plan.run]
 
 
@@ -63,7 +65,7 @@ def train_members(context: Context, data: Mapping[str, Artifact], base: Artifact
         Plan(
             f"train/{name}",
             objective,
-            replace(settings, seed=settings.seed + number),
+            seeded(config, settings, member=number),
             data[name],
             base,
             config.cluster.member_workers,
@@ -83,7 +85,7 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
     objective, *_ = config.members.values()
     settings = config.fine_tuning if base else config.training
     workers, threads = config.cluster.base_workers, config.cluster.base_threads
-    plan = Plan("train/ceiling", objective, settings, data, base, workers, threads)
+    plan = Plan("train/ceiling", objective, seeded(config, settings), data, base, workers, threads)
     return {"ceiling": train(context, [plan])[plan.run]}
 
 
@@ -98,11 +100,16 @@ def train_after_merge(
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
     plans = [
-        Plan(f"train/{name}", objective, config.after_merge, data, start, workers, threads)
+        Plan(f"train/{name}", objective, seeded(config, config.after_merge), data, start, workers, threads)
         for name, start in (("fine-tuned", merged), ("control", members[best]))
     ]
     trained = train(context, plans)
     return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
+
+
+def seeded(config: Config, training: TrainingConfig, *, member: int = 0) -> TrainingConfig:
+    """The settings with a seed that no other member and no run of another seed has."""
+    return replace(training, seed=training.seed + member + SEEDS_OF_A_RUN * config.seed)
 
 
 def best_single(members: Mapping[str, Artifact]) -> str:

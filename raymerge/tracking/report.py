@@ -40,11 +40,15 @@ class Measured(TypedDict):
 
 
 class Row(TypedDict):
-    """One model: ranking (`full`, `uni100`, `pop100`) → metric (`ndcg@10`) → value."""
+    """One model: ranking (`full`, `uni100`, `pop100`) → metric (`ndcg@10`) → value.
+
+    Of several runs `metrics` has means over them and `spread` standard deviations.
+    """
 
     name: str
     kind: Kind
     metrics: dict[str, dict[str, Measured]]
+    spread: NotRequired[dict[str, dict[str, float]]]
 
 
 class Comparison(TypedDict):
@@ -70,6 +74,7 @@ class Protocol(TypedDict):
     ranking: str
     users: int
     validation: NotRequired[Any]
+    runs: NotRequired[int]  # of other seeds, over which the metrics are means
 
 
 class Merge(TypedDict):
@@ -93,20 +98,26 @@ class Data(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
-class Report(TypedDict):
-    """All that the printed table shows and where it comes from.
-
-    `final` is the name of the model to serve, `artifacts` are places by name, told from the output folder on, and
-    `timings` are seconds by model.
-    """
+class Results(TypedDict):
+    """All that the printed table shows, of one run or of several."""
 
     schema: int
     protocol: Protocol
     rows: list[Row]
     comparisons: list[Comparison]
+    data: Data
+
+
+@with_config(ConfigDict(extra="allow"))
+class Report(Results):
+    """The results of a run and where they come from.
+
+    `final` is the name of the model to serve, `artifacts` are places by name, told from the output folder on, and
+    `timings` are seconds by model.
+    """
+
     merge: Merge
     final: str
-    data: Data
     artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]
     versions: dict[str, str]
@@ -120,6 +131,11 @@ def dumps(report: Report) -> str:
         raise ArtifactError(f"the report holds a value that is no finite number ({error})") from None
     loads(text)
     return text + "\n"
+
+
+def results(content: Mapping[str, Any]) -> Results:
+    """What was measured, as the table takes it; raises ValidationError for anything else."""
+    return TypeAdapter(Results).validate_python(dict(content))
 
 
 def loads(text: str | bytes) -> Report:
@@ -137,7 +153,7 @@ def loads(text: str | bytes) -> Report:
         raise ArtifactError("report.json is not a report: it was cut off or written by another program") from None
 
 
-def best_names(report: Report, metric: str, ranking: str | None = None, *, digits: int = 4) -> set[str]:
+def best_names(report: Results, metric: str, ranking: str | None = None, *, digits: int = 4) -> set[str]:
     """The best single-cost models by a metric: all that print as the same figure; an ensemble does not compete."""
     ranking = ranking or report["protocol"]["ranking"]
     printed = {
@@ -148,17 +164,21 @@ def best_names(report: Report, metric: str, ranking: str | None = None, *, digit
     return {name for name, value in printed.items() if value == max(printed.values())}
 
 
-def render(report: Report) -> Group:
+def render(report: Results) -> Group:
     """The table at the end of a run, for a `rich` console: metrics, NDCG@10's interval, and the verdict."""
-    table = Table("model")
-    for heading in (COLUMNS[0].upper(), "interval", *(metric.upper() for metric in COLUMNS[1:])):
+    table, runs = Table("model"), report["protocol"].get("runs", 1)
+    spread = ["± over runs"] if runs > 1 else []
+    for heading in (COLUMNS[0].upper(), *spread, "interval", *(metric.upper() for metric in COLUMNS[1:])):
         table.add_column(heading, justify="right", no_wrap=True)
     best = {metric: best_names(report, metric) for metric in COLUMNS}
     for row in report["rows"]:
         metrics = row["metrics"][report["protocol"]["ranking"]]
         first, *others = (_cell(metrics[metric], best=row["name"] in best[metric]) for metric in COLUMNS)
         interval = Text(f"{metrics[COLUMNS[0]]['low']:.4f} to {metrics[COLUMNS[0]]['high']:.4f}", style="dim")
-        table.add_row(Text(row["name"]), first, interval, *others, style="dim" if row["kind"] == "ensemble" else "")
+        spread = [f"{row['spread'][report['protocol']['ranking']][COLUMNS[0]]:.4f}"] if runs > 1 else []
+        table.add_row(
+            Text(row["name"]), first, *spread, interval, *others, style="dim" if row["kind"] == "ensemble" else ""
+        )
     apart = ", the ensemble apart: it costs as much as all its models" if _has_ensemble(report) else ""
     opening, *judgements = verdict(report)
     return Group(
@@ -176,20 +196,21 @@ def _cell(measured: Measured, *, best: bool) -> Text:
     return Text(f"{measured['mean']:.4f}" + ("*" if best else " "), style="bold green" if best else "")
 
 
-def _has_ensemble(report: Report) -> bool:
+def _has_ensemble(report: Results) -> bool:
     return any(row["kind"] == "ensemble" for row in report["rows"])
 
 
 def describe(protocol: Protocol) -> str:
     """The protocol in one line."""
     seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    runs = f", mean of {protocol['runs']} runs" if protocol.get("runs", 1) > 1 else ""
     return (
         f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, seen items {seen}, "
-        f"last {protocol['max_length']} items, {protocol['users']:,} users"
+        f"last {protocol['max_length']} items, {protocol['users']:,} users{runs}"
     )
 
 
-def verdict(report: Report) -> list[str]:
+def verdict(report: Results) -> list[str]:
     """In plain words: which merged model is best, and whether it differs from each reference by more than chance."""
     metric, ranking = COLUMNS[0], report["protocol"]["ranking"]
     merged = [row for row in report["rows"] if row["kind"] in MERGED]
@@ -205,7 +226,7 @@ def verdict(report: Report) -> list[str]:
     return [f"{best['name']} is the best merged model: {score}.", *judgements, closing]
 
 
-def _references(report: Report, candidate: str) -> Iterator[tuple[str, Comparison]]:
+def _references(report: Results, candidate: str) -> Iterator[tuple[str, Comparison]]:
     """Comparisons of the candidate by the verdict's metric, in the order of `ROLES`."""
     kinds = {row["name"]: row["kind"] for row in report["rows"]}
     mine = [one for one in report["comparisons"] if (one["candidate"], one["metric"]) == (candidate, COLUMNS[0])]

@@ -25,7 +25,7 @@ from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.merge import check_coefficients, choose
 from raymerge.stages.merge import merge as merge_stage
-from raymerge.stages.train import Plan, model_digest, train, train_base
+from raymerge.stages.train import Plan, model_digest, seeded, train, train_base
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
@@ -119,3 +119,9 @@ def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
 def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:
     with pytest.raises(ResourceError, match=r"cluster\.gpus is 8, but the cluster has 0 GPUs"):
         cluster_capacity(ClusterConfig(gpus=8))
+
+
+def test_no_two_trainings_of_two_runs_share_a_seed(make_context: MakeContext) -> None:
+    configs = [make_context("out", f"seed={seed}").config for seed in (0, 1)]
+    seeds = {seeded(config, config.training, member=member).seed for config in configs for member in range(5)}
+    assert len(seeds) == 10

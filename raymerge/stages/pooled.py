@@ -1,0 +1,121 @@
+"""Several runs of one recipe that differ in their seed, as one report: nothing is computed anew but the table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import stdev
+from typing import Any
+
+from raymerge import storage
+from raymerge.artifacts import Artifact, open_artifact
+from raymerge.errors import InputError
+from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.stages.prepare import partitions_of
+from raymerge.stages.report import bootstrap_of, comparisons, is_of_markets, row
+
+BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's report, and the places of what it was made from."""
+
+    output: str
+    artifact: Artifact
+    content: dict[str, Any]
+
+    @classmethod
+    def of(cls, place: str) -> "Run":
+        """From the place of a `report.json`: <output>/report/<digest>/report.json."""
+        folder = place.rpartition("/")[0]
+        artifact = open_artifact(folder, stage="report")
+        return cls(folder.rsplit("/", 2)[0], artifact, artifact.json("report.json"))
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """All that has to be the same in runs that are pooled."""
+        return {**self.artifact.manifest["configuration"], **self.content["protocol"], "data": self.data}
+
+    @property
+    def data(self) -> str:
+        """Digest of the prepared data."""
+        return str(self.artifact.manifest["inputs"]["data"])
+
+    @property
+    def best(self) -> str:
+        """The member that validates best."""
+        scores = self.content["validation"]
+        return max((name for name, kind in self.kinds.items() if kind == "member"), key=scores.__getitem__)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each model is, by name."""
+        return dict(self.artifact.manifest["configuration"]["entries"])
+
+    def ranks(self, name: str) -> Artifact:
+        """The ranks that a model gives."""
+        digest = self.artifact.manifest["inputs"]["ranks"][name]
+        return open_artifact(storage.join(self.output, "evaluate", digest), stage="evaluate")
+
+    def mean(self, name: str, ranking: str, metric: str) -> float:
+        """A model's metric."""
+        [found] = [one for one in self.content["rows"] if one["name"] == name]
+        return float(found["metrics"][ranking][metric]["mean"])
+
+
+def pool_reports(places: Sequence[str]) -> dict[str, Any]:
+    """Means over runs of all metrics, their spread, and comparisons paired by user; `report.json` of each is given.
+
+    A user's metric is its mean over runs; intervals and p values are of which users were asked, as in each report, and
+    `spread`, the standard deviation over runs, is of seeds. Holds a partition of ranks at a time. Raises InputError for
+    runs that were not measured alike, and for one that is named twice.
+    """
+    runs = [Run.of(place) for place in places]
+    _check(runs)
+    first = runs[0]
+    settings = EvaluationConfig(**_known(first.artifact.manifest["configuration"]["evaluation"]))
+    kinds = first.kinds
+    ranks = {name: [run.ranks(name) for run in runs] for name in kinds}
+    if not is_of_markets(kinds):
+        kinds = {**kinds, BEST: "member"}
+        ranks[BEST] = [run.ranks(run.best) for run in runs]
+    data = open_artifact(storage.join(first.output, "prepare", first.data), stage="prepare")
+    bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
+    rows = [row(name, kind, bootstrap, settings) for name, kind in kinds.items()]
+    for one in rows:
+        one["spread"] = {ranking: _spread(runs, one["name"], ranking, list(m)) for ranking, m in one["metrics"].items()}
+    return {
+        "schema": first.content["schema"],
+        "recipe": first.content["recipe"],
+        "protocol": {**first.content["protocol"], "runs": len(runs)},
+        "rows": rows,
+        "comparisons": comparisons(kinds, BEST, bootstrap, settings),
+        "data": first.content["data"],
+    }
+
+
+def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]) -> dict[str, float]:
+    names = [run.best if name == BEST else name for run in runs]
+    return {
+        metric: stdev(run.mean(n, ranking, metric) for run, n in zip(runs, names, strict=True)) for metric in metrics
+    }
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the settings have tuples."""
+    values = {field.name: settings[field.name] for field in fields(EvaluationConfig) if field.name in settings}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _check(runs: Sequence[Run]) -> None:
+    first, *others = runs
+    for other in others:
+        for key, value in first.measured.items():
+            if other.measured.get(key) != value:
+                raise InputError(
+                    f"{first.output} and {other.output} differ in {key}: {value} and {other.measured.get(key)}; "
+                    "runs of one table differ in their seed alone"
+                )
+    ranks = [tuple(run.artifact.manifest["inputs"]["ranks"].values()) for run in runs]
+    for number, run in enumerate(runs):
+        if ranks[number] in ranks[:number]:
+            raise InputError(f"{run.output} has the models of another run that is given: name each run once")
