@@ -15,7 +15,7 @@ from raymerge.errors import ConfigError
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.fisher.study import StudyConfig
 from raymerge.fisher.weights import FisherConfig
-from raymerge.merging.methods import MergeConfig
+from raymerge.merging.methods import METHODS, MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
@@ -51,7 +51,8 @@ class Config(BaseModel):
     fisher: FisherConfig = FisherConfig()
     study: StudyConfig = StudyConfig()  # of the estimators; no part of a run
     merge: MergeConfig = MergeConfig()
-    after_merge: TrainingConfig | None = None  # of the merged model, and of the control that it is compared with
+    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # merges by other diagonals, a row of the report each
+    after_merge: TrainingConfig | None = None  # of merged models, and of the control that they are compared with
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -60,11 +61,13 @@ class Config(BaseModel):
     def _check(self) -> "Config":
         for objective in [*self.members.values(), *([self.base] if self.base else [])]:
             check_objective(objective, self.encoder)
-        for name in self.members:
+        for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
-                raise ConfigError(f"members are named by letters, digits, - and _, got {name!r}")
-            if name in RESERVED:
-                raise ConfigError(f"a member may not be named {name!r}: that is another model of the run")
+                raise ConfigError(f"members and rivals are named by letters, digits, - and _, got {name!r}")
+            if name in RESERVED or (name in self.members and name in self.rivals):
+                raise ConfigError(f"a member or rival may not be named {name!r}: that is another model of the run")
+        if self.rivals and not METHODS[self.merge.method].needs_diagonals:
+            raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
         return self
@@ -76,6 +79,10 @@ class Config(BaseModel):
             return self.members
         numbers = range(1, self.markets.count + 1)
         return {f"{name}-{number}": objective for name, objective in self.members.items() for number in numbers}
+
+    def of_rival(self, name: str) -> "Config":
+        """The same run with a rival's diagonals."""
+        return self.model_copy(update={"fisher": self.rivals[name]})
 
     def plain(self) -> dict[str, Any]:
         """As JSON and YAML can hold it."""

@@ -1,7 +1,7 @@
 """READ FIRST: from an interaction log to one merged model and its report, stage by stage."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymerge.artifacts import Artifact
 from raymerge.pool import Pool
@@ -15,7 +15,7 @@ from raymerge.stages.report import Entry, final_model, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
 
 KINDS = {name: name for name in ("base", "average", "fine-tuned", "control", "ceiling")}
-"""What a row of the report is by its name, beside the members and their merge."""
+"""What a row of the report is by its name, beside the members and their merges."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,35 @@ def run(context: Context, log: Sequence[str]) -> Result:
         diagonals = _own_diagonals(context, pool, lessons, members) if needs_diagonals(settings) else {}
         uniform = average(context, pool, lessons.validation, members)
         merged = merge(context, pool, lessons.validation, members, diagonals, settings)
-    extra = train_after_merge(context, data, merged, members) | train_ceiling(context, data, base)
-    models = ({"base": base} if base else {}) | {**members, "average": uniform, name: merged, **extra}
+        merges = {name: merged} | _rivals(context, pool, lessons, members)
+    extra = train_after_merge(context, data, merges, members) | train_ceiling(context, data, base)
+    models = ({"base": base} if base else {}) | {**members, "average": uniform, **merges, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
         together = evaluate_together(context, pool, data, list(members.values()))
-    kinds = dict.fromkeys(members, "member") | KINDS | {name: "merged"}
-    entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in models.items()]
+    kinds = dict.fromkeys(members, "member") | dict.fromkeys(merges, "merged") | KINDS
+    entries = [Entry(name, kinds.get(name, "fine-tuned"), model, ranks[name]) for name, model in models.items()]
     entries.append(Entry("ensemble", "ensemble", None, together))
     made = report(context, data, entries, merge=merged, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)
 
 
+def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The merges by other diagonals, by name."""
+    merges: dict[str, Artifact] = {}
+    for rival in context.config.rivals:
+        theirs = replace(context, config=context.config.of_rival(rival))
+        diagonals = _own_diagonals(theirs, pool, lessons, members, suffix=f"-{rival}")
+        merges[rival] = merge(context, pool, lessons.validation, members, diagonals, context.config.merge, name=rival)
+    return merges
+
+
 def _own_diagonals(
-    context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]
+    context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact], suffix: str = ""
 ) -> dict[str, Artifact]:
-    """The Fisher diagonal of each member, on the histories that it learned from."""
+    """The Fisher diagonal of each member, on the histories that it learned from; the suffix is for its run's name."""
     found: dict[str, Artifact] = {}
     for data in lessons.validation:
-        found |= fisher(context, pool, data, {name: members[name] for name in members if lessons.members[name] is data})
-    return {name: found[name] for name in members}
+        mine = {name + suffix: model for name, model in members.items() if lessons.members[name] is data}
+        found |= fisher(context, pool, data, mine)
+    return {name: found[name + suffix] for name in members}

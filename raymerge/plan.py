@@ -26,7 +26,7 @@ from raymerge.data.split import HELD_OUT
 from raymerge.errors import ResourceError
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
-from raymerge.fisher.weights import ESTIMATORS
+from raymerge.fisher.weights import ESTIMATORS, FisherConfig
 from raymerge.merging.methods import METHODS
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
@@ -110,7 +110,7 @@ class _Planner:
             ceiling = members[:1]
             stages.append(self._training("train/ceiling", ceiling, cluster.base_workers, cluster.base_threads))
         if config.after_merge:
-            after = [(config.base or members[0][0], config.after_merge)] * 2
+            after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
         return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, PROCESS_BYTES, RATES.close_s)]
 
@@ -192,19 +192,23 @@ class _Planner:
 
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
-        encoder, settings = self.config.encoder, self.config.fisher
-        estimator = ESTIMATORS[settings.estimator]
-        probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
-        has_eigenvectors = estimator.passes == "d" or estimator.limit == "dimensions"  # of C, a d × d matrix
-        products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
-        user = probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
+        user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
         memory = ENGINE_BYTES + 12.0 * self.parameters
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
 
+    def _fisher_work(self, settings: FisherConfig) -> float:
+        """Multiply-adds of one user."""
+        encoder, estimator = self.config.encoder, ESTIMATORS[settings.estimator]
+        probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
+        has_eigenvectors = estimator.passes == "d" or estimator.limit == "dimensions"  # of C, a d × d matrix
+        products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
+        return probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
+
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
-        trials = 1 + (settings.budget if settings.coefficients == "search" else len(settings.settings()))
+        trials = settings.budget if settings.coefficients == "search" else len(settings.settings())
+        trials = 1 + trials * (1 + len(self.config.rivals))
         diagonals = models if METHODS[settings.method].needs_diagonals else 0
         work = trials * (self._ranking_work() + self.parameters * models * 4 / RATES.ranking)
         memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES
@@ -213,7 +217,9 @@ class _Planner:
 
     def _evaluate(self) -> Stage:
         members = len(self.config.all_members)  # each alone and all together in the ensemble; then base and merges
-        models = 2 * members + 3 + (2 if self.config.after_merge else 0) + (self.config.markets is not None)
+        rivals = len(self.config.rivals)
+        models = 2 * members + 3 + rivals + (2 + rivals if self.config.after_merge else 0)
+        models += self.config.markets is not None
         memory = 4.0 * self.parameters * models + SCORES_BYTES
         return self._pool("evaluate", models * self._ranking_work(), self.config.prepare.partitions, memory, start=True)
 

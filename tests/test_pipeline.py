@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, write_log
 
 from raymerge import load_diagonal, load_model
-from raymerge.artifacts import Output
+from raymerge.artifacts import Artifact, Output
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
 from raymerge.events import Event, Progress
@@ -94,6 +94,25 @@ def test_an_average_with_searched_weights_needs_no_diagonals(first: tuple[Path, 
     assert (kinds["average"], kinds["weighted-average"]) == ("average", "merged")
     [uniform] = [entry for entry in first[1].entries if entry.name == "average"]
     assert result.merged.counts[SCORE] >= uniform.model.counts[SCORE], "equal weights are its first trial"
+
+
+def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Result, list], log: Path) -> None:
+    rivals = "rivals={target: {estimator: target}, topk-2: {estimator: topk, samples: 2}}"
+    result = run(context(first[0], rivals, "after_merge=null"), [str(log)])
+    kinds = {entry.name: entry.kind for entry in result.entries}
+    assert [name for name, kind in kinds.items() if kind == "merged"] == ["fisher", "target", "topk-2"]
+    merged = {entry.name: entry.model for entry in result.entries if entry.kind == "merged"}
+    assert merged["fisher"].url == first[1].merged.url
+    for name, model in merged.items():
+        used = [load for load in first[0].glob("fisher/*/manifest.json") if load.parent.name in diagonals_of(model)]
+        estimators = {json.loads(file.read_text())["configuration"]["estimator"] for file in used}
+        assert estimators == {{"fisher": "exact"}.get(name, name.partition("-")[0])}
+    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    assert {one["candidate"] for one in content["comparisons"]} == set(merged)
+
+
+def diagonals_of(merged: Artifact) -> list[str]:
+    return list(merged.manifest["inputs"]["diagonals"])
 
 
 def test_evaluate_leaves_its_figures_in_mlflow(

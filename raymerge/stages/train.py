@@ -90,18 +90,24 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 
 
 def train_after_merge(
-    context: Context, data: Artifact, merged: Artifact, members: Mapping[str, Artifact]
+    context: Context, data: Artifact, merges: Mapping[str, Artifact], members: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """The merged model trained on, and the control: the best single model with the very same extra training."""
+    """Merged models trained on, and the control: the best single model with the very same extra training.
+
+    The first merge gives the model `fine-tuned`, another one `<its name>-fine-tuned`.
+    """
     config = context.config
     if config.after_merge is None:
         return {}
     best = best_single(members)
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
+    first, *rivals = merges
+    starts = {"fine-tuned": merges[first], "control": members[best]}
+    starts |= {f"{name}-fine-tuned": merges[name] for name in rivals}
     plans = [
         Plan(f"train/{name}", objective, seeded(config, config.after_merge), data, start, workers, threads)
-        for name, start in (("fine-tuned", merged), ("control", members[best]))
+        for name, start in starts.items()
     ]
     trained = train(context, plans)
     return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
