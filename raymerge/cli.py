@@ -1,7 +1,9 @@
 """The `raymerge` command: `run` for the whole pipeline, and one subcommand for each of its stages."""
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +16,7 @@ from raymerge.errors import UserError
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+GRACE_S = 60.0  # from SIGTERM on
 SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "merge", "evaluate")
 
 
@@ -232,4 +235,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Unwind, but not for ever: whoever stops a whole group of processes has stopped the Ray that is waited for."""
+    last_resort = threading.Timer(GRACE_S, os._exit, [EXIT_INTERRUPTED])
+    last_resort.daemon = True
+    last_resort.start()
     raise KeyboardInterrupt

@@ -278,3 +278,21 @@ def test_core_imports_neither_ray_nor_mlflow_nor_pyarrow() -> None:
     code += "('ray', 'mlflow', 'pyarrow', 'pydantic', 'fsspec', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_command_that_hangs_when_it_is_stopped_ends_all_the_same() -> None:
+    hangs = """
+import signal, time
+from raymerge import cli
+cli.GRACE_S = 0.5
+signal.signal(signal.SIGTERM, cli._interrupt)
+try:
+    print("ready", flush=True)
+    time.sleep(120)
+finally:
+    time.sleep(120)
+"""
+    with subprocess.Popen([sys.executable, "-c", hangs], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(60) == 130
