@@ -41,14 +41,14 @@ def seconds(found: Plan) -> dict[str, float]:
     ("recipe", "measured_s", "stages"),
     [
         ("demo", 250, {"train/members": 87, "fisher": 68}),  # README, an idle machine
-        ("ml-1m", 35 * 60, {"train/members": 11 * 60, "fisher": 180, "train/after": 240}),  # README, a busy one
+        ("ml-1m", None, {"fisher": 540, "train/after": 375}),  # README; the other stages shared the cores
     ],
 )
-def test_estimate_is_near_what_was_measured(recipe: str, measured_s: float, stages: dict[str, float]) -> None:
+def test_estimate_is_near_what_was_measured(recipe: str, measured_s: float | None, stages: dict[str, float]) -> None:
     size = RECIPES[recipe].size
     assert size is not None
     found = plan(recipe=recipe, size=size)
-    assert found.seconds == pytest.approx(measured_s, rel=0.25)
+    assert measured_s is None or found.seconds == pytest.approx(measured_s, rel=0.25)
     for name, expected in stages.items():
         assert seconds(found)[name] == pytest.approx(expected, rel=0.25), name
     assert not found.problems
