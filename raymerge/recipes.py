@@ -75,7 +75,7 @@ def demo_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=3, learning_rate=3e-3),
-        merge=MergeConfig(budget=30),
+        merge=MergeConfig(coefficients="equal"),
         after_merge=TrainingConfig(epochs=2, learning_rate=8e-4, schedule="linear"),
     )
 
@@ -98,6 +98,7 @@ def default_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=6),
+        merge=MergeConfig(coefficients="equal"),  # a search takes validation's noise for a gain
         after_merge=TrainingConfig(epochs=4, learning_rate=3e-4, schedule="linear"),
     )
 

@@ -20,6 +20,7 @@ SMALL = (
     "training.epochs=2",
     "fine_tuning.epochs=1",
     "after_merge.epochs=1",
+    "merge.coefficients=search",
     "merge.budget=6",
     "evaluation.replicates=200",
     "cluster.base_threads=1",

@@ -72,7 +72,7 @@ def test_more_cores_never_take_longer(cpus: int, more: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["training.epochs=48", "encoder.dim=128", "fine_tuning.epochs=12", "merge.budget=96"]
+    "setting", ["training.epochs=48", "encoder.dim=128", "fine_tuning.epochs=12", "merge.coefficients=search"]
 )
 def test_more_work_takes_longer(setting: str) -> None:
     assert plan(setting).seconds > plan().seconds
