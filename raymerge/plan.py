@@ -11,6 +11,7 @@ from math import ceil
 from raymerge.config import Config
 from raymerge.costs import (
     ACTIVATIONS,
+    ATTENTION,
     GIB,
     NODE_BYTES,
     PROCESS_BYTES,
@@ -170,7 +171,8 @@ class _Planner:
         views = 3 if isinstance(settings, ContrastiveSettings) else 1
         rows = ceil(training.batch_size / workers)
         items = self._softmax_items(settings, training.batch_size * encoder.max_length)
-        activations = 4.0 * ACTIVATIONS * views * rows * encoder.max_length * encoder.dim * encoder.blocks
+        position = ACTIVATIONS * encoder.dim + ATTENTION * encoder.heads * encoder.max_length
+        activations = 4.0 * views * rows * encoder.max_length * encoder.blocks * position
         held = TRAINING_COPIES * 4 * self.parameters + 2 * self.data_bytes / workers
         return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * items)
 
