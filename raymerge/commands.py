@@ -211,9 +211,10 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         _report_runs(places, html, json_file)
         return
     [place] = places
-    content = reports.loads(storage.read_bytes(place))
+    text = storage.read_bytes(place)
+    content = reports.loads(text)
     if json_file is not None:
-        storage.write_bytes(json_file, storage.read_bytes(place))
+        storage.write_bytes(json_file, text)
     if html is None:
         Console().print(reports.render(content))
         return

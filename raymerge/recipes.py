@@ -171,9 +171,8 @@ def paper_config() -> Config:
 @recipe("beauty", "Amazon Beauty as `user item item …` a line; --input names the file")
 def beauty_config() -> Config:
     """As `default`, with more dropout for a sparser log."""
-    return default_config().model_copy(
-        update={"recipe": "beauty", "encoder": replace(default_config().encoder, dropout=0.5)}
-    )
+    config = default_config()
+    return config.model_copy(update={"recipe": "beauty", "encoder": replace(config.encoder, dropout=0.5)})
 
 
 @recipe(

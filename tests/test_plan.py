@@ -72,10 +72,11 @@ def test_more_cores_never_take_longer(cpus: int, more: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["training.epochs=48", "encoder.dim=128", "fine_tuning.epochs=12", "merge.coefficients=search"]
+    "setting", ["training.epochs=48", "encoder.dim=128", "fine_tuning.epochs=12", "merge.budget=96"]
 )
 def test_more_work_takes_longer(setting: str) -> None:
-    assert plan(setting).seconds > plan().seconds
+    search = "merge.coefficients=search"
+    assert plan(search, setting).seconds > plan(search).seconds > plan().seconds
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 """Several runs of one recipe that differ in their seed, as one report: nothing is computed anew but the table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.errors import InputError
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.stages.prepare import partitions_of
-from raymerge.stages.report import bootstrap_of, comparisons, is_of_markets, row
+from raymerge.stages.report import best_member, bootstrap_of, comparisons, is_of_markets, row
 
 BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
 
@@ -43,8 +45,7 @@ class Run:
     @property
     def best(self) -> str:
         """The member that validates best."""
-        scores = self.content["validation"]
-        return max((name for name, kind in self.kinds.items() if kind == "member"), key=scores.__getitem__)
+        return best_member(self.kinds, self.content["validation"])
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -72,7 +73,7 @@ def pool_reports(places: Sequence[str]) -> dict[str, Any]:
     runs = [Run.of(place) for place in places]
     _check(runs)
     first = runs[0]
-    settings = EvaluationConfig(**_known(first.artifact.manifest["configuration"]["evaluation"]))
+    settings = TypeAdapter(EvaluationConfig).validate_python(first.artifact.manifest["configuration"]["evaluation"])
     kinds = first.kinds
     ranks = {name: [run.ranks(name) for run in runs] for name in kinds}
     if not is_of_markets(kinds):
@@ -98,12 +99,6 @@ def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]
     return {
         metric: stdev(run.mean(n, ranking, metric) for run, n in zip(runs, names, strict=True)) for metric in metrics
     }
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the settings have tuples."""
-    values = {field.name: settings[field.name] for field in fields(EvaluationConfig) if field.name in settings}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _check(runs: Sequence[Run]) -> None:

@@ -118,7 +118,7 @@ def _content(
     config = context.config
     kinds = {entry.name: entry.kind for entry in entries}
     members = [name for name, kind in kinds.items() if kind == "member"]  # in the order in which they were merged
-    best = max((entry for entry in entries if entry.kind == "member"), key=lambda entry: entry.score).name
+    scores = {entry.name: entry.score for entry in entries if entry.model}
     return {
         "schema": 1,
         "recipe": config.recipe,
@@ -131,11 +131,11 @@ def _content(
             "validation": _validation(config),
         },
         "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
-        "comparisons": comparisons(kinds, best, bootstrap, config.evaluation),
+        "comparisons": comparisons(kinds, best_member(kinds, scores), bootstrap, config.evaluation),
         "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon", "power")}
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
-        "validation": {entry.name: entry.score for entry in entries if entry.model},
+        "validation": scores,
         "final": final_model(entries).name,
         "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
         "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries if entry.model},
@@ -160,6 +160,11 @@ def _within(context: Context, artifact: Artifact) -> str:
 def final_model(entries: Sequence[Entry]) -> Entry:
     """The merged model, trained on after the merge or not, whichever validates better."""
     return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.score)
+
+
+def best_member(kinds: Mapping[str, str], scores: Mapping[str, float]) -> str:
+    """Name of the member that validates best."""
+    return max((name for name, kind in kinds.items() if kind == "member"), key=scores.__getitem__)
 
 
 def row(name: str, kind: str, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One step of the optimizer, and what it came to, over all ranks."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,7 @@ class Stepper:
         return torch.stack([real, torch.full_like(real, rows * width)]) - not_read
 
 
+@cache
 def multiplies_bf16(device: str) -> bool:
     """Whether products are faster in bf16 there: on CUDA, and on a CPU that has instructions for them."""
     if device != "cpu":
