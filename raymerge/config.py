@@ -70,6 +70,8 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
+        if self.markets is not None and self.markets.by == "column" and self.prepare.market is None:
+            raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
         return self
 
     @property
@@ -77,8 +79,8 @@ class Config(BaseModel):
         """The models to merge by name: where there are markets, one of each kind for each of them."""
         if self.markets is None:
             return self.members
-        numbers = range(1, self.markets.count + 1)
-        return {f"{name}-{number}": objective for name, objective in self.members.items() for number in numbers}
+        labels = self.markets.labels
+        return {f"{name}-{label}": objective for name, objective in self.members.items() for label in labels}
 
     def of_rival(self, name: str) -> "Config":
         """The same run with a rival's diagonals."""

@@ -30,14 +30,14 @@ def signed(number: int) -> int:
 
 
 def without_duplicates(rows: list[tuple], duplicates: str) -> list[tuple]:
-    """Rows (user, item, time) in order of time, repetitions dropped."""
+    """Rows (user, item, time, …) in order of time, repetitions dropped."""
     if duplicates == "keep":
         return rows
     if duplicates == "last":
         return without_duplicates(rows[::-1], "first")[::-1]
     kept, known = [], set()
     for row in rows:
-        key = row if duplicates == "exact" else row[:2]
+        key = row[:3] if duplicates == "exact" else row[:2]
         if key not in known:
             kept.append(row)
         known.add(key)

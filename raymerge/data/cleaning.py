@@ -18,11 +18,15 @@ Duplicates = Literal["keep", "exact", "first", "last"]
 
 @dataclass(frozen=True)
 class Histories:
-    """Users text[U] in the order of their ids, their numbers of interactions int64[U], and their items int32[n]."""
+    """Users text[U] in the order of their ids and, one after the other, their interactions.
+
+    `lengths` int64[U], `items` int32[n], and `markets` int16[n], 0 where the log has none.
+    """
 
     users: pa.StringArray
     lengths: np.ndarray
     items: np.ndarray
+    markets: np.ndarray
 
     @property
     def owners(self) -> np.ndarray:
@@ -34,13 +38,12 @@ class Histories:
         """Where each user's items start, and where the last one's end: int64[U + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
-    def lists(self) -> pa.ListArray:
-        """Each user's items as an Arrow list: list<int32>[U]."""
-        return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.items, pa.int32()))
-
     def save(self, path: Path) -> None:
         """Write to a local file, over one that is there."""
-        batch = pa.record_batch({"users": self.users, "items": self.lists()})
+        offsets = pa.array(self.offsets, pa.int32())
+        columns = {"items": self.items, "markets": self.markets}
+        lists = {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()}
+        batch = pa.record_batch({"users": self.users, **lists})
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
 
@@ -49,8 +52,9 @@ class Histories:
         """Read what `save` wrote."""
         with pa.OSFile(str(path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
-        items = batch["items"]
-        return cls(batch["users"], pc.list_value_length(items).to_numpy().astype(np.int64), items.flatten().to_numpy())
+        items, markets = batch["items"], batch["markets"]
+        lengths = pc.list_value_length(items).to_numpy().astype(np.int64)
+        return cls(batch["users"], lengths, items.flatten().to_numpy(), markets.flatten().to_numpy())
 
 
 def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplicates) -> Histories:
@@ -62,10 +66,13 @@ def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplica
     order = pc.sort_indices(own_ids(encoded.dictionary, whole_numbers=whole_numbers)).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    columns = [rank[encoded.indices.to_numpy()], *(rows[name].to_numpy() for name in ("item", "whole", "fraction"))]
-    users, items, whole, fraction = _select(columns, np.lexsort((columns[3], columns[2], columns[0])))
-    users, items = _select([users, items], ~repeated(users, items, whole, fraction, duplicates=duplicates))
-    return Histories(encoded.dictionary.take(pa.array(order)), np.bincount(users, minlength=len(order)), items)
+    columns = [rank[encoded.indices.to_numpy()]]
+    columns += [rows[name].to_numpy() for name in ("item", "whole", "fraction", "market")]
+    users, items, whole, fraction, markets = _select(columns, np.lexsort((columns[3], columns[2], columns[0])))
+    kept = ~repeated(users, items, whole, fraction, duplicates=duplicates)
+    users, items, markets = _select([users, items, markets], kept)
+    lengths = np.bincount(users, minlength=len(order))
+    return Histories(encoded.dictionary.take(pa.array(order)), lengths, items, markets)
 
 
 def _select(columns: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
@@ -101,7 +108,9 @@ def keep_frequent(histories: Histories, item_counts: np.ndarray, *, min_item: in
     frequent = item_counts[histories.items] >= min_item
     lengths = np.bincount(owners[frequent], minlength=len(histories.lengths))
     stay = lengths >= min_user
-    return Histories(histories.users.filter(pa.array(stay)), lengths[stay], histories.items[frequent & stay[owners]])
+    kept = frequent & stay[owners]
+    users = histories.users.filter(pa.array(stay))
+    return Histories(users, lengths[stay], histories.items[kept], histories.markets[kept])
 
 
 def training_counts(histories: Histories, num_items: int) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""Reading interaction logs: each format gives the same record batches, columns `user`, `item` and `timestamp`.
+"""Reading interaction logs: each format gives the same record batches, columns `user`, `item`, `timestamp`, `market`.
+
+The last two are there if the configuration names them.
 
 A log is streamed: what is in memory is one batch, whatever the log's size.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -25,6 +27,7 @@ from raymerge.storage import open_file, without_credentials
 BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+WITHOUT_NAMES = ("movielens", "sequences")
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
@@ -34,8 +37,9 @@ class LogConfig:
     """How an interaction log is to be read.
 
     `user`, `item` and `timestamp` name columns of CSV, TSV and Parquet; without a timestamp column (`None`) the order
-    of the rows is the order in time. `column_names` are the columns, in order, of a CSV or TSV file without a header.
-    `movielens` (`user::item::rating::timestamp`) and `sequences` (`user item item …`, oldest first) have no names.
+    of the rows is the order in time. `market` names the column that says in which market (shop, country) it happened,
+    if that matters. `column_names` are the columns, in order, of a CSV or TSV file without a header. `movielens`
+    (`user::item::rating::timestamp`) and `sequences` (`user item item …`, oldest first) have no names and no markets.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -44,6 +48,7 @@ class LogConfig:
     user: str = "user"
     item: str = "item"
     timestamp: str | None = "timestamp"
+    market: str | None = None
     column_names: tuple[str, ...] = ()
     delimiter: str | None = None
 
@@ -51,14 +56,22 @@ class LogConfig:
         if self.format != "auto":
             FORMATS[self.format]
         if len(set(self.columns)) != len(self.columns):
-            raise ConfigError(f"prepare.user, .item and .timestamp must name different columns, got {self.columns}")
+            raise ConfigError(
+                f"prepare.user, .item, .timestamp and .market must name different columns, got {self.columns}"
+            )
         if self.delimiter is not None and len(self.delimiter.encode()) != 1:
             raise ConfigError(f"prepare.delimiter must be a single byte, got {self.delimiter!r}")
 
     @property
+    def columns_by_role(self) -> dict[str, str]:
+        """Names of the columns to read by what they are read as: user, item, and perhaps timestamp and market."""
+        named = {"user": self.user, "item": self.item, "timestamp": self.timestamp, "market": self.market}
+        return {role: name for role, name in named.items() if name is not None}
+
+    @property
     def columns(self) -> list[str]:
-        """Names of the columns to read, in the order user, item, timestamp."""
-        return [self.user, self.item] + ([] if self.timestamp is None else [self.timestamp])
+        """Names of the columns to read."""
+        return list(self.columns_by_role.values())
 
 
 @dataclass
@@ -94,6 +107,8 @@ def open_log(url: str, config: LogConfig) -> Iterator[LogReader]:
         stream = io.BufferedReader(_decompressed(file, url), BLOCK_BYTES)
         with _reading(shown):
             name = detect_format(shown, stream.peek(4096)) if config.format == "auto" else config.format
+            if config.market is not None and name in WITHOUT_NAMES:
+                raise InputError(f"{shown} is of format {name}, which has no column {config.market!r} (prepare.market)")
             log = FORMATS[name](stream, config, shown)
         _check_types(log.schema, config, shown)
         log.batches, log.size, log.position = (_guarded(log.batches, shown), size, file.tell)
@@ -120,7 +135,7 @@ def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.Recor
 
 
 def _check_types(schema: pa.Schema, config: LogConfig, shown: str) -> None:
-    names = dict(zip(("user", "item", "timestamp"), config.columns, strict=False))
+    names = config.columns_by_role
     for column in schema:
         check = check_timestamp_type if column.name == "timestamp" else check_id_type
         check(column.type, column=names.get(column.name, column.name), url=shown)
@@ -149,7 +164,8 @@ def _columns_found(wanted: Sequence[str], found: Sequence[str], shown: str) -> N
         if name not in found:
             raise InputError(
                 f"{shown} has no column {name!r}, it has {', '.join(found)}; "
-                f"set prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"
+                f"set prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time), and "
+                "prepare.market if it is one of markets"
             )
 
 
@@ -170,7 +186,7 @@ def _read_with_header(stream: io.BufferedReader, config: LogConfig, url: str, *,
     if not names:
         names = next(csv.reader([stream.readline().decode("utf-8-sig")], delimiter=delimiter), [])
     _columns_found(config.columns, names, url)
-    return _read_delimited(stream, names, config.columns, pa_csv.ParseOptions(delimiter=delimiter))
+    return _read_delimited(stream, names, config.columns_by_role, pa_csv.ParseOptions(delimiter=delimiter))
 
 
 @FORMATS.register("movielens")
@@ -178,21 +194,22 @@ def read_movielens(stream: io.BufferedReader, config: LogConfig, url: str) -> Lo
     """MovieLens `ratings.dat`: `user::item::rating::timestamp`, each rating an interaction."""
     names = ["user", "", "item", " ", "rating", "  ", "timestamp"]  # every second colon ends an empty column
     options = pa_csv.ParseOptions(delimiter=":", quote_char=False)
-    return _read_delimited(stream, names, ["user", "item", "timestamp"], options)
+    return _read_delimited(stream, names, {role: role for role in ("user", "item", "timestamp")}, options)
 
 
 def _read_delimited(
-    stream: io.BufferedReader, names: list[str], wanted: list[str], options: pa_csv.ParseOptions
+    stream: io.BufferedReader, names: list[str], wanted: Mapping[str, str], options: pa_csv.ParseOptions
 ) -> LogReader:
-    """Delimited text from where the stream stands on; `wanted` are the user, item and perhaps timestamp columns."""
-    log = LogReader(pa.schema([(name, pa.string()) for name in ("user", "item", "timestamp")[: len(wanted)]]))
+    """Delimited text from where the stream stands on; `wanted` are the columns by role."""
+    log = LogReader(pa.schema([(role, pa.string()) for role in wanted]))
 
     def skip(row: pa_csv.InvalidRow) -> str:
         log.malformed += 1
         return "skip"
 
     options.invalid_row_handler = skip
-    convert = pa_csv.ConvertOptions(include_columns=wanted, column_types={name: pa.string() for name in wanted})
+    columns = list(wanted.values())
+    convert = pa_csv.ConvertOptions(include_columns=columns, column_types={name: pa.string() for name in columns})
     read = pa_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -209,12 +226,10 @@ def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogR
     """Parquet, read a group of rows at a time."""
     file = pq.ParquetFile(stream)
     _columns_found(config.columns, file.schema_arrow.names, url)
-    names = ("user", "item", "timestamp")[: len(config.columns)]
-    schema = pa.schema(
-        [(new, file.schema_arrow.field(old).type) for new, old in zip(names, config.columns, strict=True)]
-    )
+    roles = config.columns_by_role
+    schema = pa.schema([(role, file.schema_arrow.field(name).type) for role, name in roles.items()])
     batches = file.iter_batches(BATCH_ROWS, columns=config.columns)
-    return LogReader(schema, (batch.select(config.columns).rename_columns(names) for batch in batches))
+    return LogReader(schema, (batch.select(config.columns).rename_columns(list(roles)) for batch in batches))
 
 
 @FORMATS.register("sequences")

@@ -1,9 +1,11 @@
 """Markets: parts of a log that may not meet, and what each of them may learn from.
 
-A log is divided by a seeded draw, so that what merging is worth without sharing data can be measured: everybody's last
-two items test and validate the whole, and no market sees them. Shapes: n interactions, V items.
+A log is divided by a column of its own or by a seeded draw, so that what merging is worth without sharing data can be
+measured: everybody's last two items test and validate the whole, and no market sees them. Shapes: n interactions, V
+items.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +17,7 @@ from raymerge.data.split import training_part
 from raymerge.errors import ConfigError
 from raymerge.splitmix import GAMMA, mix_, shifted, signed
 
-By = Literal["items", "users"]
+By = Literal["items", "users", "column"]
 Base = Literal["all", "shared", "first", "old"]
 SHARED = 0  # the number of what belongs to all markets; markets themselves are 1, 2, …
 
@@ -26,8 +28,9 @@ class MarketsConfig:
 
     By `items`, a share `shared` of the items belongs to all markets and each other item to one: a market sees what
     users did with its own and the shared items. By `users`, each user belongs to one market, and `shared` plays no
-    part. The base has seen `all` data, only the items that are `shared`, only the `first` market, or the `old` half of
-    each history.
+    part. By `column`, the log says where each interaction happened (`prepare.market`) and `names` which markets there
+    are; neither `count` nor `shared` plays a part, since users and items may be in several. The base has seen `all`
+    data, only the items that are `shared`, only the `first` market, or the `old` half of each history.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -35,19 +38,35 @@ class MarketsConfig:
     count: int = 3
     by: By = "items"
     shared: float = 0.4
+    names: tuple[str, ...] = ()
     base: Base = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.count <= 64:
-            raise ConfigError(f"markets.count must be between 2 and 64, got {self.count}")
+        self._check_names()
+        if not 2 <= len(self.labels) <= 64:
+            raise ConfigError(f"markets.count must be between 2 and 64, got {len(self.labels)}")
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
         for name, known in (("by", get_args(By)), ("base", get_args(Base))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"markets.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.by == "users" and self.base == "shared":
-            raise ConfigError("markets.base shared needs markets.by items: markets of users share no items by draw")
+        if self.by != "items" and self.base == "shared":
+            raise ConfigError("markets.base shared needs markets.by items: only these are drawn to be shared or not")
+
+    def _check_names(self) -> None:
+        if (self.by == "column") != bool(self.names):
+            raise ConfigError(
+                f"markets.names and markets.by column go together, got by {self.by} and names {list(self.names)}"
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"markets.names must differ in letters and digits, got {list(self.names)}")
+
+    @property
+    def labels(self) -> list[str]:
+        """What the markets 1, 2, … are called in names of models."""
+        drawn = (str(number) for number in range(1, self.count + 1))
+        return [re.sub(r"[^\w-]", "-", name) for name in self.names or drawn]
 
 
 def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
@@ -63,8 +82,14 @@ def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
 
 
 def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> Sequences:
-    """The training histories as market 1..count sees them; users who have nothing there are left out."""
+    """The training histories as a market, 1, 2, …, sees them; users who have nothing there are left out.
+
+    A column's markets are numbered in the log in the order of their names, all of which the configuration names.
+    """
     training = training_part(sequences)
+    if config.by == "column":
+        assert training.markets is not None, "the log was prepared without prepare.market"
+        return _keep(training, training.markets == 1 + sorted(config.names).index(config.names[market - 1]))
     if config.by == "users":
         mine = owners(training.keys, config) == market
         return _keep(training, mine.repeat_interleave(training.lengths))
@@ -87,5 +112,6 @@ def _keep(sequences: Sequences, kept: Tensor) -> Sequences:
     """Some interactions, bool[n], of the users who have any among them."""
     before = bounds(kept.long())[sequences.offsets]
     users = before.diff().nonzero().squeeze(1)
-    rest = Sequences(sequences.items[kept], before, sequences.keys, sequences.users)
+    markets = None if sequences.markets is None else sequences.markets[kept]
+    rest = Sequences(sequences.items[kept], before, sequences.keys, sequences.users, markets)
     return rest.select(users, before[users], before[users + 1])

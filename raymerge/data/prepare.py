@@ -9,6 +9,7 @@ process reads in under an hour for a billion rows (`raymerge.costs`). Memory: a 
 bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spilled rows, some 30 bytes each.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,12 +21,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import compute as pc
-from pyarrow import parquet as pq
 
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
 from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
 from raymerge.data.interactions import LogConfig, LogReader, open_log
-from raymerge.data.sequences import Items, read_items, write_items
+from raymerge.data.sequences import Items, Sequences, read_items, write_items, write_partition
 from raymerge.data.spill import Spill
 from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
@@ -37,7 +37,9 @@ Progress = Callable[[str, int, int], None]
 
 PARTITIONS_FOLDER = "partitions"
 ITEMS_FILE = "items.parquet"
+MARKETS_FILE = "markets.json"
 MAX_PARTITIONS = 65536
+MAX_MARKETS = 1000  # far more than can be meant; they are counted in 16 bits
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,15 @@ def prepare(
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
     history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
     whose order the indices are) and `count` (interactions without each user's last two); with a catalogue that is given
-    also `offered` (whether the log has the item). The bytes depend on the log and the configuration alone.
+    also `offered` (whether the log has the item). With a column of markets, partitions have `markets` (list<int16>)
+    too, numbers from 1 of the names in `markets.json`. The bytes depend on the log and the configuration alone.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps` and `unknown_items`, then
     `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions` that are left, and, with
     a catalogue that is given, how many of its items are `offered`.
 
-    Raises InputError for what cannot be read, before anything is written, for too many bad rows, and if none is left.
+    Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
+    row is left.
     """
     report = progress or (lambda what, done, total: None)
     catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
@@ -141,6 +145,7 @@ class Intake:
         default_factory=lambda: {"rows": 0, "malformed_rows": 0, "bad_ids": 0, "bad_timestamps": 0, "unknown_items": 0}
     )
     item_codes: dict[str, int] = field(default_factory=dict)
+    market_codes: dict[str, int] = field(default_factory=dict)
     whole_number_users: bool = True
     whole_number_items: bool = True
 
@@ -172,7 +177,8 @@ class Intake:
     def _add(self, batch: pa.RecordBatch) -> None:
         users, user_codes = encode_ids(batch["user"])
         items, item_codes = encode_ids(batch["item"])
-        known = (user_codes >= 0) & (item_codes >= 0)
+        market_codes = self._markets(batch)
+        known = (user_codes >= 0) & (item_codes >= 0) & (market_codes >= 0)
         timed = np.ones(len(batch), bool)
         whole, fraction = np.zeros(len(batch), np.int64), np.zeros(len(batch))
         if "timestamp" in batch.schema.names:
@@ -187,7 +193,22 @@ class Intake:
         self.counts["unknown_items"] += int((~listed).sum())
         users, user_codes = _used(users, user_codes[good][listed])
         self.whole_number_users &= bool(are_whole_numbers(users).all())
-        self.spill.append(users, user_codes, [numbers[listed], whole[good][listed], fraction[good][listed]])
+        columns = [numbers, whole[good], fraction[good], market_codes[good]]
+        self.spill.append(users, user_codes, [column[listed] for column in columns])
+
+    def _markets(self, batch: pa.RecordBatch) -> np.ndarray:
+        """The code of each row's market: int16[n], −1 for none, 0 for all where the log has no such column."""
+        if "market" not in batch.schema.names:
+            return np.zeros(len(batch), np.int16)
+        names, codes = encode_ids(batch["market"])
+        known = self.market_codes
+        numbers = np.array([known.setdefault(name, len(known)) for name in names.to_pylist()] + [-1], np.int64)
+        if len(known) > MAX_MARKETS:
+            raise InputError(
+                f"the log has more than {MAX_MARKETS:,} markets ({', '.join(list(known)[:3])}, …); "
+                "prepare.market must name the column that says in which market something happened"
+            )
+        return numbers[codes].astype(np.int16)
 
     def _numbered(self, items: pa.StringArray) -> np.ndarray:
         """The number of each item, −1 for one that a closed catalogue does not list."""
@@ -269,9 +290,7 @@ def _write(
     for number, path in enumerate(_each(partitions, "write", report)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
-        _write_partition(
-            histories, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet", intake.whole_number_users
-        )
+        write_partition(_sequences(histories, intake), folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
         training += training_counts(histories, len(training))
         users += len(histories.users)
     totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
@@ -280,10 +299,23 @@ def _write(
         offered = torch.from_numpy(counts[present[order.to_numpy()]] > 0)
         totals["offered"] = int(offered.sum())
     write_items(Items(items.take(order), torch.from_numpy(training[1:]), offered), folder / ITEMS_FILE)
+    if intake.market_codes:
+        (folder / MARKETS_FILE).write_text(json.dumps(sorted(intake.market_codes), ensure_ascii=False) + "\n")
+        totals["markets"] = len(intake.market_codes)
     return totals
 
 
-def _write_partition(histories: Histories, path: Path, whole_numbers: bool) -> None:
-    users = own_ids(histories.users, whole_numbers=whole_numbers)
-    columns = {"user": users, "key": stable_keys(histories.users), "items": histories.lists()}
-    pq.write_table(pa.table(columns), path)
+def _sequences(histories: Histories, intake: Intake) -> Sequences:
+    """Histories as they are kept; markets are numbered from 1 in the order of their names."""
+    markets = None
+    if intake.market_codes:
+        place = {name: number for number, name in enumerate(sorted(intake.market_codes), start=1)}
+        numbers = np.array([place[name] for name in intake.market_codes], np.int16)
+        markets = torch.from_numpy(numbers[histories.markets])
+    return Sequences(
+        items=torch.from_numpy(histories.items),
+        offsets=torch.from_numpy(histories.offsets),
+        keys=torch.from_numpy(stable_keys(histories.users)),
+        users=own_ids(histories.users, whole_numbers=intake.whole_number_users),
+        markets=markets,
+    )

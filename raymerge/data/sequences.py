@@ -23,13 +23,15 @@ class Sequences:
     """Users' whole histories, oldest first, one after the other.
 
     `items` int32[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1]; `keys` int64[U] are the
-    stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]).
+    stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]). `markets` int16[n] are the places,
+    from 1, of the interactions' markets among the log's; None if it has no such column.
     """
 
     items: Tensor
     offsets: Tensor
     keys: Tensor
     users: pa.Array
+    markets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -42,7 +44,8 @@ class Sequences:
     def select(self, users: Tensor, starts: Tensor, ends: Tensor) -> "Sequences":
         """Some users, each with the part of `items` from `starts` to before `ends`: three int64[S] → S users."""
         items, offsets = slices(self.items, starts, ends)
-        return Sequences(items, offsets, self.keys[users], self.users.take(pa.array(users.numpy())))
+        markets = None if self.markets is None else slices(self.markets, starts, ends)[0]
+        return Sequences(items, offsets, self.keys[users], self.users.take(pa.array(users.numpy())), markets)
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,30 @@ class Items:
 
 def read_partition(url: str) -> Sequences:
     """Read a partition that `prepare` wrote; ArtifactError if it is not one."""
-    table = _read_table(url, ["user", "key", "items"])
+    table = _read_table(url, ["user", "key", "items"], optional="markets")
     lists = table["items"].combine_chunks()
     lengths = pc.list_value_length(lists)
+    markets = table["markets"].combine_chunks().flatten() if "markets" in table.column_names else None
     return Sequences(
         items=_tensor(lists.flatten(), pa.int32()),
         offsets=bounds(_tensor(lengths, pa.int64())),
         keys=_tensor(table["key"].combine_chunks(), pa.int64()),
         users=table["user"].combine_chunks(),
+        markets=None if markets is None else _tensor(markets, pa.int16()),
     )
 
 
 def write_partition(sequences: Sequences, path: Path) -> None:
     """Write a partition as `read_partition` reads it."""
-    items = pa.ListArray.from_arrays(pa.array(sequences.offsets.numpy(), pa.int32()), sequences.items.numpy())
-    pq.write_table(pa.table({"user": sequences.users, "key": sequences.keys.numpy(), "items": items}), path)
+    starts = pa.array(sequences.offsets.numpy(), pa.int32())
+    columns = {
+        "user": sequences.users,
+        "key": sequences.keys.numpy(),
+        "items": pa.ListArray.from_arrays(starts, sequences.items.numpy()),
+    }
+    if sequences.markets is not None:
+        columns["markets"] = pa.ListArray.from_arrays(starts, sequences.markets.numpy())
+    pq.write_table(pa.table(columns), path)
 
 
 def read_items(url: str) -> Items:
@@ -134,11 +146,13 @@ def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
 
 def concatenate(parts: Sequence[Sequences]) -> Sequences:
     """All users of several partitions, at least one, in the order given."""
+    markets = [part.markets for part in parts if part.markets is not None]
     return Sequences(
         items=torch.cat([part.items for part in parts]),
         offsets=bounds(torch.cat([part.lengths for part in parts])),
         keys=torch.cat([part.keys for part in parts]),
         users=pa.concat_arrays([part.users for part in parts]),
+        markets=torch.cat(markets) if len(markets) == len(parts) else None,
     )
 
 

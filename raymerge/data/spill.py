@@ -8,7 +8,15 @@ import pyarrow as pa
 
 from raymerge.data.ids import stable_keys
 
-SCHEMA = pa.schema([("user", pa.string()), ("item", pa.int32()), ("whole", pa.int64()), ("fraction", pa.float64())])
+SCHEMA = pa.schema(
+    [
+        ("user", pa.string()),
+        ("item", pa.int32()),
+        ("whole", pa.int64()),
+        ("fraction", pa.float64()),
+        ("market", pa.int16()),
+    ]
+)
 
 
 def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:

@@ -8,9 +8,10 @@ import torch
 
 from raymerge.artifacts import Artifact
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
-from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER
+from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
 from raymerge.data.split import training_part
+from raymerge.errors import InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 
@@ -36,15 +37,28 @@ def divide(context: Context, data: Artifact) -> Lessons:
     config, settings = context.config, context.config.markets
     if settings is None:
         return Lessons(data, dict.fromkeys(config.members, data), [data])
+    _check_names(data, settings)
     markets = {
-        number: _part(context, data, f"market-{number}", partial(seen_by_market, market=number, config=settings))
-        for number in range(1, settings.count + 1)
+        label: _part(context, data, f"market-{label}", partial(seen_by_market, market=number, config=settings))
+        for number, label in enumerate(settings.labels, start=1)
     }
     base = data
     if config.base is not None and settings.base != "all":
         base = _part(context, data, f"base-{settings.base}", partial(seen_by_base, config=settings))
-    members = {f"{name}-{number}": market for name in config.members for number, market in markets.items()}
+    members = {f"{name}-{label}": market for name in config.members for label, market in markets.items()}
     return Lessons(base, members, list(markets.values()))
+
+
+def _check_names(data: Artifact, settings: MarketsConfig) -> None:
+    """Raise InputError unless the markets of the log's column are those of the configuration."""
+    if settings.by != "column":
+        return
+    found = data.json(MARKETS_FILE) if MARKETS_FILE in data.manifest["files"] else []
+    if set(found) != set(settings.names):
+        raise InputError(
+            f"the log has the markets {', '.join(found) or 'none'}, markets.names lists {', '.join(settings.names)}; "
+            "name all of them, or leave the others' rows out of the log"
+        )
 
 
 def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:

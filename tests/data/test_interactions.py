@@ -58,6 +58,15 @@ def test_without_a_timestamp_column_the_rows_have_none(tmp_path):
     assert rows == [row[:2] for row in ROWS]
 
 
+def test_a_column_of_markets_is_read_where_it_is_named(tmp_path):
+    rows, _ = read(write(tmp_path / "log.csv", CONTENT["csv"]), market="rating")
+    assert rows == [(*ROWS[0], "5"), (*ROWS[1], "4")]
+    table = pa.table({"shop": ["a", "b"], "timestamp": ["3", "1"], "item": ["x", "y"], "user": ["anna", "bo"]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    assert read(tmp_path / "log.parquet", market="shop")[0] == [(*ROWS[0], "a"), (*ROWS[1], "b")]
+    assert read(tmp_path / "log.parquet", market="shop", timestamp=None)[0] == [("anna", "x", "a"), ("bo", "y", "b")]
+
+
 def test_a_file_without_header_takes_its_column_names_from_the_options(tmp_path):
     path = write(tmp_path / "log.csv", "anna|5|x|3\nbo|4|y|1\n")
     rows, _ = read(path, column_names=("user", "rating", "item", "timestamp"), delimiter="|")
@@ -132,6 +141,8 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path):
     refused(tmp_path / "none.csv", r"no such file: .*none\.csv")
     refused(write(tmp_path / "empty.csv", ""), r"empty\.csv is empty")
     refused(write(tmp_path / "a.csv", "who,item,timestamp\n1,2,3\n"), "no column 'user', it has who, item, timestamp;")
+    refused(write(tmp_path / "b.csv", CONTENT["csv"]), "no column 'shop', it has timestamp, item", market="shop")
+    refused(write(tmp_path / "a.dat", CONTENT["movielens"]), "format movielens, which has no column", market="rating")
     refused(
         write(tmp_path / "word", "word\n"), "no known kind; set prepare.format to one of csv, tsv, movielens, parquet"
     )

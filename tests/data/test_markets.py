@@ -1,5 +1,7 @@
 """What a market may learn from: its own and what is shared, and never what tests or validates the whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,6 +42,23 @@ def test_a_market_sees_its_own_and_the_shared_part_of_what_trains_and_nothing_el
         assert by_key(seen_by_market(whole, market, config)) == expected
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), max_size=9), min_size=1, max_size=6))
+def test_a_market_of_a_column_sees_what_happened_in_it(histories: list[list[tuple[int, int]]]) -> None:
+    plain = from_lists([[item for item, _ in history] for history in histories])
+    markets = torch.tensor([market for history in histories for _, market in history], dtype=torch.int16)
+    whole = replace(plain, markets=markets)
+    config = MarketsConfig(by="column", names=("uk", "de", "fr"))  # in the log de, fr, uk are 1, 2, 3
+    for number, code in ((1, 3), (2, 1), (3, 2)):
+        expected = {}
+        for key, history in zip(whole.keys.tolist(), histories, strict=True):
+            kept = [item for item, market in history[:-2] if market == code]
+            if len(history) >= 3 and kept:
+                expected[key] = kept
+        assert by_key(seen_by_market(whole, number, config)) == expected
+    assert by_key(seen_by_base(whole, replace(config, base="first"))) == by_key(seen_by_market(whole, 1, config))
+
+
 def test_the_base_sees_all_markets_old_half_their_shared_items_or_the_first_market() -> None:
     whole = from_lists([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]])
     [first, second] = by_key(whole)
@@ -67,7 +86,12 @@ def test_shares_of_markets_are_about_equal_and_follow_from_the_seed() -> None:
     [
         ({"count": 1}, "markets.count must be between 2 and 64, got 1"),
         ({"shared": 1.0}, "markets.shared must be at least 0 and below 1"),
-        ({"by": "shops"}, "markets.by must be one of items, users, got 'shops'"),
+        ({"by": "shops"}, "markets.by must be one of items, users, column, got 'shops'"),
+        ({"by": "column"}, r"markets.names and markets.by column go together, got by column and names \[\]"),
+        ({"names": ("a", "b")}, r"go together, got by items and names \['a', 'b'\]"),
+        ({"by": "column", "names": ("a",)}, "markets.count must be between 2 and 64, got 1"),
+        ({"by": "column", "names": ("a b", "a/b")}, "markets.names must differ in letters and digits"),
+        ({"by": "column", "names": ("a", "b"), "base": "shared"}, "markets.base shared needs markets.by items"),
         ({"by": "users", "base": "shared"}, "markets.base shared needs markets.by items"),
     ],
 )

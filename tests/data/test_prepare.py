@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+import json
 import os
 import tracemalloc
 from pathlib import Path
@@ -103,6 +104,39 @@ def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kin
     assert prepared(folder / "out") == expected
     assert counts["users"] == len(expected[0]) and counts["items"] == len(expected[1])
     assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.integers(0, 5)] * 3, st.sampled_from("üzà")), min_size=1, max_size=40),
+    duplicates=st.sampled_from(["keep", "exact", "first", "last"]),
+)
+def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
+    folder = tmp_path_factory.mktemp("prepared")
+    text = "user,item,timestamp,shop\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (folder / "log.csv").write_text(text, encoding="utf-8")
+    counts = prepare([str(folder / "log.csv")], loose(market="shop", duplicates=duplicates), folder / "out")
+    kept = naive.without_duplicates(sorted(rows, key=lambda row: row[2]), duplicates)
+    expected = {user: [row[3] for row in kept if row[0] == user] for user in {row[0] for row in kept}}
+    names = json.loads((folder / "out" / "markets.json").read_text(encoding="utf-8"))
+    assert names == sorted({row[3] for row in rows}) and counts["markets"] == len(names)
+    found = {}
+    for path in (folder / "out" / "partitions").iterdir():
+        part = read_partition(str(path))
+        for user, start, end in zip(part.users.to_pylist(), part.offsets, part.offsets[1:], strict=False):
+            found[user] = [names[number - 1] for number in part.markets[start:end].tolist()]
+    assert found == expected
+
+
+def test_markets_that_are_missing_or_too_many_are_refused(tmp_path):
+    rows = "".join(f"{number},1,1,{'' if number % 2 else 'a'}\n" for number in range(10))
+    (tmp_path / "log.csv").write_text("user,item,timestamp,shop\n" + rows)
+    with pytest.raises(InputError, match=r"5 of 10 rows are bad \(bad_ids 5\)"):
+        prepare([str(tmp_path / "log.csv")], loose(market="shop"), tmp_path / "out")
+    rows = "".join(f"1,1,1,{number}\n" for number in range(1001))
+    (tmp_path / "log.csv").write_text("user,item,timestamp,shop\n" + rows)
+    with pytest.raises(InputError, match=r"more than 1,000 markets \(0, 1, 2, …\); prepare.market must name"):
+        prepare([str(tmp_path / "log.csv")], loose(market="shop"), tmp_path / "out")
 
 
 def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path):
@@ -250,7 +284,8 @@ def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_pa
     users = pa.array([str(user) for user in range(3000)])
     for time in (1, 0):
         codes = np.arange(3000)
-        spill.append(users, codes, [codes.astype(np.int32), np.full(3000, time), np.zeros(3000)])
+        columns = [codes.astype(np.int32), np.full(3000, time), np.zeros(3000), np.zeros(3000, np.int16)]
+        spill.append(users, codes, columns)
     rows = pa.concat_tables([spill.take(partition) for partition in range(5000)])
     assert sorted(rows["item"].to_pylist()) == sorted([*range(3000)] * 2)
     assert rows.filter(pa.array(rows["item"].to_numpy() == 7))["whole"].to_pylist() == [1, 0]

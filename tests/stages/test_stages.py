@@ -6,15 +6,17 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from processes import named
 
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.data.sequences import Sequences, concatenate, read_items
+from raymerge.data.sequences import Sequences, concatenate, read_items, read_partition
 from raymerge.data.split import examples
-from raymerge.errors import ConfigError, ResourceError, ScoreError
+from raymerge.errors import ConfigError, InputError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
 from raymerge.merging.methods import MergeConfig, MergeSetting, merge
@@ -23,8 +25,10 @@ from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
+from raymerge.stages.markets import divide
 from raymerge.stages.merge import check_coefficients, choose
 from raymerge.stages.merge import merge as merge_stage
+from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.train import Plan, model_digest, seeded, train, train_base
 from tests.stages.conftest import MakeContext
 
@@ -45,6 +49,24 @@ def test_metrics_equal_those_of_one_process(
     for ranking in settings.rankings:
         for metric, values in per_user(expected[ranking], settings.ks).items():
             assert found[f"{ranking}.{metric}"] == pytest.approx(float(values.mean()))
+
+
+def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeContext, log: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(log)
+    shops = pa.array(["New York" if user % 3 else "Rome" for user in rows["user"].to_pylist()])
+    pq.write_table(rows.append_column("shop", shops), tmp_path / "shops.parquet")
+    changes = ["prepare.market=shop", "after_merge=null", "members={next_item: {name: next_item}}"]
+    context = make_context("out", *changes, 'markets={by: column, names: ["Rome", "New York"]}')
+    assert list(context.config.all_members) == ["next_item-Rome", "next_item-New-York"]
+    whole = prepare(context, [str(tmp_path / "shops.parquet")])
+    lessons = divide(context, whole)
+    for name, rest in (("next_item-Rome", [0]), ("next_item-New-York", [1, 2])):
+        parts = [read_partition(url) for url in partitions_of(lessons.members[name])]
+        users = [user for part in parts for user in part.users.to_pylist()]
+        assert users and {user % 3 for user in users} == set(rest), "users were given to shops by their ids"
+    other = make_context("out", *changes, 'markets={by: column, names: ["Rome", "Paris"]}')
+    with pytest.raises(InputError, match="the log has the markets New York, Rome, markets.names lists Rome, Paris"):
+        divide(other, whole)
 
 
 def test_merge_stage_gives_the_closed_form_of_its_choice(
