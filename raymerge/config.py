@@ -48,6 +48,7 @@ class Config(BaseModel):
     training: TrainingConfig = TrainingConfig()  # of the base, or of members that start from scratch
     members: dict[str, ObjectiveConfig] = Field(min_length=1)
     fine_tuning: TrainingConfig = TrainingConfig()  # of each member from the base
+    rounds: int = Field(default=1, ge=1, le=1000)  # of fine-tuning and merging, each from the last merge
     fisher: FisherConfig = FisherConfig()
     study: StudyConfig = StudyConfig()  # of the estimators; no part of a run
     merge: MergeConfig = MergeConfig()
@@ -70,6 +71,8 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
+        if self.rounds > 1 and self.base is None:
+            raise ConfigError("rounds beyond the first start from a merged model: give members a base too")
         if self.markets is not None and self.markets.by == "column" and self.prepare.market is None:
             raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
         return self

@@ -43,7 +43,10 @@ def run(context: Context, log: Sequence[str]) -> Result:
     data = prepare(context, log)
     lessons = divide(context, data)
     base = train_base(context, lessons.base)
-    members = train_members(context, lessons.members, base)
+    start = base
+    for number in range(1, context.config.rounds):
+        start = _round(context, lessons, start, number)
+    members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
     settings, name = context.config.merge, merge_name(context.config.merge)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, lessons, members) if needs_diagonals(settings) else {}
@@ -60,6 +63,17 @@ def run(context: Context, log: Sequence[str]) -> Result:
     entries.append(Entry("ensemble", "ensemble", None, together))
     made = report(context, data, entries, merge=merged, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)
+
+
+def _round(context: Context, lessons: Lessons, start: Artifact | None, number: int) -> Artifact:
+    """Members of an early round, merged: what those of the next one start from."""
+    suffix, settings = f"-round-{number}", context.config.merge
+    members = train_members(context, lessons.members, start, after=number - 1, suffix=suffix)
+    with context.pool() as pool:
+        needed = needs_diagonals(settings)
+        diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix) if needed else {}
+        name = merge_name(settings) + suffix
+        return merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
 
 
 def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]) -> dict[str, Artifact]:

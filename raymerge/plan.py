@@ -100,6 +100,7 @@ class _Planner:
         """In the order in which they run."""
         config, cluster = self.config, self.config.cluster
         settings = config.fine_tuning if config.base else config.training
+        settings = replace(settings, epochs=config.rounds * settings.epochs)
         members = [(one, settings) for one in config.all_members.values()]
         stages = [self._prepare()]
         if config.base:
@@ -194,7 +195,8 @@ class _Planner:
 
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
-        user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
+        rounds = [self.config.fisher] * self.config.rounds
+        user = sum(self._fisher_work(settings) for settings in (*rounds, *self.config.rivals.values()))
         memory = ENGINE_BYTES + 12.0 * self.parameters
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
@@ -210,7 +212,7 @@ class _Planner:
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
         trials = settings.budget if settings.coefficients == "search" else len(settings.settings())
-        trials = 1 + trials * (1 + len(self.config.rivals))
+        trials = 1 + trials * (self.config.rounds + len(self.config.rivals))
         diagonals = models if METHODS[settings.method].needs_diagonals else 0
         work = trials * (self._ranking_work() + self.parameters * models * 4 / RATES.ranking)
         memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES

@@ -164,6 +164,20 @@ def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capaci
         "ceiling",
     ]
 
+    told: list[Event | Progress] = []
+    again = Context(
+        configure("markets", (*changes, "rounds=2")), Output(str(tmp_path / "out")), told.append, Deadline(600)
+    )
+    second = run(again, [str(log)])
+    found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, not made again"}
+    assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}, "it is the first run"
+    for name, member in second.members.items():
+        assert member.manifest["inputs"]["start"] == result.merged.digest
+        seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, result.members[name])]
+        assert seeds[0] - seeds[1] == 2, "other draws than in the first round"
+    ceiling = next(entry.model for entry in second.entries if entry.name == "ceiling")
+    assert ceiling.manifest["configuration"]["training"]["epochs"] == 2, "as many as all rounds have"
+
 
 def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:
     from raymerge.stages.prepare import prepare

@@ -17,7 +17,7 @@ from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
 
-SEEDS_OF_A_RUN = 1000  # more than a run has members
+SEEDS_OF_A_RUN = 100_000  # more than a run has members in all of its rounds
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,39 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     return train(context, [plan])[plan.run]
 
 
-def train_members(context: Context, data: Mapping[str, Artifact], base: Artifact | None) -> dict[str, Artifact]:
-    """All members at the same time, by name, each from its own data or from the same in an order of its own."""
+def train_members(
+    context: Context, data: Mapping[str, Artifact], start: Artifact | None, *, after: int = 0, suffix: str = ""
+) -> dict[str, Artifact]:
+    """All members at the same time, by name, each from its own data or from the same in an order of its own.
+
+    They draw other numbers than in the rounds that they come `after`; the suffix is for their runs' names.
+    """
     config = context.config
-    settings = config.fine_tuning if base else config.training
+    settings, members = config.fine_tuning if start else config.training, config.all_members
     plans = [
         Plan(
-            f"train/{name}",
+            f"train/{name}{suffix}",
             objective,
-            seeded(config, settings, member=number),
+            seeded(config, settings, member=after * len(members) + number),
             data[name],
-            base,
+            start,
             config.cluster.member_workers,
             config.cluster.member_threads,
         )
-        for number, (name, objective) in enumerate(config.all_members.items(), start=1)
+        for number, (name, objective) in enumerate(members.items(), start=1)
     ]
     trained = train(context, plans)
-    return {name: trained[f"train/{name}"] for name in data}
+    return {name: trained[f"train/{name}{suffix}"] for name in data}
 
 
 def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
-    """Where there are markets: what one model would learn, as the first member does, if it were given all data."""
+    """Where there are markets: what one model would learn in all rounds' epochs if it were given all data."""
     config = context.config
     if config.markets is None:
         return {}
     objective, *_ = config.members.values()
     settings = config.fine_tuning if base else config.training
+    settings = replace(settings, epochs=config.rounds * settings.epochs)
     workers, threads = config.cluster.base_workers, config.cluster.base_threads
     plan = Plan("train/ceiling", objective, seeded(config, settings), data, base, workers, threads)
     return {"ceiling": train(context, [plan])[plan.run]}
