@@ -22,6 +22,7 @@ from raymerge.given import (
     dataset_of_log,
     find_report,
     log_files,
+    open_data,
     open_models,
     open_start,
 )
@@ -33,7 +34,7 @@ from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
-from raymerge.stages.markets import divide
+from raymerge.stages.markets import check_division, divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.pooled import pool_reports
 from raymerge.stages.prepare import prepare
@@ -103,19 +104,22 @@ def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
 def run_train(data: str, start: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge train`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared = open_artifact(data, stage="prepare")
+        prepared = open_data(data)
+        check_division(context.config.markets, prepared)
         given = open_start(context, prepared, start) if start else None
         with tracked(context, "train", dataset_of(prepared)), session(context.config.cluster):
             lessons = divide(context, prepared)
             base = given or train_base(context, lessons.base)
             members = train_members(context, lessons.members, base)
     _print_artifacts({**({"base": base} if base else {}), **members})
+    if context.config.markets is not None:
+        _print_artifacts({f"data of {name}": part for name, part in lessons.members.items()})
 
 
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge fisher`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), open_models(models)
+        prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
         with working_pool(context, "fisher", prepared) as pool:
             diagonals = fisher(context, pool, prepared, members)
@@ -128,7 +132,7 @@ def run_fisher_study(
     """`raymerge fisher-study`."""
     changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
     with working(recipe=recipe or "default", overrides=changes, **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), open_models([model])
+        prepared, members = open_data(data), open_models([model])
         check_catalogue(prepared, members)
         [(name, trained)] = members.items()
         dataset = dataset_of(prepared)
@@ -166,7 +170,7 @@ def _merge(
     """The merge, chosen on the validation split of the data if there is something to choose."""
     settings = context.config.merge
     if data is not None:
-        prepared = open_artifact(data, stage="prepare")
+        prepared = open_data(data)
         check_catalogue(prepared, members)
         with working_pool(context, "merge", prepared) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings)
@@ -184,7 +188,7 @@ def _merge(
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge evaluate`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared, members = open_artifact(data, stage="prepare"), open_models(models)
+        prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
         with working_pool(context, "evaluate", prepared) as pool:
             ranks = evaluate(context, pool, prepared, members)

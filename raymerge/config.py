@@ -65,17 +65,20 @@ class Config(BaseModel):
         for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"members and rivals are named by letters, digits, - and _, got {name!r}")
-            if name in RESERVED or (name in self.members and name in self.rivals):
-                raise ConfigError(f"a member or rival may not be named {name!r}: that is another model of the run")
         if self.rivals and not METHODS[self.merge.method].needs_diagonals:
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
         if self.rounds > 1 and self.base is None:
             raise ConfigError("rounds beyond the first start from a merged model: give members a base too")
-        if self.markets is not None and self.markets.by == "column" and self.prepare.market is None:
-            raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
+        self._check_names()
         return self
+
+    def _check_names(self) -> None:
+        names = [*RESERVED, *self.all_members, *self.rivals]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"two models of the run would be named {twice!r}: rename the member, market or rival")
 
     @property
     def all_members(self) -> dict[str, ObjectiveConfig]:

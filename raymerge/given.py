@@ -13,6 +13,7 @@ from raymerge.errors import ConfigError, InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source
 
+DATA_STAGES = ("prepare", "markets")
 MODEL_STAGES = ("train", "merge")
 
 
@@ -36,6 +37,14 @@ def dataset_of_log(context: Context, files: Sequence[str]) -> dict[str, Any]:
 def dataset_of(data: Artifact) -> dict[str, Any]:
     """Prepared data as `Tracker` records them."""
     return {"name": "prepared", "digest": data.digest, "source": data.url, "counts": data.counts}
+
+
+def open_data(url: str) -> Artifact:
+    """Prepared data, of a whole log or of one market; verified."""
+    artifact = open_artifact(url)
+    if artifact.manifest["stage"] not in DATA_STAGES:
+        raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not prepared data")
+    return artifact
 
 
 def open_models(urls: Sequence[str]) -> dict[str, Artifact]:

@@ -69,7 +69,7 @@ def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplica
     columns = [rank[encoded.indices.to_numpy()]]
     columns += [rows[name].to_numpy() for name in ("item", "whole", "fraction", "market")]
     users, items, whole, fraction, markets = _select(columns, np.lexsort((columns[3], columns[2], columns[0])))
-    kept = ~repeated(users, items, whole, fraction, duplicates=duplicates)
+    kept = ~repeated(users, items, whole, fraction, markets, duplicates=duplicates)
     users, items, markets = _select([users, items, markets], kept)
     lengths = np.bincount(users, minlength=len(order))
     return Histories(encoded.dictionary.take(pa.array(order)), lengths, items, markets)
@@ -80,17 +80,23 @@ def _select(columns: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
 
 
 def repeated(
-    users: np.ndarray, items: np.ndarray, whole: np.ndarray, fraction: np.ndarray, *, duplicates: Duplicates
+    users: np.ndarray,
+    items: np.ndarray,
+    whole: np.ndarray,
+    fraction: np.ndarray,
+    markets: np.ndarray,
+    *,
+    duplicates: Duplicates,
 ) -> np.ndarray:
-    """Which interactions, given in order of time, are repetitions to be dropped: four [n] → bool[n].
+    """Which interactions, given in order of time, are repetitions to be dropped: five [n] → bool[n].
 
-    `exact`: those equal in user, item and time to an earlier one; `first` (`last`): all but the first (last) of a user
-    with an item; `keep`: none.
+    `exact`: those equal in user, item, time and market to an earlier one; `first` (`last`): all but the first (last) of
+    a user with an item in a market; `keep`: none.
     """
     drop = np.zeros(len(users), bool)
     if duplicates == "keep" or not len(users):
         return drop
-    keys = [users, items, whole, fraction] if duplicates == "exact" else [users, items]
+    keys = [users, items, markets] + ([whole, fraction] if duplicates == "exact" else [])
     order = np.lexsort(keys[::-1])
     same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
     drop[order[:-1] if duplicates == "last" else order[1:]] = same

@@ -27,7 +27,6 @@ from raymerge.storage import open_file, without_credentials
 BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
-WITHOUT_NAMES = ("movielens", "sequences")
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
@@ -107,8 +106,6 @@ def open_log(url: str, config: LogConfig) -> Iterator[LogReader]:
         stream = io.BufferedReader(_decompressed(file, url), BLOCK_BYTES)
         with _reading(shown):
             name = detect_format(shown, stream.peek(4096)) if config.format == "auto" else config.format
-            if config.market is not None and name in WITHOUT_NAMES:
-                raise InputError(f"{shown} is of format {name}, which has no column {config.market!r} (prepare.market)")
             log = FORMATS[name](stream, config, shown)
         _check_types(log.schema, config, shown)
         log.batches, log.size, log.position = (_guarded(log.batches, shown), size, file.tell)
@@ -159,14 +156,22 @@ def detect_format(url: str, head: bytes) -> str:
     return found
 
 
-def _columns_found(wanted: Sequence[str], found: Sequence[str], shown: str) -> None:
-    for name in wanted:
+def _columns_found(wanted: Mapping[str, str], found: Sequence[str], shown: str) -> None:
+    for role, name in wanted.items():
         if name not in found:
+            cure = "prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"
             raise InputError(
                 f"{shown} has no column {name!r}, it has {', '.join(found)}; "
-                f"set prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time), and "
-                "prepare.market if it is one of markets"
+                f"set {'prepare.market' if role == 'market' else cure}"
             )
+
+
+def _refuse_markets(config: LogConfig, shown: str, name: str) -> None:
+    if config.market is not None:
+        raise InputError(
+            f"{shown} is of format {name}, which says nothing of markets (prepare.market={config.market}); "
+            "make it CSV or Parquet"
+        )
 
 
 @FORMATS.register("csv")
@@ -185,13 +190,14 @@ def _read_with_header(stream: io.BufferedReader, config: LogConfig, url: str, *,
     names = list(config.column_names)
     if not names:
         names = next(csv.reader([stream.readline().decode("utf-8-sig")], delimiter=delimiter), [])
-    _columns_found(config.columns, names, url)
+    _columns_found(config.columns_by_role, names, url)
     return _read_delimited(stream, names, config.columns_by_role, pa_csv.ParseOptions(delimiter=delimiter))
 
 
 @FORMATS.register("movielens")
 def read_movielens(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
     """MovieLens `ratings.dat`: `user::item::rating::timestamp`, each rating an interaction."""
+    _refuse_markets(config, url, "movielens")
     names = ["user", "", "item", " ", "rating", "  ", "timestamp"]  # every second colon ends an empty column
     options = pa_csv.ParseOptions(delimiter=":", quote_char=False)
     return _read_delimited(stream, names, {role: role for role in ("user", "item", "timestamp")}, options)
@@ -225,8 +231,8 @@ def _read_delimited(
 def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
     """Parquet, read a group of rows at a time."""
     file = pq.ParquetFile(stream)
-    _columns_found(config.columns, file.schema_arrow.names, url)
     roles = config.columns_by_role
+    _columns_found(roles, file.schema_arrow.names, url)
     schema = pa.schema([(role, file.schema_arrow.field(name).type) for role, name in roles.items()])
     batches = file.iter_batches(BATCH_ROWS, columns=config.columns)
     return LogReader(schema, (batch.select(config.columns).rename_columns(list(roles)) for batch in batches))
@@ -235,6 +241,7 @@ def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogR
 @FORMATS.register("sequences")
 def read_sequences(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
     """Sequence text: a line a user, `user item item …`, separated by blanks, oldest first."""
+    _refuse_markets(config, url, "sequences")
     lines = iter(lambda: stream.readlines(BLOCK_BYTES), [])
     schema = pa.schema([("user", pa.string()), ("item", pa.string())])
     return LogReader(schema, (_explode(block, schema) for block in lines))

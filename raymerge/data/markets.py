@@ -38,14 +38,15 @@ class MarketsConfig:
     count: int = 3
     by: By = "items"
     shared: float = 0.4
-    names: tuple[str, ...] = ()
+    names: tuple[str | int | bool, ...] = ()  # YAML reads some names as numbers, and no as false
     base: Base = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_names()
         if not 2 <= len(self.labels) <= 64:
-            raise ConfigError(f"markets.count must be between 2 and 64, got {len(self.labels)}")
+            what = "the number of markets.names" if self.names else "markets.count"
+            raise ConfigError(f"{what} must be between 2 and 64, got {len(self.labels)}")
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
         for name, known in (("by", get_args(By)), ("base", get_args(Base))):
@@ -55,6 +56,11 @@ class MarketsConfig:
             raise ConfigError("markets.base shared needs markets.by items: only these are drawn to be shared or not")
 
     def _check_names(self) -> None:
+        for name in self.names:
+            if isinstance(name, bool):
+                raise ConfigError(
+                    f"markets.names must be text, got {str(name).lower()}; put it in quotes, as in ['no']"
+                )
         if (self.by == "column") != bool(self.names):
             raise ConfigError(
                 f"markets.names and markets.by column go together, got by {self.by} and names {list(self.names)}"
@@ -63,10 +69,15 @@ class MarketsConfig:
             raise ConfigError(f"markets.names must differ in letters and digits, got {list(self.names)}")
 
     @property
+    def own_names(self) -> list[str]:
+        """The `names` as the log's column has them."""
+        return [str(name) for name in self.names]
+
+    @property
     def labels(self) -> list[str]:
         """What the markets 1, 2, … are called in names of models."""
-        drawn = (str(number) for number in range(1, self.count + 1))
-        return [re.sub(r"[^\w-]", "-", name) for name in self.names or drawn]
+        drawn = [str(number) for number in range(1, self.count + 1)]
+        return [re.sub(r"[^\w-]", "-", name) for name in self.own_names or drawn]
 
 
 def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
@@ -89,7 +100,8 @@ def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> 
     training = training_part(sequences)
     if config.by == "column":
         assert training.markets is not None, "the log was prepared without prepare.market"
-        return _keep(training, training.markets == 1 + sorted(config.names).index(config.names[market - 1]))
+        number = 1 + sorted(config.own_names).index(config.own_names[market - 1])
+        return _keep(training, training.markets == number)
     if config.by == "users":
         mine = owners(training.keys, config) == market
         return _keep(training, mine.repeat_interleave(training.lengths))

@@ -39,6 +39,7 @@ PARTITIONS_FOLDER = "partitions"
 ITEMS_FILE = "items.parquet"
 MARKETS_FILE = "markets.json"
 MAX_PARTITIONS = 65536
+BAD_ROWS = ("malformed_rows", "bad_ids", "bad_timestamps", "bad_markets")  # a row counts as the first that it is
 MAX_MARKETS = 1000  # far more than can be meant; they are counted in 16 bits
 
 
@@ -46,14 +47,15 @@ MAX_MARKETS = 1000  # far more than can be meant; they are counted in 16 bits
 class PrepareConfig(LogConfig):
     """How an interaction log becomes user partitions.
 
-    `duplicates` are kept, dropped if equal in user, item and time (`exact`), or dropped but the `first` or `last` of a
-    user with an item. `core` says how rare items and users go: `once` drops items with fewer than `min_item_count`
-    interactions and then users with fewer than `min_user_count` left, in one pass each, as is common for SASRec;
-    `iterated` repeats this until all that is left has the counts (the k-core). `catalogue` names the items of other
-    prepared data: the indices are theirs, all their items stay, and interactions with other items are dropped and
-    counted, so that models trained on both can be merged; those of its items that the log has are on offer here, and a
-    model that starts from a given one learns to choose among them alone. Up to `max_bad_share` of the rows may
-    lack a user, an item or a timestamp that parses; they are dropped and counted.
+    `duplicates` are kept, dropped if equal in user, item and time (`exact`), or dropped but the `first` or `last`
+    of a user with an item, all within a market where the log has several. `core` says how rare items and users go:
+    `once` drops items with fewer than `min_item_count` interactions and then users with fewer than `min_user_count`
+    left, in one pass each, as is common for SASRec; `iterated` repeats this until all that is left has the counts
+    (the k-core). `catalogue` names the items of other prepared data: the indices are theirs, all their items stay,
+    and interactions with other items are dropped and counted, so that models trained on both can be merged; those
+    of its items that the log has are on offer here, and a model that starts from a given one learns to choose among
+    them alone. Up to `max_bad_share` of the rows may lack a user, an item, a timestamp that parses or a market that
+    was asked for; they are dropped and counted.
     """
 
     duplicates: Duplicates = "keep"
@@ -87,9 +89,11 @@ def prepare(
     history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
     whose order the indices are) and `count` (interactions without each user's last two); with a catalogue that is given
     also `offered` (whether the log has the item). With a column of markets, partitions have `markets` (list<int16>)
-    too, numbers from 1 of the names in `markets.json`. The bytes depend on the log and the configuration alone.
+    too, numbers from 1 of the names in `markets.json`, in their order, of which any interaction is left. The bytes
+    depend on the log and the configuration alone.
 
-    Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps` and `unknown_items`, then
+    Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps`, `bad_markets` and
+    `unknown_items`, then
     `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions` that are left, and, with
     a catalogue that is given, how many of its items are `offered`.
 
@@ -111,7 +115,8 @@ def prepare(
         counts = _sort(intake, partitions, config, report)
         interactions = int(counts.sum())
         counts = _keep_core(partitions, counts, config, report)
-        written = _write(partitions, intake, counts, folder, report)
+        markets = _markets(partitions, intake) if config.market is not None else None
+        written = _write(partitions, intake, counts, markets, folder, report)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
     return {"files": len(files), **intake.counts, **dropped, **written}
 
@@ -142,7 +147,7 @@ class Intake:
     spill: Spill
     closed: bool = False
     counts: dict[str, int] = field(
-        default_factory=lambda: {"rows": 0, "malformed_rows": 0, "bad_ids": 0, "bad_timestamps": 0, "unknown_items": 0}
+        default_factory=lambda: {"rows": 0, **dict.fromkeys((*BAD_ROWS, "unknown_items"), 0)}
     )
     item_codes: dict[str, int] = field(default_factory=dict)
     market_codes: dict[str, int] = field(default_factory=dict)
@@ -177,38 +182,40 @@ class Intake:
     def _add(self, batch: pa.RecordBatch) -> None:
         users, user_codes = encode_ids(batch["user"])
         items, item_codes = encode_ids(batch["item"])
-        market_codes = self._markets(batch)
-        known = (user_codes >= 0) & (item_codes >= 0) & (market_codes >= 0)
+        known = (user_codes >= 0) & (item_codes >= 0)
         timed = np.ones(len(batch), bool)
         whole, fraction = np.zeros(len(batch), np.int64), np.zeros(len(batch))
         if "timestamp" in batch.schema.names:
             whole, fraction, timed = parse_timestamps(batch["timestamp"])
-        good = known & timed
+        market_names, market_codes = pa.array([""]), np.zeros(len(batch), np.int64)
+        if "market" in batch.schema.names:
+            market_names, market_codes = encode_ids(batch["market"])
+        placed = market_codes >= 0
+        good = known & timed & placed
         self.counts["rows"] += len(batch)
         self.counts["bad_ids"] += int((~known).sum())
         self.counts["bad_timestamps"] += int((known & ~timed).sum())
+        self.counts["bad_markets"] += int((known & timed & ~placed).sum())
         items, item_codes = _used(items, item_codes[good])
         numbers = self._numbered(items)[item_codes]
         listed = numbers >= 0
         self.counts["unknown_items"] += int((~listed).sum())
         users, user_codes = _used(users, user_codes[good][listed])
         self.whole_number_users &= bool(are_whole_numbers(users).all())
-        columns = [numbers, whole[good], fraction[good], market_codes[good]]
-        self.spill.append(users, user_codes, [column[listed] for column in columns])
+        market_names, market_codes = _used(market_names, market_codes[good][listed])
+        markets = self._markets_numbered(market_names)[market_codes]
+        self.spill.append(users, user_codes, [numbers[listed], whole[good][listed], fraction[good][listed], markets])
 
-    def _markets(self, batch: pa.RecordBatch) -> np.ndarray:
-        """The code of each row's market: int16[n], −1 for none, 0 for all where the log has no such column."""
-        if "market" not in batch.schema.names:
-            return np.zeros(len(batch), np.int16)
-        names, codes = encode_ids(batch["market"])
-        known = self.market_codes
-        numbers = np.array([known.setdefault(name, len(known)) for name in names.to_pylist()] + [-1], np.int64)
-        if len(known) > MAX_MARKETS:
+    def _markets_numbered(self, names: pa.StringArray) -> np.ndarray:
+        """The number of each market, as they appear: int16[k]."""
+        codes = self.market_codes
+        numbers = [codes.setdefault(name, len(codes)) for name in names.to_pylist()]
+        if len(codes) > MAX_MARKETS:
             raise InputError(
-                f"the log has more than {MAX_MARKETS:,} markets ({', '.join(list(known)[:3])}, …); "
+                f"the log has more than {MAX_MARKETS:,} markets ({', '.join(list(codes)[:3])}, …); "
                 "prepare.market must name the column that says in which market something happened"
             )
-        return numbers[codes].astype(np.int16)
+        return np.array(numbers, np.int16)
 
     def _numbered(self, items: pa.StringArray) -> np.ndarray:
         """The number of each item, −1 for one that a closed catalogue does not list."""
@@ -221,7 +228,7 @@ class Intake:
     def refuse_bad(self, max_share: float) -> None:
         """Raise InputError if there are no rows, or more bad ones than the share allows."""
         rows = self.counts["rows"]
-        kinds = {name: self.counts[name] for name in ("malformed_rows", "bad_ids", "bad_timestamps")}
+        kinds = {name: self.counts[name] for name in BAD_ROWS}
         bad = sum(kinds.values())
         if not rows:
             raise InputError("the interaction log has no rows")
@@ -275,8 +282,19 @@ def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig
         counts = left
 
 
+def _markets(partitions: list[Path], intake: Intake) -> dict[str, int]:
+    """The markets that any interaction is left of, in the order of their names, and the intake's number of each."""
+    left = {number for path in partitions for number in np.unique(Histories.load(path).markets).tolist()}
+    return {name: number for name, number in sorted(intake.market_codes.items()) if number in left}
+
+
 def _write(
-    partitions: list[Path], intake: Intake, counts: np.ndarray, folder: Path, report: Progress
+    partitions: list[Path],
+    intake: Intake,
+    counts: np.ndarray,
+    markets: dict[str, int] | None,
+    folder: Path,
+    report: Progress,
 ) -> dict[str, int]:
     """Write the partitions and the catalogue; how many users, items, interactions and partitions there are."""
     present = np.arange(len(counts)) if intake.closed else np.flatnonzero(counts)
@@ -290,7 +308,8 @@ def _write(
     for number, path in enumerate(_each(partitions, "write", report)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
-        write_partition(_sequences(histories, intake), folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
+        sequences = _sequences(histories, intake, markets)
+        write_partition(sequences, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
         training += training_counts(histories, len(training))
         users += len(histories.users)
     totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
@@ -299,23 +318,20 @@ def _write(
         offered = torch.from_numpy(counts[present[order.to_numpy()]] > 0)
         totals["offered"] = int(offered.sum())
     write_items(Items(items.take(order), torch.from_numpy(training[1:]), offered), folder / ITEMS_FILE)
-    if intake.market_codes:
-        (folder / MARKETS_FILE).write_text(json.dumps(sorted(intake.market_codes), ensure_ascii=False) + "\n")
-        totals["markets"] = len(intake.market_codes)
+    if markets is not None:
+        (folder / MARKETS_FILE).write_text(json.dumps(list(markets)) + "\n", encoding="utf-8")
+        totals["markets"] = len(markets)
     return totals
 
 
-def _sequences(histories: Histories, intake: Intake) -> Sequences:
-    """Histories as they are kept; markets are numbered from 1 in the order of their names."""
-    markets = None
-    if intake.market_codes:
-        place = {name: number for number, name in enumerate(sorted(intake.market_codes), start=1)}
-        numbers = np.array([place[name] for name in intake.market_codes], np.int16)
-        markets = torch.from_numpy(numbers[histories.markets])
+def _sequences(histories: Histories, intake: Intake, markets: dict[str, int] | None) -> Sequences:
+    """Histories as they are kept; `markets` are renumbered from 1 in their order."""
+    place = np.zeros(MAX_MARKETS, np.int16)
+    place[list((markets or {}).values())] = np.arange(1, len(markets or {}) + 1)
     return Sequences(
         items=torch.from_numpy(histories.items),
         offsets=torch.from_numpy(histories.offsets),
         keys=torch.from_numpy(stable_keys(histories.users)),
         users=own_ids(histories.users, whole_numbers=intake.whole_number_users),
-        markets=markets,
+        markets=None if markets is None else torch.from_numpy(place[histories.markets]),
     )

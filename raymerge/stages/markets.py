@@ -15,6 +15,7 @@ from raymerge.errors import InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 
+LEARNABLE = 4  # items of a user: two to learn from, one to validate and one to test on
 Part = Callable[[Sequences], Sequences]
 
 
@@ -37,7 +38,7 @@ def divide(context: Context, data: Artifact) -> Lessons:
     config, settings = context.config, context.config.markets
     if settings is None:
         return Lessons(data, dict.fromkeys(config.members, data), [data])
-    _check_names(data, settings)
+    check_division(settings, data)
     markets = {
         label: _part(context, data, f"market-{label}", partial(seen_by_market, market=number, config=settings))
         for number, label in enumerate(settings.labels, start=1)
@@ -49,15 +50,21 @@ def divide(context: Context, data: Artifact) -> Lessons:
     return Lessons(base, members, list(markets.values()))
 
 
-def _check_names(data: Artifact, settings: MarketsConfig) -> None:
-    """Raise InputError unless the markets of the log's column are those of the configuration."""
+def check_division(settings: MarketsConfig | None, data: Artifact) -> None:
+    """Raise InputError unless the data can be divided: by a column, markets.names must be the markets of the log."""
+    if settings is None:
+        return
+    if data.manifest["stage"] == "markets":
+        raise InputError(f"{data.url} are one market's data, which are not divided again: --set markets=null")
     if settings.by != "column":
         return
-    found = data.json(MARKETS_FILE) if MARKETS_FILE in data.manifest["files"] else []
-    if set(found) != set(settings.names):
+    if MARKETS_FILE not in data.manifest["files"]:
+        raise InputError(f"{data.url} name no markets: prepare the log again with prepare.market, the column that does")
+    found, named = data.json(MARKETS_FILE), settings.own_names
+    if set(found) != set(named):
         raise InputError(
-            f"the log has the markets {', '.join(found) or 'none'}, markets.names lists {', '.join(settings.names)}; "
-            "name all of them, or leave the others' rows out of the log"
+            f"the log has the markets {', '.join(found)}, markets.names lists {', '.join(named)}: "
+            "name those that it has, or leave the others' rows out of it"
         )
 
 
@@ -74,6 +81,7 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
         (making.folder / PARTITIONS_FOLDER).mkdir()
         whole = read_items(data.file(ITEMS_FILE))
         had, training = torch.zeros(2, len(whole) + 1, dtype=torch.int64)
+        learnable = False
         counts = {"users": 0, "items": len(whole), "interactions": 0, "partitions": len(partitions)}
         for number, partition in enumerate(partitions):
             making.progress(number, len(partitions))
@@ -81,9 +89,15 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
             write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
             counts["users"] += len(kept)
             counts["interactions"] += len(kept.items)
+            learnable |= bool((kept.lengths >= LEARNABLE).any())
             had += kept.items.bincount(minlength=len(had))
             training += training_part(kept).items.bincount(minlength=len(had))
         write_items(Items(whole.ids, training[1:], had[1:] > 0), making.folder / ITEMS_FILE)
+        if not learnable:
+            raise InputError(
+                f"{name} has no user with {LEARNABLE} items or more to learn from, of {counts['interactions']:,} "
+                "interactions: leave it out, or merge it in later"
+            )
         counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)
         for key, value in counts.items():

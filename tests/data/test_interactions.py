@@ -142,7 +142,11 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path):
     refused(write(tmp_path / "empty.csv", ""), r"empty\.csv is empty")
     refused(write(tmp_path / "a.csv", "who,item,timestamp\n1,2,3\n"), "no column 'user', it has who, item, timestamp;")
     refused(write(tmp_path / "b.csv", CONTENT["csv"]), "no column 'shop', it has timestamp, item", market="shop")
-    refused(write(tmp_path / "a.dat", CONTENT["movielens"]), "format movielens, which has no column", market="rating")
+    refused(
+        write(tmp_path / "a.dat", CONTENT["movielens"]),
+        "is of format movielens, which says nothing of markets",
+        market="rating",
+    )
     refused(
         write(tmp_path / "word", "word\n"), "no known kind; set prepare.format to one of csv, tsv, movielens, parquet"
     )

@@ -116,7 +116,9 @@ def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
     text = "user,item,timestamp,shop\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     (folder / "log.csv").write_text(text, encoding="utf-8")
     counts = prepare([str(folder / "log.csv")], loose(market="shop", duplicates=duplicates), folder / "out")
-    kept = naive.without_duplicates(sorted(rows, key=lambda row: row[2]), duplicates)
+    in_order = sorted(rows, key=lambda row: row[2])
+    apart = [naive.without_duplicates([row for row in in_order if row[3] == shop], duplicates) for shop in "üzà"]
+    kept = sorted((row for rows in apart for row in rows), key=in_order.index)
     expected = {user: [row[3] for row in kept if row[0] == user] for user in {row[0] for row in kept}}
     names = json.loads((folder / "out" / "markets.json").read_text(encoding="utf-8"))
     assert names == sorted({row[3] for row in rows}) and counts["markets"] == len(names)
@@ -131,12 +133,23 @@ def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
 def test_markets_that_are_missing_or_too_many_are_refused(tmp_path):
     rows = "".join(f"{number},1,1,{'' if number % 2 else 'a'}\n" for number in range(10))
     (tmp_path / "log.csv").write_text("user,item,timestamp,shop\n" + rows)
-    with pytest.raises(InputError, match=r"5 of 10 rows are bad \(bad_ids 5\)"):
+    with pytest.raises(InputError, match=r"5 of 10 rows are bad \(bad_markets 5\)"):
         prepare([str(tmp_path / "log.csv")], loose(market="shop"), tmp_path / "out")
     rows = "".join(f"1,1,1,{number}\n" for number in range(1001))
     (tmp_path / "log.csv").write_text("user,item,timestamp,shop\n" + rows)
     with pytest.raises(InputError, match=r"more than 1,000 markets \(0, 1, 2, …\); prepare.market must name"):
         prepare([str(tmp_path / "log.csv")], loose(market="shop"), tmp_path / "out")
+
+
+def test_markets_are_those_that_anything_is_left_of(tmp_path):
+    shops = pa.DictionaryArray.from_arrays([1, 1, 1, 0, 3, 3], ["rare", "de", "never", "uk"])
+    rows = {"user": ["a", "a", "b", "b", "a", None], "item": [1, 2, 1, 3, 1, 1], "timestamp": range(6), "shop": shops}
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    config = loose(market="shop", min_item_count=2, min_user_count=1, core="once", max_bad_share=0.5)
+    counts = prepare([str(tmp_path / "log.parquet")], config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "markets.json").read_text()) == ["de", "uk"]
+    found = [read_partition(str(path)).markets.tolist() for path in (tmp_path / "out" / "partitions").iterdir()]
+    assert sorted(market for part in found for market in part) == [1, 1, 2] and counts["markets"] == 2
 
 
 def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path):
@@ -218,8 +231,8 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
     source = write_csv(tmp_path / "log.csv", rows + bad)
     counts = prepare([source], loose(max_bad_share=0.07), tmp_path / "out")
     assert counts == {
-        "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "unknown_items": 0,
-        "duplicates": 0, "rare": 0,
+        "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "bad_markets": 0,
+        "unknown_items": 0, "duplicates": 0, "rare": 0,
         "users": 9, "items": 10, "interactions": 90, "partitions": 2,
     }  # fmt: skip
     assert list(prepared(tmp_path / "out")[1]) == list(range(10))
