@@ -15,7 +15,7 @@ from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
-from raymerge.errors import InputError, MergeError, TrackingError
+from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
 from raymerge.given import (
     check_catalogue,
     dataset_of,
@@ -104,6 +104,10 @@ def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
 def run_train(data: str, start: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge train`."""
     with working(recipe=recipe or "default", **options) as context:
+        if context.config.rounds > 1:
+            raise ConfigError(
+                "train makes one round: --set rounds=1, and for each next one --start MERGED --set seed=another"
+            )
         prepared = open_data(data)
         check_division(context.config.markets, prepared)
         given = open_start(context, prepared, start) if start else None

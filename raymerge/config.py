@@ -21,6 +21,7 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
+SEEDS_OF_A_RUN = 100_000  # how far apart the seeds of runs of seeds 0, 1, … are; each model of a run takes one
 RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control", "ceiling", "ensemble")
 
 
@@ -69,8 +70,10 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
-        if self.rounds > 1 and self.base is None:
-            raise ConfigError("rounds beyond the first start from a merged model: give members a base too")
+        if self.rounds > 1 and (self.base is None or self.markets is None or self.rivals):
+            raise ConfigError("more rounds than one need markets and a base, and go without rivals")
+        if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
+            raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or they would draw alike")
         self._check_names()
         return self
 

@@ -19,6 +19,9 @@ MODEL_STAGES = ("train", "merge")
 
 def log_files(context: Context, log: str | None) -> list[str]:
     """Files of the log that was given or that the recipe makes; each opens with the columns configured."""
+    markets = context.config.markets
+    if markets is not None and markets.by == "column" and context.config.prepare.market is None:
+        raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
     files = source(context, log)
     check_logs(context, files)
     return files

@@ -43,22 +43,22 @@ def run(context: Context, log: Sequence[str]) -> Result:
     data = prepare(context, log)
     lessons = divide(context, data)
     base = train_base(context, lessons.base)
-    start = base
-    for number in range(1, context.config.rounds):
-        start = _round(context, lessons, start, number)
-    members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
     settings, name = context.config.merge, merge_name(context.config.merge)
+    start, early = base, dict[str, Artifact]()
+    for number in range(1, context.config.rounds):
+        start = early[f"{name}-round-{number}"] = _round(context, lessons, start, number)
+    members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, lessons, members) if needs_diagonals(settings) else {}
         uniform = average(context, pool, lessons.validation, members)
         merged = merge(context, pool, lessons.validation, members, diagonals, settings)
         merges = {name: merged} | _rivals(context, pool, lessons, members)
     extra = train_after_merge(context, data, merges, members) | train_ceiling(context, data, base)
-    models = ({"base": base} if base else {}) | {**members, "average": uniform, **merges, **extra}
+    models = ({"base": base} if base else {}) | {**members, "average": uniform, **early, **merges, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
         together = evaluate_together(context, pool, data, list(members.values()))
-    kinds = dict.fromkeys(members, "member") | dict.fromkeys(merges, "merged") | KINDS
+    kinds = dict.fromkeys(members, "member") | dict.fromkeys(early, "round") | dict.fromkeys(merges, "merged") | KINDS
     entries = [Entry(name, kinds.get(name, "fine-tuned"), model, ranks[name]) for name, model in models.items()]
     entries.append(Entry("ensemble", "ensemble", None, together))
     made = report(context, data, entries, merge=merged, diagonals=diagonals)

@@ -100,21 +100,27 @@ class _Planner:
         """In the order in which they run."""
         config, cluster = self.config, self.config.cluster
         settings = config.fine_tuning if config.base else config.training
-        settings = replace(settings, epochs=config.rounds * settings.epochs)
         members = [(one, settings) for one in config.all_members.values()]
         stages = [self._prepare()]
         if config.base:
             base = [(config.base, config.training)]
             stages.append(self._training("train/base", base, cluster.base_workers, cluster.base_threads))
-        stages.append(self._training("train/members", members, cluster.member_workers, cluster.member_threads))
-        stages += [self._fisher(), self._merge()]
+        training = self._training("train/members", members, cluster.member_workers, cluster.member_threads)
+        stages.append(self._each_round(training))
+        if METHODS[config.merge.method].needs_diagonals:
+            stages.append(self._each_round(self._fisher()))
+        stages.append(self._merge())
         if config.markets:
-            ceiling = members[:1]
+            objective, settings = members[0]
+            ceiling = [(objective, replace(settings, epochs=config.rounds * settings.epochs))]
             stages.append(self._training("train/ceiling", ceiling, cluster.base_workers, cluster.base_threads))
         if config.after_merge:
             after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
         return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, PROCESS_BYTES, RATES.close_s)]
+
+    def _each_round(self, stage: Stage) -> Stage:
+        return replace(stage, seconds=self.config.rounds * stage.seconds)
 
     def notes(self) -> list[str]:
         """Where the figures come from, and what they leave out."""
@@ -195,8 +201,7 @@ class _Planner:
 
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
-        rounds = [self.config.fisher] * self.config.rounds
-        user = sum(self._fisher_work(settings) for settings in (*rounds, *self.config.rivals.values()))
+        user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
         memory = ENGINE_BYTES + 12.0 * self.parameters
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
@@ -223,7 +228,7 @@ class _Planner:
         members = len(self.config.all_members)  # each alone and all together in the ensemble; then base and merges
         rivals = len(self.config.rivals)
         models = 2 * members + 3 + rivals + (2 + rivals if self.config.after_merge else 0)
-        models += self.config.markets is not None
+        models += self.config.rounds - 1 + (self.config.markets is not None)
         memory = 4.0 * self.parameters * models + SCORES_BYTES
         return self._pool("evaluate", models * self._ranking_work(), self.config.prepare.partitions, memory, start=True)
 

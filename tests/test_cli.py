@@ -59,6 +59,20 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "rivals={duorec: {estimator: target}}"], "two models of the run would be named 'duorec'"),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "named by letters, digits, - and _, got 'a b'"),
         (["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"], "takes none of"),
+        (["run", "--set", "rounds=2"], "more rounds than one need markets and a base, and go without rivals"),
+        (
+            ["train", "--recipe", "markets", "--set", "rounds=2", "--data", "none"],
+            "train makes one round: --set rounds=1",
+        ),
+        (
+            ["run", "--recipe", "markets", "--set", "markets.by=column", "--set", "markets.names=[a, b]"],
+            "markets.by column needs prepare.market, the column that names each row's market",
+        ),
+        (["run", "--recipe", "markets", "--set", "markets.names=[de, no]"], "markets.names must be text, got false"),
+        (
+            ["run", "--recipe", "markets", "--set", "rivals={market-2: {estimator: target}}"],
+            "two models of the run would be named 'market-2'",
+        ),
         (["run", "--set", "nonsense"], "--set takes key=value"),
         (["run", "--set", "training.epochs=-1"], "training.epochs must be between 1 and 1,000,000, got -1"),
         (["run", "--set", "training.epochs=many"], "training.epochs"),

@@ -171,6 +171,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capaci
     second = run(again, [str(log)])
     found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, not made again"}
     assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}, "it is the first run"
+    assert [entry.name for entry in second.entries if entry.kind == "round"] == ["fisher-round-1"]
     for name, member in second.members.items():
         assert member.manifest["inputs"]["start"] == result.merged.digest
         seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, result.members[name])]

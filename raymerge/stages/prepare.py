@@ -9,7 +9,7 @@ from raymerge.artifacts import Artifact, file_digest
 from raymerge.data.interactions import open_log
 from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file
 from raymerge.data.prepare import prepare as prepare_log
-from raymerge.errors import ConfigError, InputError
+from raymerge.errors import InputError
 from raymerge.stages.context import Context
 
 
@@ -33,13 +33,7 @@ def source(context: Context, given: str | None) -> list[str]:
 
 
 def check_logs(context: Context, files: Sequence[str]) -> None:
-    """Raise InputError unless each file opens as a log with the columns that the configuration names.
-
-    ConfigError if it is to be divided by a column of markets that is not named.
-    """
-    markets = context.config.markets
-    if markets is not None and markets.by == "column" and context.config.prepare.market is None:
-        raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
+    """Raise InputError unless each file opens as a log with the columns that the configuration names."""
     for file in files:
         with open_log(file, context.config.prepare):
             pass

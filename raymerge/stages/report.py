@@ -30,7 +30,7 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # base, member, average, merged, fine-tuned, control, ceiling or ensemble
+    kind: str  # base, member, average, round, merged, fine-tuned, control, ceiling or ensemble
     model: Artifact | None  # None for the ensemble of all members
     ranks: Artifact
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, save_model
-from raymerge.config import Config
+from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.events import Progress
 from raymerge.models.encoder import SequenceEncoder
@@ -16,8 +16,6 @@ from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
-
-SEEDS_OF_A_RUN = 100_000  # more than a run has members in all of its rounds
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ KINDS = {  # of a row of the report: what it is called, its colour
     "member": ("single model", "#56B4E9"),
     "control": ("control: a single model with the extra epochs", "#666666"),
     "average": ("uniform average", "#E69F00"),
+    "round": ("merge of an early round", "#80B9D9"),
     "merged": ("merge", "#0072B2"),
     "fine-tuned": ("merge + fine-tuning", "#009E73"),
     "ceiling": ("one model trained on all data", "#CC79A7"),

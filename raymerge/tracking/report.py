@@ -20,7 +20,7 @@ SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 SIGNIFICANCE = 0.05
 COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
 MERGED = ("merged", "fine-tuned")
-Kind = Literal["base", "member", "control", "average", "merged", "fine-tuned", "ceiling", "ensemble"]
+Kind = Literal["base", "member", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
 ROLES = {
     "base": "the base that members start from",
     "member": "the best single model",
