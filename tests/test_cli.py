@@ -70,7 +70,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["run", "--recipe", "markets", "--set", "markets.names=[de, no]"], "markets.names must be text, got false"),
         (
-            ["run", "--recipe", "markets", "--set", "rivals={market-2: {estimator: target}}"],
+            ["run", "--recipe", "markets", "--set", "rounds=1", "--set", "rivals={market-2: {estimator: target}}"],
             "two models of the run would be named 'market-2'",
         ),
         (["run", "--set", "nonsense"], "--set takes key=value"),

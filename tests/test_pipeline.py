@@ -136,7 +136,14 @@ def test_evaluate_leaves_its_figures_in_mlflow(
 
 def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capacity, log: Path, tmp_path: Path) -> None:
     settings = [change for change in SMALL if not change.startswith(("prepare", "after_merge"))]
-    changes = (*settings, "prepare.user=user", "prepare.item=item", "prepare.partitions=3", "markets.count=2")
+    changes = (
+        *settings,
+        "prepare.user=user",
+        "prepare.item=item",
+        "prepare.partitions=3",
+        "markets.count=2",
+        "rounds=1",
+    )
     here = Context(configure("markets", changes), Output(str(tmp_path / "out")), print, Deadline(600))
     result = run(here, [str(log)])
     kinds = {entry.name: entry.kind for entry in result.entries}
