@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from raymerge.models.draws import Stream, uniform
 
 LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
-CACHE_ROWS = 256  # on a CPU, chunks of so many rows stay in its cache
+CACHE_ROWS = 128  # on a CPU, chunks of so many rows stay in its cache
 
 
 def catalogue_cross_entropy(
