@@ -12,7 +12,7 @@ bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spil
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,11 +23,11 @@ import torch
 from pyarrow import compute as pc
 
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
-from raymerge.data.ids import are_whole_numbers, encode_ids, own_ids, stable_keys
-from raymerge.data.interactions import LogConfig, LogReader, open_log
+from raymerge.data.ids import own_ids, stable_keys
+from raymerge.data.intake import MAX_MARKETS, Intake
+from raymerge.data.interactions import LogConfig, open_log
 from raymerge.data.sequences import Items, Sequences, read_items, write_items, write_partition
 from raymerge.data.spill import Spill
-from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import ConfigError, InputError
 from raymerge.storage import join, list_files
 
@@ -39,8 +39,6 @@ PARTITIONS_FOLDER = "partitions"
 ITEMS_FILE = "items.parquet"
 MARKETS_FILE = "markets.json"
 MAX_PARTITIONS = 65536
-BAD_ROWS = ("malformed_rows", "bad_ids", "bad_timestamps", "bad_markets")  # a row counts as the first that it is
-MAX_MARKETS = 1000  # far more than can be meant; they are counted in 16 bits
 
 
 @dataclass(frozen=True)
@@ -137,115 +135,6 @@ def _check(files: list[str], config: LogConfig) -> Iterator[int]:
             yield log.size
 
 
-@dataclass
-class Intake:
-    """The rows of logs on their way to the spill: bad ones are counted, items numbered as they appear.
-
-    With a `closed` catalogue the numbers are given, and rows with other items are counted and dropped.
-    """
-
-    spill: Spill
-    closed: bool = False
-    counts: dict[str, int] = field(
-        default_factory=lambda: {"rows": 0, **dict.fromkeys((*BAD_ROWS, "unknown_items"), 0)}
-    )
-    item_codes: dict[str, int] = field(default_factory=dict)
-    market_codes: dict[str, int] = field(default_factory=dict)
-    whole_number_users: bool = True
-    whole_number_items: bool = True
-
-    @classmethod
-    def of(cls, spill: Spill, catalogue: Items | None) -> "Intake":
-        """For a catalogue that is given, or one that the logs make."""
-        if catalogue is None:
-            return cls(spill)
-        codes = {text: code for code, text in enumerate(catalogue.ids.cast(pa.string()).to_pylist())}
-        return cls(spill, True, item_codes=codes, whole_number_items=pa.types.is_integer(catalogue.ids.type))
-
-    @property
-    def good(self) -> int:
-        """Rows that were spilled."""
-        return self.counts["rows"] - sum(count for name, count in self.counts.items() if name != "rows")
-
-    def read(self, url: str, config: LogConfig, report: Callable[[int], None]) -> None:
-        """Spill all good rows of a log; `report` is called with the number of bytes read so far."""
-        with open_log(url, config) as log:
-            for batch in log.batches:
-                self._add(batch)
-                report(log.position())
-            self._add_malformed(log)
-
-    def _add_malformed(self, log: LogReader) -> None:
-        self.counts["rows"] += log.malformed
-        self.counts["malformed_rows"] += log.malformed
-
-    def _add(self, batch: pa.RecordBatch) -> None:
-        users, user_codes = encode_ids(batch["user"])
-        items, item_codes = encode_ids(batch["item"])
-        known = (user_codes >= 0) & (item_codes >= 0)
-        timed = np.ones(len(batch), bool)
-        whole, fraction = np.zeros(len(batch), np.int64), np.zeros(len(batch))
-        if "timestamp" in batch.schema.names:
-            whole, fraction, timed = parse_timestamps(batch["timestamp"])
-        market_names, market_codes = pa.array([""]), np.zeros(len(batch), np.int64)
-        if "market" in batch.schema.names:
-            market_names, market_codes = encode_ids(batch["market"])
-        placed = market_codes >= 0
-        good = known & timed & placed
-        self.counts["rows"] += len(batch)
-        self.counts["bad_ids"] += int((~known).sum())
-        self.counts["bad_timestamps"] += int((known & ~timed).sum())
-        self.counts["bad_markets"] += int((known & timed & ~placed).sum())
-        items, item_codes = _used(items, item_codes[good])
-        numbers = self._numbered(items)[item_codes]
-        listed = numbers >= 0
-        self.counts["unknown_items"] += int((~listed).sum())
-        users, user_codes = _used(users, user_codes[good][listed])
-        self.whole_number_users &= bool(are_whole_numbers(users).all())
-        market_names, market_codes = _used(market_names, market_codes[good][listed])
-        markets = self._markets_numbered(market_names)[market_codes]
-        self.spill.append(users, user_codes, [numbers[listed], whole[good][listed], fraction[good][listed], markets])
-
-    def _markets_numbered(self, names: pa.StringArray) -> np.ndarray:
-        """The number of each market, as they appear: int16[k]."""
-        codes = self.market_codes
-        numbers = [codes.setdefault(name, len(codes)) for name in names.to_pylist()]
-        if len(codes) > MAX_MARKETS:
-            raise InputError(
-                f"the log has more than {MAX_MARKETS:,} markets ({', '.join(list(codes)[:3])}, …); "
-                "prepare.market must name the column that says in which market something happened"
-            )
-        return np.array(numbers, np.int16)
-
-    def _numbered(self, items: pa.StringArray) -> np.ndarray:
-        """The number of each item, −1 for one that a closed catalogue does not list."""
-        codes = self.item_codes
-        if self.closed:
-            return np.fromiter((codes.get(item, -1) for item in items.to_pylist()), np.int32, len(items))
-        self.whole_number_items &= bool(are_whole_numbers(items).all())
-        return np.fromiter((codes.setdefault(item, len(codes)) for item in items.to_pylist()), np.int32, len(items))
-
-    def refuse_bad(self, max_share: float) -> None:
-        """Raise InputError if there are no rows, or more bad ones than the share allows."""
-        rows = self.counts["rows"]
-        kinds = {name: self.counts[name] for name in BAD_ROWS}
-        bad = sum(kinds.values())
-        if not rows:
-            raise InputError("the interaction log has no rows")
-        if bad > max_share * rows:
-            found = ", ".join(f"{name} {count}" for name, count in kinds.items() if count)
-            raise InputError(
-                f"{bad} of {rows} rows are bad ({found}), more than the share {max_share}; "
-                "correct the columns or the log, or raise prepare.max_bad_share"
-            )
-
-
-def _used(distinct: pa.StringArray, codes: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
-    """The ids that rows use, and the rows' codes among those."""
-    used = np.bincount(codes, minlength=len(distinct)) > 0
-    return distinct.filter(pa.array(used)), (np.cumsum(used) - 1)[codes]
-
-
 def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report: Progress) -> np.ndarray:
     """Turn spilled rows into histories, partition by partition; counts of the items int64[number of codes]."""
     counts = np.zeros(len(intake.item_codes), np.int64)
@@ -303,12 +192,16 @@ def _write(
     order = pc.sort_indices(items)
     index_of = np.zeros(len(counts), np.int32)
     index_of[present[order.to_numpy()]] = np.arange(1, len(present) + 1)
+    places = None
+    if markets is not None:
+        places = np.zeros(MAX_MARKETS, np.int16)
+        places[list(markets.values())] = np.arange(1, len(markets) + 1)
     users, training = 0, np.zeros(len(present) + 1, np.int64)
     (folder / PARTITIONS_FOLDER).mkdir(exist_ok=True)
     for number, path in enumerate(_each(partitions, "write", report)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
-        sequences = _sequences(histories, intake, markets)
+        sequences = _sequences(histories, intake, places)
         write_partition(sequences, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
         training += training_counts(histories, len(training))
         users += len(histories.users)
@@ -324,14 +217,12 @@ def _write(
     return totals
 
 
-def _sequences(histories: Histories, intake: Intake, markets: dict[str, int] | None) -> Sequences:
-    """Histories as they are kept; `markets` are renumbered from 1 in their order."""
-    place = np.zeros(MAX_MARKETS, np.int16)
-    place[list((markets or {}).values())] = np.arange(1, len(markets or {}) + 1)
+def _sequences(histories: Histories, intake: Intake, places: np.ndarray | None) -> Sequences:
+    """Histories as they are kept, markets by their `places`, int16 by the intake's numbers, if there are any."""
     return Sequences(
         items=torch.from_numpy(histories.items),
         offsets=torch.from_numpy(histories.offsets),
         keys=torch.from_numpy(stable_keys(histories.users)),
         users=own_ids(histories.users, whole_numbers=intake.whole_number_users),
-        markets=None if markets is None else torch.from_numpy(place[histories.markets]),
+        markets=None if places is None else torch.from_numpy(places[histories.markets]),
     )
