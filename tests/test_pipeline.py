@@ -134,18 +134,21 @@ def test_evaluate_leaves_its_figures_in_mlflow(
     assert found["full.ndcg_at_10"] == pytest.approx(expected)
 
 
-def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capacity, log: Path, tmp_path: Path) -> None:
-    settings = [change for change in SMALL if not change.startswith(("prepare", "after_merge"))]
-    changes = (
-        *settings,
-        "prepare.user=user",
-        "prepare.item=item",
-        "prepare.partitions=3",
-        "markets.count=2",
-        "rounds=1",
-    )
-    here = Context(configure("markets", changes), Output(str(tmp_path / "out")), print, Deadline(600))
-    result = run(here, [str(log)])
+def markets_context(output: Path, rounds: int, messages: list[Event | Progress]) -> Context:
+    small = [change for change in SMALL if not change.startswith(("prepare", "after_merge"))]
+    columns = ("prepare.user=user", "prepare.item=item", "prepare.partitions=3")
+    changes = (*small, *columns, "markets.count=2", f"rounds={rounds}")
+    return Context(configure("markets", changes), Output(str(output)), messages.append, Deadline(600))
+
+
+@pytest.fixture(scope="module")
+def markets(capacity: Capacity, log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    output = tmp_path_factory.mktemp("markets") / "out"
+    return output, run(markets_context(output, 1, []), [str(log)])
+
+
+def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[Path, Result]) -> None:
+    output, result = markets
     kinds = {entry.name: entry.kind for entry in result.entries}
     assert kinds == {
         "base": "base", "market-1": "member", "market-2": "member", "average": "average", "fisher": "merged",
@@ -156,32 +159,27 @@ def test_markets_merge_members_that_never_saw_each_others_items(capacity: Capaci
     for name, diagonal in result.diagonals.items():
         member = result.members[name]
         assert diagonal.manifest["inputs"]["data"] == member.manifest["inputs"]["data"]
-        offered = read_items(f"{tmp_path}/out/markets/{member.manifest['inputs']['data']}/items.parquet").offered
+        offered = read_items(f"{output}/markets/{member.manifest['inputs']['data']}/items.parquet").offered
         assert offered is not None and 0 < offered.sum() < len(offered)
         changed = load_model(member.url).output_bias != base.output_bias
         known = load_diagonal(diagonal.url)["output_bias"] > 0
         assert torch.equal(changed, offered), f"{name} unlearns nothing about items that its market has not"
         assert torch.equal(known, offered)
     content = reports.loads(Path(result.report.file("report.json")).read_bytes())
-    assert [one["reference"] for one in content["comparisons"]] == [
-        "market-1",
-        "market-2",
-        "base",
-        "average",
-        "ceiling",
-    ]
+    references = [one["reference"] for one in content["comparisons"]]
+    assert references == ["market-1", "market-2", "base", "average", "ceiling"]
 
+
+def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, Result], log: Path) -> None:
+    output, first = markets
     told: list[Event | Progress] = []
-    again = Context(
-        configure("markets", (*changes, "rounds=2")), Output(str(tmp_path / "out")), told.append, Deadline(600)
-    )
-    second = run(again, [str(log)])
+    second = run(markets_context(output, 2, told), [str(log)])
     found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, not made again"}
-    assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}, "it is the first run"
+    assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}
     assert [entry.name for entry in second.entries if entry.kind == "round"] == ["fisher-round-1"]
     for name, member in second.members.items():
-        assert member.manifest["inputs"]["start"] == result.merged.digest
-        seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, result.members[name])]
+        assert member.manifest["inputs"]["start"] == first.merged.digest
+        seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, first.members[name])]
         assert seeds[0] - seeds[1] == 2, "other draws than in the first round"
     ceiling = next(entry.model for entry in second.entries if entry.name == "ceiling")
     assert ceiling.manifest["configuration"]["training"]["epochs"] == 2, "as many as all rounds have"
