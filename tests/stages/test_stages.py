@@ -67,6 +67,20 @@ def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeConte
     other = make_context("out", *changes, 'markets={by: column, names: ["Rome", "Paris"]}')
     with pytest.raises(InputError, match="the log has the markets New York, Rome, markets.names lists Rome, Paris"):
         divide(other, whole)
+    with pytest.raises(InputError, match="are one market's data, which are not divided again: --set markets=null"):
+        divide(context, lessons.members["next_item-Rome"])
+
+
+def test_a_market_with_too_little_to_learn_from_is_named(make_context: MakeContext, tmp_path: Path) -> None:
+    rows = [(user, item, "old" if item < 8 else "new") for user in range(5) for item in range(10)]
+    text = "user,item,timestamp,shop\n" + "".join(f"{user},{item},{item},{shop}\n" for user, item, shop in rows)
+    (tmp_path / "log.csv").write_text(text)
+    changes = ["prepare.market=shop", "after_merge=null", "markets={by: column, names: [old, new]}"]
+    context = make_context("out", *changes)
+    with pytest.raises(
+        InputError, match="market-new has no user with 4 items or more to learn from, of 0 interactions"
+    ):
+        divide(context, prepare(context, [str(tmp_path / "log.csv")]))
 
 
 def test_merge_stage_gives_the_closed_form_of_its_choice(
