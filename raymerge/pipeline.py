@@ -49,7 +49,7 @@ def run(context: Context, log: Sequence[str]) -> Result:
         start = early[f"{name}-round-{number}"] = _round(context, lessons, start, number)
     members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
     with context.pool() as pool:
-        diagonals = _own_diagonals(context, pool, lessons, members) if needs_diagonals(settings) else {}
+        diagonals = _own_diagonals(context, pool, lessons, members)
         uniform = average(context, pool, lessons.validation, members)
         merged = merge(context, pool, lessons.validation, members, diagonals, settings)
         merges = {name: merged} | _rivals(context, pool, lessons, members)
@@ -70,8 +70,7 @@ def _round(context: Context, lessons: Lessons, start: Artifact | None, number: i
     suffix, settings = f"-round-{number}", context.config.merge
     members = train_members(context, lessons.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
-        needed = needs_diagonals(settings)
-        diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix) if needed else {}
+        diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix)
         name = merge_name(settings) + suffix
         return merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
 
@@ -89,7 +88,12 @@ def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str
 def _own_diagonals(
     context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact], suffix: str = ""
 ) -> dict[str, Artifact]:
-    """The Fisher diagonal of each member, on the histories that it learned from; the suffix is for its run's name."""
+    """The Fisher diagonal of each member, on the histories that it learned from; none if the method takes none.
+
+    The suffix is for their runs' names.
+    """
+    if not needs_diagonals(context.config.merge):
+        return {}
     found: dict[str, Artifact] = {}
     for data in lessons.validation:
         mine = {name + suffix: model for name, model in members.items() if lessons.members[name] is data}

@@ -91,9 +91,9 @@ def prepare(
     depend on the log and the configuration alone.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps`, `bad_markets` and
-    `unknown_items`, then
-    `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions` that are left, and, with
-    a catalogue that is given, how many of its items are `offered`.
+    `unknown_items`, then `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions`
+    that are left; with a catalogue that is given, how many of its items are `offered`, and with a column of markets,
+    how many `markets` are left.
 
     Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
     row is left.

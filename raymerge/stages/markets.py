@@ -10,12 +10,13 @@ from raymerge.artifacts import Artifact
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
 from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
-from raymerge.data.split import training_part
+from raymerge.data.split import HELD_OUT, training_part
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
+from raymerge.training.batches import SHORTEST
 
-LEARNABLE = 4  # items of a user: two to learn from, one to validate and one to test on
+LEARNABLE = SHORTEST + HELD_OUT["validation"]  # items of a user who gives training a window
 Part = Callable[[Sequences], Sequences]
 
 
