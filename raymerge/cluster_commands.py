@@ -13,11 +13,12 @@ from rich.table import Table
 
 import raymerge
 from raymerge import storage
+from raymerge.amounts import describe, duration, gib
 from raymerge.artifacts import open_artifact
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
-from raymerge.plan import Plan, describe, duration, gib, make_plan
+from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job

@@ -4,6 +4,7 @@ The settings of each stage are defined beside the stage; here they are put toget
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -90,6 +91,16 @@ class Config(BaseModel):
             return self.members
         labels = self.markets.labels
         return {f"{name}-{label}": objective for name, objective in self.members.items() for label in labels}
+
+    @property
+    def member_training(self) -> TrainingConfig:
+        """How members are trained in one round: from the base, or from scratch."""
+        return self.fine_tuning if self.base else self.training
+
+    @property
+    def ceiling_training(self) -> TrainingConfig:
+        """How the one model of all markets' data is trained: as long as members are in all rounds."""
+        return replace(self.member_training, epochs=self.rounds * self.member_training.epochs)
 
     def of_rival(self, name: str) -> "Config":
         """The same run with a rival's diagonals."""

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from raymerge.amounts import describe, duration, gib
 from raymerge.config import Config
 from raymerge.costs import (
     ACTIVATIONS,
     ATTENTION,
-    GIB,
     NODE_BYTES,
     PROCESS_BYTES,
     RATES,
@@ -99,21 +99,20 @@ class _Planner:
     def stages(self) -> list[Stage]:
         """In the order in which they run."""
         config, cluster = self.config, self.config.cluster
-        settings = config.fine_tuning if config.base else config.training
-        members = [(one, settings) for one in config.all_members.values()]
+        workers = self.capacity.base_workers(cluster)
+        members = [(one, config.member_training) for one in config.all_members.values()]
         stages = [self._prepare()]
         if config.base:
             base = [(config.base, config.training)]
-            stages.append(self._training("train/base", base, cluster.base_workers, cluster.base_threads))
+            stages.append(self._training("train/base", base, workers, cluster.base_threads))
         training = self._training("train/members", members, cluster.member_workers, cluster.member_threads)
         stages.append(self._each_round(training))
         if METHODS[config.merge.method].needs_diagonals:
             stages.append(self._each_round(self._fisher()))
         stages.append(self._merge())
         if config.markets:
-            objective, settings = members[0]
-            ceiling = [(objective, replace(settings, epochs=config.rounds * settings.epochs))]
-            stages.append(self._training("train/ceiling", ceiling, cluster.base_workers, cluster.base_threads))
+            ceiling = [(members[0][0], config.ceiling_training)]
+            stages.append(self._training("train/ceiling", ceiling, workers, cluster.base_threads))
         if config.after_merge:
             after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
@@ -279,42 +278,8 @@ def _remedy(stage: Stage, nodes: Sequence[Node]) -> str:
     return f"set cluster.actors={fitting}" if fitting else "raise prepare.partitions or take larger nodes"
 
 
-def gib(size_bytes: float) -> str:
-    """Memory as a person reads it.
-
-    >>> gib(700 * 2**20), gib(12.4 * 2**30)
-    ('0.7 GiB', '12.4 GiB')
-    """
-    return f"{size_bytes / GIB:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """A time as rough as an estimate is.
-
-    >>> duration(41), duration(250), duration(9000), duration(400_000)
-    ('41 s', '4 min', '2.5 h', '4.6 days')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
-
-
 def summary(plan: Plan) -> str:
     """One line for the start of a run."""
     longest = sorted(plan.stages, key=lambda stage: -stage.seconds)[:3]
     parts = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in longest)
     return f"about {duration(plan.seconds)} on {describe(plan.nodes)} by estimate ({parts}); `raymerge plan` says more"
-
-
-def describe(nodes: Sequence[Node]) -> str:
-    """The cluster in words.
-
-    >>> describe([Node(2, 0, 2**32)] * 3)
-    '3 nodes with 6 CPUs and 12.0 GiB'
-    """
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    memory = gib(sum(node.memory_bytes for node in nodes))
-    what = f"{cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
-    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} and {memory}"

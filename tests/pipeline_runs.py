@@ -23,7 +23,7 @@ SMALL = (
     "merge.coefficients=search",
     "merge.budget=6",
     "evaluation.replicates=200",
-    "cluster.base_threads=1",
+    "cluster.base_workers=1",
 )
 
 

@@ -102,6 +102,7 @@ def test_a_sampled_softmax_is_cheaper_where_the_catalogue_is_larger_than_the_sam
 def test_processes_and_shares_are_those_that_the_run_uses() -> None:
     found = {stage.name: stage for stage in plan(nodes=(LAPTOP,) * 3).stages}
     assert found["fisher"].processes == 6
+    assert found["train/base"].processes == 2
     assert found["train/members"].processes == 3
     assert found["train/members"].resources == {"CPU": 2.0}
     shared = {stage.name: stage for stage in plan(nodes=(Node(16, 1, 64 * GIB),)).stages}

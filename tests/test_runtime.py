@@ -42,6 +42,14 @@ def test_shares_fit_together(
     )
 
 
+@pytest.mark.parametrize(("gpus", "asked", "expected"), [(0, None, 2), (1, None, 1), (0, 1, 1), (2, 2, 2)])
+def test_the_base_has_two_processes_on_cpus_unless_it_is_told_otherwise(
+    gpus: float, asked: int | None, expected: int
+) -> None:
+    capacity = Capacity(cpus=4, gpus=gpus, node_cpus=4)
+    assert capacity.base_workers(ClusterConfig(base_workers=asked)) == expected
+
+
 def test_all_errors_survive_pickling() -> None:
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.UserError):

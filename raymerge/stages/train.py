@@ -50,7 +50,7 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     config = context.config
     if config.base is None:
         return None
-    workers, threads = config.cluster.base_workers, config.cluster.base_threads
+    workers, threads = _of_base(context)
     plan = Plan("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
     return train(context, [plan])[plan.run]
 
@@ -86,10 +86,8 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
     if config.markets is None:
         return {}
     objective, *_ = config.members.values()
-    settings = config.fine_tuning if base else config.training
-    settings = replace(settings, epochs=config.rounds * settings.epochs)
-    workers, threads = config.cluster.base_workers, config.cluster.base_threads
-    plan = Plan("train/ceiling", objective, seeded(config, settings), data, base, workers, threads)
+    workers, threads = _of_base(context)
+    plan = Plan("train/ceiling", objective, seeded(config, config.ceiling_training), data, base, workers, threads)
     return {"ceiling": train(context, [plan])[plan.run]}
 
 
@@ -115,6 +113,12 @@ def train_after_merge(
     ]
     trained = train(context, plans)
     return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
+
+
+def _of_base(context: Context) -> tuple[int, int]:
+    """Processes of a training that runs alone, and threads of each."""
+    cluster = context.config.cluster
+    return context.capacity.base_workers(cluster), cluster.base_threads
 
 
 def seeded(config: Config, training: TrainingConfig, *, member: int = 0) -> TrainingConfig:

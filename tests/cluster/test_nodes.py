@@ -34,7 +34,7 @@ SMALL = {
     "after_merge": "null",
     "merge.budget": "4",
     "evaluation.replicates": "200",
-    "cluster.base_threads": "1",
+    "cluster.base_workers": "1",
 }
 
 

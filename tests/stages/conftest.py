@@ -24,7 +24,7 @@ SMALL = (
     "encoder.feed_forward=32",
     "prepare.partitions=3",
     "training.epochs=3",
-    "cluster.base_threads=1",
+    "cluster.base_workers=1",
 )
 MakeContext = Callable[..., Context]
 
