@@ -96,7 +96,7 @@ class Capacity:
     def base_workers(self, config: ClusterConfig) -> int:
         """Processes of a training that has the cluster for itself.
 
-        On a CPU two of one thread take 1.6 times as many steps as one of two, which waits at each operation.
+        On a CPU two of one thread train 1.4 times as fast as one of two (`make bench`), which waits at each operation.
         """
         return config.base_workers or (1 if self.usable_gpus(config) else 2)
 

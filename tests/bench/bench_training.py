@@ -48,6 +48,8 @@ def entries() -> dict[str, Entry]:
         only = OBJECTIVES[name].attention
         for attention in [only] if only else ["bidirectional", "causal"]:
             rows[f"raymerge {name}, {attention}"] = Entry("train_raymerge.py", f"{name}:{attention}")
+        if only:  # a process of one thread for each of --threads
+            rows[f"raymerge {name}, processes"] = Entry("train_raymerge.py", f"{name}:{only}:processes")
     return rows
 
 

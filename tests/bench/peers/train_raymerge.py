@@ -1,27 +1,38 @@
-"""Training with this package, in turns: train_raymerge.py LOG OBJECTIVE:ATTENTION BATCH THREADS."""
+"""Training with this package, in turns: train_raymerge.py LOG OBJECTIVE:ATTENTION[:processes] BATCH THREADS.
+
+With `processes` there is one of one thread, a data-parallel rank, for each of the threads.
+"""
 
 import math
+import subprocess
 import sys
+import tempfile
 from itertools import count
 
 import torch
 from interactions import read
+from torch import distributed as dist
 from turns import Turns
 
+from raymerge.data.sequences import Sequences
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.training.batches import epoch_batches, make_windows, plan_epoch
+from raymerge.training.collectives import sum_over_ranks
 from raymerge.training.config import TrainingConfig
 from raymerge.training.same_target import index_same_targets
 from raymerge.training.step import Stepper
 
 
-def main(log: str, what: str, batch_size: int, threads: int) -> None:
-    name, attention = what.split(":")
-    turns = Turns()
-    torch.set_num_threads(threads)
+def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0, meeting: str = "") -> None:
+    name, attention, *processes = what.split(":")
+    turns = None if rank else Turns()
+    torch.set_num_threads(1 if processes else threads)
     torch.manual_seed(0)
     histories, items = read(log)
+    if processes:
+        meet(rank, threads, meeting)
+        histories = share(histories, rank, threads)
     config = EncoderConfig(attention=attention)
     encoder, objective = SequenceEncoder(items, config).train(), build_objective(ObjectiveConfig(name), config)
     stepper = Stepper(encoder, objective, TrainingConfig(batch_size=batch_size))
@@ -31,13 +42,30 @@ def main(log: str, what: str, batch_size: int, threads: int) -> None:
     if objective.uses_same_target:
         candidates = objective.settings.candidates
         same_target = index_same_targets([histories], length=objective.window - 1, candidates=candidates, seed=0)
-    steps = math.ceil(len(windows) / batch_size)
+    steps = math.ceil(int(sum_over_ranks(torch.tensor(len(windows)))) / batch_size)
     for epoch in count():
         plan = plan_epoch(windows, steps=steps, seed=0, epoch=epoch)
         for batch in epoch_batches(windows, plan, same_target):
             figures = stepper.step(batch, rate=1e-3)
-            turns.done(tokens=int(figures.tokens), targets=int(figures.counts[0]), columns=int(figures.columns))
+            if turns is not None:
+                turns.done(tokens=int(figures.tokens), targets=int(figures.counts[0]), columns=int(figures.columns))
+
+
+def meet(rank: int, ranks: int, meeting: str) -> None:
+    """Join the other ranks; the first one starts them, and they end when it does."""
+    if not rank:
+        meeting = f"{tempfile.mkdtemp()}/ranks"
+        for other in range(1, ranks):
+            subprocess.Popen([sys.executable, *sys.argv, str(other), meeting], stdin=subprocess.DEVNULL)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+
+
+def share(histories: Sequences, rank: int, ranks: int) -> Sequences:
+    """Every `ranks`-th user."""
+    users = torch.arange(rank, len(histories), ranks)
+    return histories.select(users, histories.offsets[users], histories.offsets[users + 1])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    _, path, wanted, size, number, *rest = sys.argv
+    main(path, wanted, int(size), int(number), *(kind(word) for kind, word in zip((int, str), rest, strict=False)))
