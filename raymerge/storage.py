@@ -29,6 +29,7 @@ __all__ = [
     "make_folder",
     "modified",
     "open_file",
+    "put_files",
     "read_bytes",
     "remove_folder",
     "without_credentials",
@@ -176,13 +177,15 @@ def _move(staging: Path, target: Path) -> None:
 
 
 def _upload(staging: Path, url: str) -> None:
+    put_files(staging, url, (file for file in staging.rglob("*") if file.is_file() and file != staging / LAST_FILE))
+    put_files(staging, url, [staging / LAST_FILE])
+
+
+def put_files(folder: Path, url: str, files: Iterable[Path]) -> None:
+    """Copy files below a local folder to the same places below a URL, several at once; each appears whole."""
     store = Store(url)
-
-    def put(file: Path) -> None:
-        store.put(file, join(store.path, file.relative_to(staging).as_posix()))
-
-    at_once(put, (file for file in staging.rglob("*") if file.is_file() and file != staging / LAST_FILE))
-    put(staging / LAST_FILE)
+    with _writable(url):
+        at_once(lambda file: store.put(file, join(store.path, file.relative_to(folder).as_posix())), files)
 
 
 def fetch_folder(url: str, target: Path) -> Path:

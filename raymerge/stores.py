@@ -80,7 +80,12 @@ class Store:
         return Store, (self._url,)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and other._filesystem == self._filesystem
+        """Whether paths mean the same; fsspec's own file systems differ from thread to thread."""
+        return (
+            isinstance(other, Store)
+            and type(other._filesystem) is type(self._filesystem)
+            and other._filesystem.storage_options == self._filesystem.storage_options
+        )
 
     __hash__ = None  # type: ignore[assignment]
 

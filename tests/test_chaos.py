@@ -85,7 +85,7 @@ def test_mlflow_that_is_gone_leaves_results_that_are_sent_when_it_is_back(
 
 DISK = """
 mount -t tmpfs -o size=64m none "$PLACE" || exit 77
-( until ls "$PLACE"/out/"$STAGE"/*/manifest.json >"$PLACE".seen 2>&1; do sleep 0.05; done
+( until ls "$PLACE"/out/$FIRST >"$PLACE".seen 2>&1; do sleep 0.05; done
   head -c 64m /dev/zero >"$PLACE"/ballast ) 2>/dev/null &
 watcher=$!
 "$@" >"$PLACE".said 2>&1
@@ -100,17 +100,25 @@ exit $code
 """
 
 
-@pytest.mark.parametrize("stage", ["prepare", "fisher-shard", "merge"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "prepare/*/manifest.json",
+        "checkpoints/*/checkpoint_*/state.json",
+        "fisher-shard/*/manifest.json",
+        "merge/*/manifest.json",
+    ],
+)
 def test_full_disk_is_one_line_and_once_there_is_room_the_same_command_goes_on(
-    log: Path, expected: dict, tmp_path: Path, stage: str
+    log: Path, expected: dict, tmp_path: Path, first: str
 ) -> None:
-    """A disk of 64 MiB, in a mount namespace of its own; something else fills it once the stage has a first result."""
+    """A disk of 64 MiB, in a mount namespace of its own; something else fills it once there is the first such file."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a small disk: unshare -rm does not work")
     place = tmp_path / "disk"
     place.mkdir()
     run = command(log, place / "out", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-    environment = surroundings() | {"PLACE": str(place), "STAGE": stage}
+    environment = surroundings() | {"PLACE": str(place), "FIRST": first}
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", DISK, "bash", *run], env=environment, cwd=CHECKOUT, timeout=2 * PATIENCE_S
     )

@@ -1,12 +1,13 @@
 """Files by URL."""
 
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from raymerge import storage
-from raymerge.errors import InputError
+from raymerge.errors import InputError, UserError
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -48,3 +49,29 @@ def test_credentials_do_not_show() -> None:
     with pytest.raises(InputError) as caught:
         storage.list_files("nosuchscheme://me:secret@host/path")
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_is_the_same_in_every_thread(root: str) -> None:
+    """Ray Train keeps a checkpoint only where its own file system and that of the worker's thread are equal."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(storage.arrow_filesystem(f"{root}/elsewhere")[0]))
+    thread.start()
+    thread.join()
+    here, _ = storage.arrow_filesystem(root)
+    assert found == [here]
+    assert storage.arrow_filesystem("memory://" if not root.startswith("memory") else "/tmp")[0] != here
+
+
+def test_files_are_put_to_the_same_places(root: str, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    storage.put_files(tmp_path, root, [tmp_path / "one" / "a", tmp_path / "b"])
+    assert storage.read_bytes(f"{root}/one/a") == b"a"
+    assert storage.read_bytes(f"{root}/b") == b"b"
+
+
+def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(UserError, match="cannot write|no permission|Not a directory|not a folder"):
+        storage.put_files(tmp_path, str(tmp_path / "a" / "below"), [tmp_path / "a"])

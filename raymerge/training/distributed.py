@@ -161,7 +161,7 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
     torch.manual_seed(job.training.seed)
     encoder = load_model(job.start) if job.start else SequenceEncoder(job.num_items, job.encoder)
     checkpoint = ray_train.get_checkpoint()
-    reporter = Reporter(job, log if rank == 0 else None)
+    reporter = Reporter(job, checkpoints, log if rank == 0 else None)
     train(
         encoder.to(get_device()),
         build_objective(job.objective, encoder.config),
@@ -204,8 +204,8 @@ def epoch_events(run: str, report: EpochReport) -> list[Event]:
 class Reporter:
     """Tells the driver how far a rank is, and leaves a checkpoint after each epoch; only rank 0 has a log."""
 
-    def __init__(self, job: Job, log: Any | None) -> None:
-        self._job, self._log = job, log
+    def __init__(self, job: Job, checkpoints: str, log: Any | None) -> None:
+        self._job, self._checkpoints, self._log = job, checkpoints, log
         self._note = ""
 
     def step(self, report: StepReport) -> None:
@@ -222,7 +222,19 @@ class Reporter:
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
         with tempfile.TemporaryDirectory() as folder, storage.disk_errors(folder):
             checkpoint = write_state(state, Path(folder)) if self._log else None
-            ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint)
+            ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint, checkpoint_upload_fn=self._keep)
+
+    def _keep(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        """Put a checkpoint where Ray Train would.
+
+        Not by its own copying, which is Arrow's: that keeps to itself what goes wrong as a file is closed, such as a
+        full disk, and the checkpoint would be missed only when it is wanted.
+        """
+        url = storage.join(self._checkpoints, name)
+        folder = Path(checkpoint.path)
+        storage.put_files(folder, url, folder.iterdir())
+        filesystem, path = storage.arrow_filesystem(url)
+        return Checkpoint(path=path, filesystem=filesystem)
 
     def _send(self, *messages: Event | Progress) -> None:
         if self._log:
