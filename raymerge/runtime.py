@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the work runs. Placement never changes a result; `workers` and `threads` may, in the last digits."""
+    """Where the work runs: no matter for a result. `threads` may change its last digits, `workers` the dropout."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
