@@ -36,6 +36,7 @@ class Contestant:
     def __init__(self, python: str, script: str, *arguments: object) -> None:
         self.totals = Totals()
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process
+        self.folder = tempfile.TemporaryDirectory()  # some leave files where they are started
         # not PYTHONPATH: our folders of tests have the names of other people's packages
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
@@ -45,6 +46,7 @@ class Contestant:
             stderr=self.errors,
             text=True,
             env=environment,
+            cwd=self.folder.name,
         )
         self._read()
 
