@@ -4,9 +4,9 @@ With `processes` there is one of one thread, a data-parallel rank, for each of t
 """
 
 import math
+import os
 import subprocess
 import sys
-import tempfile
 from itertools import count
 
 import torch
@@ -24,14 +24,14 @@ from raymerge.training.same_target import index_same_targets
 from raymerge.training.step import Stepper
 
 
-def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0, meeting: str = "") -> None:
+def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0) -> None:
     name, attention, *processes = what.split(":")
     turns = None if rank else Turns()
     torch.set_num_threads(1 if processes else threads)
     torch.manual_seed(0)
     histories, items = read(log)
     if processes:
-        meet(rank, threads, meeting)
+        meet(rank, threads)
         histories = share(histories, rank, threads)
     config = EncoderConfig(attention=attention)
     encoder, objective = SequenceEncoder(items, config).train(), build_objective(ObjectiveConfig(name), config)
@@ -51,13 +51,13 @@ def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0, meet
                 turns.done(tokens=int(figures.tokens), targets=int(figures.counts[0]), columns=int(figures.columns))
 
 
-def meet(rank: int, ranks: int, meeting: str) -> None:
-    """Join the other ranks; the first one starts them, and they end when it does."""
+def meet(rank: int, ranks: int) -> None:
+    """Join the other ranks by a file in the folder of the process; the first one starts them, they end when it does."""
     if not rank:
-        meeting = f"{tempfile.mkdtemp()}/ranks"
         for other in range(1, ranks):
-            subprocess.Popen([sys.executable, *sys.argv, str(other), meeting], stdin=subprocess.DEVNULL)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+            subprocess.Popen([sys.executable, *sys.argv, str(other)], stdin=subprocess.DEVNULL)
+    place = f"file://{os.getcwd()}/ranks-{os.getppid() if rank else os.getpid()}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
 
 
 def share(histories: Sequences, rank: int, ranks: int) -> Sequences:
@@ -68,4 +68,4 @@ def share(histories: Sequences, rank: int, ranks: int) -> Sequences:
 
 if __name__ == "__main__":
     _, path, wanted, size, number, *rest = sys.argv
-    main(path, wanted, int(size), int(number), *(kind(word) for kind, word in zip((int, str), rest, strict=False)))
+    main(path, wanted, *map(int, (size, number, *rest)))
