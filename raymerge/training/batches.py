@@ -7,6 +7,7 @@ windows of p, in an order drawn anew each epoch, split evenly over the epoch's b
 Shapes: U users, n windows, W columns, S steps of an epoch, B rows of a batch. All tensors live on the given device.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from raymerge.models.draws import Stream, hashed, uniform
 from raymerge.models.recommendation import Batch
 from raymerge.training.same_target import SameTargetIndex
 
-POOL = 16  # batches whose windows are sorted by length together, so that little padding is computed
+POOL = 2048  # windows that are sorted by length together, so that little padding is computed
 SHORTEST = 2  # an item and one to predict
 
 
@@ -98,7 +99,7 @@ class EpochPlan:
     widths: list[int]  # S, items of the longest window of each step
 
 
-def plan_epoch(windows: Windows, *, steps: int, seed: int, epoch: int) -> EpochPlan:
+def plan_epoch(windows: Windows, *, steps: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
     """Shuffle each partition's windows, split them evenly over the steps, and sort within pools of steps by length."""
     ends, seeds = windows.ends(seed, epoch), windows.row_seeds(seed, epoch)
     length = ends.clamp(max=windows.width)
@@ -106,7 +107,7 @@ def plan_epoch(windows: Windows, *, steps: int, seed: int, epoch: int) -> EpochP
     order = hashed(Stream.ORDER, seeds).argsort(stable=True)
     order = order[partition[order].argsort(stable=True)]
     step = _even_steps(partition[order], windows.phases, steps=steps, seed=seed, epoch=epoch)
-    pool = partition[order] * steps + step // POOL
+    pool = partition[order] * steps + step // math.ceil(POOL / batch_size)
     order = order[(pool * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools keep their places
     visit = hashed(Stream.ORDER, seed, epoch, torch.arange(steps, device=order.device)).argsort().argsort()
     step = visit[step]

@@ -183,7 +183,8 @@ class Epoch:
         self.stepper.encoder.train()
         self.stepper.objective.train()
         began = told = time.perf_counter()
-        plan = plan_epoch(self.windows, steps=self.steps, seed=seed, epoch=self.number)
+        size = self.config.batch_size
+        plan = plan_epoch(self.windows, steps=self.steps, batch_size=size, seed=seed, epoch=self.number)
         for batch in epoch_batches(self.windows, plan, self.same_target, self.offered):
             figures = self.stepper.step(batch, rate=self._rate(self.done))
             self.done += 1

@@ -22,8 +22,8 @@ def windows_of(parts: list[Sequences], width: int = 6, stride: int = 5, last_onl
     return make_windows(parts, width=width, stride=stride, last_only=last_only, device=CPU)
 
 
-def batches_of(windows: Windows, *, steps: int, seed: int = 0, epoch: int = 0) -> list[Batch]:
-    return list(epoch_batches(windows, plan_epoch(windows, steps=steps, seed=seed, epoch=epoch)))
+def batches_of(windows: Windows, *, steps: int, size: int = 8, seed: int = 0, epoch: int = 0) -> list[Batch]:
+    return list(epoch_batches(windows, plan_epoch(windows, steps=steps, batch_size=size, seed=seed, epoch=epoch)))
 
 
 def rows_of(batch: Batch) -> list[tuple[int, ...]]:
@@ -72,9 +72,10 @@ def test_batches_are_the_same_however_partitions_are_held(split: list[list[int]]
         assert sorted(together) == sorted(rows_of(expected))
 
 
-def test_batches_are_even_and_their_padding_little() -> None:
+@pytest.mark.parametrize(("steps", "size"), [(40, 65), (323, 8)])
+def test_batches_are_even_and_their_padding_little(steps: int, size: int) -> None:
     parts = partitions_of(random_histories(2000, 50, longest=30, shortest=4, seed=2), 8)
-    batches = batches_of(windows_of(parts, width=20, stride=20), steps=40)
+    batches = batches_of(windows_of(parts, width=20, stride=20), steps=steps, size=size)
     sizes = torch.tensor([len(batch.seeds) for batch in batches])
     assert int(sizes.max() - sizes.min()) <= 8
     columns = sum(batch.windows.numel() for batch in batches)

@@ -44,7 +44,7 @@ def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0) -> N
         same_target = index_same_targets([histories], length=objective.window - 1, candidates=candidates, seed=0)
     steps = math.ceil(int(sum_over_ranks(torch.tensor(len(windows)))) / batch_size)
     for epoch in count():
-        plan = plan_epoch(windows, steps=steps, seed=0, epoch=epoch)
+        plan = plan_epoch(windows, steps=steps, batch_size=batch_size, seed=0, epoch=epoch)
         for batch in epoch_batches(windows, plan, same_target):
             figures = stepper.step(batch, rate=1e-3)
             if turns is not None:
