@@ -98,7 +98,7 @@ def default_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=6),
-        merge=MergeConfig(coefficients="equal"),  # a search takes validation's noise for a gain
+        merge=MergeConfig(coefficients="equal"),  # no search of λ held for users who did not choose
         after_merge=TrainingConfig(epochs=4, learning_rate=3e-4, schedule="linear"),
     )
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from raymerge.evaluation.distributed import worker_examples, worker_offered
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
 from raymerge.evaluation.scoring import MEMORY_BYTES
+from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.pool import Pool
@@ -54,10 +56,8 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
     return merged.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def validate_partition(
-    candidate: Candidate, partition: str, catalogue: str | None, filter_seen: bool
-) -> tuple[float, int]:
-    """Sum of validation NDCG@10 (full ranking) over the users of a partition, and their number (runs in a worker).
+def validate_partition(candidate: Candidate, partition: str, catalogue: str | None, filter_seen: bool) -> FoldedScore:
+    """Validation NDCG@10 (full ranking) of the users of a partition (runs in a worker).
 
     `catalogue` is the URL of the items if not all of them are on offer in the partition's data.
     """
@@ -66,16 +66,17 @@ def validate_partition(
     seen, offered = found.seen if filter_seen else None, worker_offered(catalogue)
     budget = memory.budget(MEMORY_BYTES)
     ranks = full_ranks(module, found.histories, found.targets, seen=seen, offered=offered, memory_bytes=budget)
-    return float(ndcg(ranks, 10).sum()), len(ranks)
+    return folded(ndcg(ranks, 10), found.keys)
 
 
-def validate(pool: Pool, candidate: Candidate, partitions: Mapping[str, str | None], *, filter_seen: bool) -> float:
-    """Mean validation NDCG@10 over all users of partitions, each with its catalogue as `validate_partition` has it.
+def validate(
+    pool: Pool, candidate: Candidate, partitions: Mapping[str, str | None], *, filter_seen: bool
+) -> FoldedScore:
+    """Validation NDCG@10 of all users of partitions, each with its catalogue as `validate_partition` has it.
 
     Sums are added in the order of the partitions.
     """
-    sums: dict[str, tuple[float, int]] = {}
+    scores: dict[str, FoldedScore] = {}
     pieces = {url: (candidate, url, catalogue, filter_seen) for url, catalogue in partitions.items()}
-    pool.run(validate_partition, pieces, doing="validating a merge", on_result=sums.__setitem__)
-    total = sum(sums[partition][0] for partition in partitions)
-    return total / max(1, sum(sums[partition][1] for partition in partitions))
+    pool.run(validate_partition, pieces, doing="validating a merge", on_result=scores.__setitem__)
+    return reduce(add, (scores[partition] for partition in partitions))

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     SAME_TARGET_PRIORITY = 111
     DROPOUT = 112
     NEGATIVES = 113
+    FOLD = 114
 
 
 def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:

@@ -1,7 +1,7 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import torch
@@ -12,13 +12,23 @@ from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.distributed import Candidate, merged_model, validate
+from raymerge.merging.held_out import FoldedScore, held_out_gain
 from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
 from raymerge.pool import Pool
 from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.stages.train import model_digest
 
-Scorer = Callable[[MergeSetting, Point], float]
+Trial = tuple[MergeSetting, Point]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How to merge, its score, and how much better than the first trial the best is for users who did not choose it."""
+
+    trial: Trial
+    score: float
+    held_out_gain: float
 
 
 def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
@@ -80,26 +90,31 @@ def _settle(
     candidate: Callable[[MergeSetting, Point], Candidate],
     members: int,
     filter_seen: bool,
-) -> tuple[MergeSetting, Point]:
+) -> Trial:
     """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
     trials: list[dict[str, object]] = []
     partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
 
-    def score(setting: MergeSetting, point: Point) -> float:
+    def score(setting: MergeSetting, point: Point) -> FoldedScore:
         assert pool is not None, "there are data to validate on"
         value = validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
-        trials.append({"coefficients": point, **asdict(setting), "score": value})
-        making.tell("trial.ndcg@10", value, step=len(trials))
-        making.progress(min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value:.4f}")
+        trials.append({"coefficients": point, **asdict(setting), "score": value.mean})
+        making.tell("trial.ndcg@10", value.mean, step=len(trials))
+        making.progress(
+            min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value.mean:.4f}"
+        )
         return value
 
     if not data:
         return given(settings, members)
-    setting, point, best = choose(score, settings, members=members)
+    chosen = choose(score, settings, members=members)
     making.draft.write_json("trials.json", trials)
-    making.counts[SCORE] = best
-    making.tell(SCORE, best)
-    return setting, point
+    making.counts[SCORE] = chosen.score
+    making.tell(SCORE, chosen.score)
+    if len(trials) > 1:
+        making.counts["held_out_gain"] = chosen.held_out_gain
+        making.tell("held_out_gain.ndcg@10", chosen.held_out_gain)
+    return chosen.trial
 
 
 def _merged_items(models: Iterable[Artifact]) -> Items:
@@ -158,7 +173,7 @@ def is_settled(settings: MergeConfig) -> bool:
     return settings.coefficients != "search" and len(settings.settings()) == 1
 
 
-def given(settings: MergeConfig, members: int) -> tuple[MergeSetting, Point]:
+def given(settings: MergeConfig, members: int) -> Trial:
     """The only setting and coefficients that settled settings allow."""
     [setting] = settings.settings()
     return setting, _point(settings, members)
@@ -171,13 +186,25 @@ def _point(settings: MergeConfig, members: int) -> Point:
     return tuple(settings.coefficients)
 
 
-def choose(score: Scorer, settings: MergeConfig, *, members: int) -> tuple[MergeSetting, Point, float]:
-    """The setting and the coefficients with the best score; what is given is not searched."""
+def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
+    """The setting and the coefficients with the best score, if such a choice is better for users who did not make it.
+
+    Else it was luck, and the first trial is taken: the plainest setting, and coefficients that are equal or given.
+    What is given is not searched.
+    """
+    scores: dict[Trial, FoldedScore] = {}
+
+    def mean(setting: MergeSetting, point: Point) -> float:
+        scores[setting, point] = score(setting, point)
+        return scores[setting, point].mean
+
     candidates = settings.settings()
     if settings.coefficients == "search":
-        choice = search_settings(score, candidates, members, budget=settings.budget)
-        return choice.setting, choice.found.coefficients, choice.found.score
-    point = _point(settings, members)
-    scores = {setting: score(setting, point) for setting in candidates}
-    best = max(candidates, key=scores.__getitem__)
-    return best, point, scores[best]
+        choice = search_settings(mean, candidates, members, budget=settings.budget)
+        best = (choice.setting, choice.found.coefficients)
+    else:
+        point = _point(settings, members)
+        best = max(((setting, point) for setting in candidates), key=lambda trial: mean(*trial))
+    gain = held_out_gain(list(scores.values()))
+    chosen = best if gain > 0 else next(iter(scores))
+    return Chosen(chosen, scores[chosen].mean, gain)

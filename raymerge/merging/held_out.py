@@ -1,0 +1,59 @@
+"""Whether what some users choose is better for other users too.
+
+The best of many trials is partly the luckiest one. So users are divided into folds, by a hash of their key, and a trial
+keeps one sum a fold, from which any division of the users into halves can be scored again without ranking anybody.
+Memory is a few hundred bytes a trial, whatever the number of users.
+
+Shapes: T trials, K folds, S divisions into halves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymerge.models.draws import Stream, hashed
+
+FOLDS = 32
+DIVISIONS = 500
+
+
+@dataclass(frozen=True)
+class FoldedScore:
+    """A score that is a mean over users, in parts: `sums` f64[K] and `counts` int64[K] of the users of each fold."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __add__(self, other: "FoldedScore") -> "FoldedScore":
+        return FoldedScore(self.sums + other.sums, self.counts + other.counts)
+
+    @property
+    def mean(self) -> float:
+        """Over all users; 0 without any."""
+        return float(self.sums.sum()) / max(1, int(self.counts.sum()))
+
+
+def folded(gains: Tensor, keys: Tensor) -> FoldedScore:
+    """The score of users by their gains [U] and keys int64[U]."""
+    fold = hashed(Stream.FOLD, keys.cpu()) % FOLDS
+    sums = torch.zeros(FOLDS, dtype=torch.float64).index_add_(0, fold, gains.cpu().double())
+    return FoldedScore(sums, torch.bincount(fold, minlength=FOLDS))
+
+
+def held_out_gain(trials: Sequence[FoldedScore]) -> float:
+    """How much better than the first trial the one is that half of the users choose, as the other half see it.
+
+    The mean over `DIVISIONS` random halves of the folds, of which each chooses the trial with its best mean (of equal
+    ones the first). What search proposed was seen by both halves, so a little of its luck is left in.
+    """
+    sums, counts = torch.stack([trial.sums for trial in trials]), trials[0].counts.double()
+    drawn = hashed(Stream.FOLD, torch.arange(DIVISIONS)[:, None], torch.arange(FOLDS))
+    choosing = (drawn.argsort(dim=1).argsort(dim=1) < FOLDS // 2).double()  # [S, K], 1 for those who choose
+
+    def means(halves: Tensor) -> Tensor:
+        return halves @ sums.t() / (halves @ counts).clamp(min=1)[:, None]  # [S, T]
+
+    chosen, others = means(choosing).argmax(dim=1, keepdim=True), means(1 - choosing)
+    return float((others.gather(1, chosen)[:, 0] - others[:, 0]).mean())

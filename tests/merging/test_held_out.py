@@ -1,0 +1,58 @@
+"""A choice made on users is judged by others: against a plain loop, and on trials whose worth is known."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raymerge.merging.held_out import DIVISIONS, FOLDS, FoldedScore, folded, held_out_gain
+from raymerge.models.draws import Stream, hashed
+
+
+def scores_of(gains: Tensor) -> list[FoldedScore]:
+    """A score for each row of gains [T, U]."""
+    keys = torch.arange(gains.shape[1]) * 7919
+    return [folded(row, keys) for row in gains]
+
+
+def naive_gain(trials: list[FoldedScore]) -> float:
+    """The definition of `held_out_gain` in loops."""
+    total = 0.0
+    for division in range(DIVISIONS):
+        order = sorted(range(FOLDS), key=lambda fold: int(hashed(Stream.FOLD, division, fold)))
+        choosing, judging = order[: FOLDS // 2], order[FOLDS // 2 :]
+
+        def mean(trial: FoldedScore, folds: list[int]) -> float:
+            users = sum(int(trial.counts[fold]) for fold in folds)
+            return sum(float(trial.sums[fold]) for fold in folds) / max(1, users)
+
+        best = max(trials, key=lambda trial: mean(trial, choosing))
+        total += mean(best, judging) - mean(trials[0], judging)
+    return total / DIVISIONS
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 300), st.integers(0, 2**31))
+def test_the_gain_is_that_of_the_definition(trials: int, users: int, seed: int) -> None:
+    gains = torch.rand(trials, users, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = scores_of(gains)
+    assert held_out_gain(scores) == pytest.approx(naive_gain(scores), abs=1e-12)
+
+
+def test_folds_add_up_to_the_mean_however_users_are_divided_into_partitions() -> None:
+    gains, keys = torch.rand(1000), torch.arange(1000)
+    parts = folded(gains[:300], keys[:300]) + folded(gains[300:], keys[300:])
+    assert torch.equal(parts.counts, folded(gains, keys).counts)
+    assert parts.mean == pytest.approx(float(gains.double().mean()))
+    assert int(parts.counts.min()) > 10
+
+
+def test_what_is_better_for_everybody_holds_and_luck_does_not() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    plain = torch.rand(1, 2000, generator=drawn)
+    assert held_out_gain(scores_of(torch.cat([plain, plain + 0.01]))) == pytest.approx(0.01, abs=1e-6)
+    lucky = plain - 0.001 + 0.1 * torch.randn(40, 2000, generator=drawn)  # a little worse, and noise
+    trials = scores_of(torch.cat([plain, lucky]))
+    assert max(trial.mean for trial in trials) > trials[0].mean
+    assert held_out_gain(trials) < 0
