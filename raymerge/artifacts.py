@@ -26,7 +26,7 @@ from raymerge import storage
 from raymerge.errors import ArtifactError, InputError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
-FORMAT = 2  # raised when a change of the numerics or of the files makes older artifacts another thing
+FORMAT = 3  # raised when a change of the numerics or of the files makes older artifacts another thing
 MARKER = "raymerge.json"
 
 

@@ -11,13 +11,13 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from raymerge import __version__
-from raymerge.errors import UserError
+from raymerge.errors import LostError, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 GRACE_S = 60.0  # from SIGTERM on
-SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "merge", "evaluate")
+SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "fisher-study", "merge", "evaluate")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -215,7 +215,9 @@ def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command: 0 when all is done, 2 for a mistake of the user's (one line), 130 when interrupted."""
+    """Run the command: 0 when all is done, 130 when interrupted; one line and 2 for what the user can mend, 75 for what
+    another try may.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -228,7 +230,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         if isinstance(error, UserError):
             click.echo(f"raymerge: {error}", err=True)
-            sys.exit(EXIT_USER_ERROR)
+            sys.exit(EXIT_TRY_AGAIN if isinstance(error, LostError) else EXIT_USER_ERROR)
         click.echo("raymerge: interrupted; give the same command again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)

@@ -64,6 +64,8 @@ class Config(BaseModel):
     def _check(self) -> "Config":
         for objective in [*self.members.values(), *([self.base] if self.base else [])]:
             check_objective(objective, self.encoder)
+        for settings in (self.fisher, *self.rivals.values()):
+            settings.check_model(dim=self.encoder.dim)
         for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"members and rivals are named by letters, digits, - and _, got {name!r}")
@@ -79,7 +81,10 @@ class Config(BaseModel):
         return self
 
     def _check_names(self) -> None:
-        names = [*RESERVED, *self.all_members, *self.rivals]
+        names = [*RESERVED, *self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
+        names += [
+            f"{kind}-round-{number}" for kind in ("fisher", "weighted-average") for number in range(1, self.rounds)
+        ]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"two models of the run would be named {twice!r}: rename the member, market or rival")
@@ -109,6 +114,10 @@ class Config(BaseModel):
     def plain(self) -> dict[str, Any]:
         """As JSON and YAML can hold it."""
         return self.model_dump(mode="json")
+
+    def determining(self) -> dict[str, Any]:
+        """The same without what only says where the work is done and recorded."""
+        return self.model_dump(mode="json", exclude={"cluster", "tracking"})
 
 
 def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:

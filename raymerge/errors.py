@@ -1,7 +1,8 @@
 """What a user can do wrong, one class each.
 
 Each takes one message that says what is wrong, the value found and what to change. The command prints it as one
-line with exit code 2. All survive pickling, because the message is their only argument.
+line with exit code 2, or 75 for what another try may cure. All survive pickling, because the message is their only
+argument.
 """
 
 
@@ -35,6 +36,10 @@ class ScoreError(UserError):
 
 class ResourceError(UserError):
     """More CPUs, GPUs, memory or disk than there are, or a deadline that has passed."""
+
+
+class LostError(ResourceError):
+    """What a cluster or a store failed to do several times, though it could: the same command may succeed later."""
 
 
 class TrackingError(UserError):

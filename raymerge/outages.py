@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from raymerge.errors import InputError, ResourceError, UserError
+from raymerge.errors import InputError, LostError, ResourceError, UserError
 
 RETRY_LIMIT_S, MAX_ATTEMPTS = 60.0, 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -135,7 +135,7 @@ def plain_errors(url: str) -> Iterator[None]:
                 "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
         if is_passing(error):
-            raise ResourceError(
+            raise LostError(
                 f"{place} did not answer ({reason(error)}); give the same command again once it does"
             ) from error
         if isinstance(error, OSError) or "BotoCoreError" in names:

@@ -72,7 +72,7 @@ class Plan:
 
 def make_plan(config: Config, size: DataSize, nodes: Sequence[Node]) -> Plan:
     """The plan of a whole run on data of this size and a cluster of these nodes."""
-    planner = _Planner(config, size, Capacity.of(nodes))
+    planner = _Planner(config, size, Capacity(tuple(nodes)))
     stages = tuple(planner.stages())
     problems = [*_unschedulable(config, planner.capacity), *_too_large(stages, nodes)]
     total, limit = sum(stage.seconds for stage in stages), config.cluster.deadline_hours * 3600
@@ -150,7 +150,7 @@ class _Planner:
         seconds = max(seconds + RATES.report_s * epochs, 2 * RATES.report_s * epochs)
         seconds += rounds * (RATES.start_training_waits_s + imports)
         memory = max(self._training_bytes(*job, workers) for job in jobs)
-        resources = self.capacity.share(self.config.cluster, at_once * workers)
+        resources = self.capacity.share(self.config.cluster, at_once * workers, threads=threads)
         return Stage(name, at_once * workers, resources, memory, seconds)
 
     def _training_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
@@ -189,7 +189,7 @@ class _Planner:
         processes = self._pool_size()
         threads = RATES.gpu_cores if self.gpus else self.config.cluster.actor_threads
         cores = min(self.cores, min(processes, pieces) * threads)
-        resources = self.capacity.share(self.config.cluster, processes)
+        resources = self.capacity.share(self.config.cluster, processes, threads=self.config.cluster.actor_threads)
         seconds = core_seconds / cores + (RATES.start_pool_s if start else 0)
         return Stage(name, processes, resources, PROCESS_BYTES + memory + self._partition_bytes(), seconds)
 
@@ -215,8 +215,7 @@ class _Planner:
 
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
-        trials = settings.budget if settings.coefficients == "search" else len(settings.settings())
-        trials = 1 + trials * (self.config.rounds + len(self.config.rivals))
+        trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals))
         diagonals = models if METHODS[settings.method].needs_diagonals else 0
         work = trials * (self._ranking_work() + self.parameters * models * 4 / RATES.ranking)
         memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES

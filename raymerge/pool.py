@@ -12,7 +12,7 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raymerge import memory
-from raymerge.errors import ResourceError, UserError
+from raymerge.errors import LostError, ResourceError, UserError
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
@@ -72,12 +72,12 @@ class _Work:
         self._slowest_s = max(self._slowest_s, time.monotonic() - call.began)
 
     def again(self, call: _Call, error: RayError) -> None:
-        """Let a piece whose process is gone wait again; ResourceError if that has happened too often."""
+        """Let a piece whose process is gone wait again; LostError if that has happened too often."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
             happened, reason = "died", str(error).strip().splitlines()[0]
             if call.hangs:
                 happened, reason = "gave no result in time", "raise cluster.piece_hours if it needs longer"
-            raise ResourceError(
+            raise LostError(
                 f"{self.doing}: the process for {call.key} {happened} {MAX_ATTEMPTS} times ({reason})"
             ) from error
         self.waiting.appendleft(call.key)
@@ -121,7 +121,7 @@ class Pool:
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
         self.size = capacity.actors(config)
-        self._resources = capacity.share(config, self.size)
+        self._resources = capacity.share(config, self.size, threads=config.actor_threads)
         self._config = config
         self._deadline = deadline
         self._starting: dict[Any, Any] = {}
@@ -185,7 +185,7 @@ class Pool:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS:
                 reason = str(error).strip().splitlines()[0]
-                raise ResourceError(f"{doing}: {MAX_ATTEMPTS} processes died at their start ({reason})") from error
+                raise LostError(f"{doing}: {MAX_ATTEMPTS} processes died at their start ({reason})") from error
         else:
             self._failed_starts = 0
             self._idle.append(actor)

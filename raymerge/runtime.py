@@ -34,7 +34,7 @@ class ClusterConfig:
     address: str | None = None  # a cluster to join; without it RAY_ADDRESS, else Ray is started on this machine
     gpus: int | None = None  # GPUs to use at most; without it all that the cluster has
     actors: int | None = None  # processes for Fisher and evaluation; without it one for each CPU or GPU
-    base_workers: int | None = None  # data-parallel processes of the base; without it two on CPUs, one on a GPU
+    base_workers: int | None = None  # data-parallel processes of the base; without it two on CPUs, one where GPUs are
     base_threads: int = 1  # CPU threads of each of them
     member_workers: int = 1  # data-parallel processes of each member
     member_threads: int = 1
@@ -68,15 +68,17 @@ class Node:
 class Capacity:
     """What a cluster has, and what of it we may use."""
 
-    cpus: float
-    gpus: float
-    node_cpus: float  # of the largest node: no process can have more
+    nodes: tuple[Node, ...]
 
-    @classmethod
-    def of(cls, nodes: Sequence[Node]) -> "Capacity":
+    @property
+    def cpus(self) -> float:
         """Of all nodes together."""
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        return cls(cpus=cpus, gpus=gpus, node_cpus=max((node.cpus for node in nodes), default=0.0))
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes together."""
+        return sum(node.gpus for node in self.nodes)
 
     def check(self, config: ClusterConfig) -> None:
         """Refuse at once what could never be scheduled and would wait for ever."""
@@ -100,20 +102,26 @@ class Capacity:
         """
         return config.base_workers or (1 if self.usable_gpus(config) else 2)
 
-    def share(self, config: ClusterConfig, processes: int) -> dict[str, float]:
-        """Resources of each of so many processes that run at once: whole GPUs, a share of one, or CPU shares.
+    def share(self, config: ClusterConfig, processes: int, *, threads: int = 1) -> dict[str, float]:
+        """Resources of each of so many processes that run at once, such that the nodes can hold all of them.
 
-        Shares are rounded down to 1/100, so that all fit; none is more than one GPU or than a node's CPUs.
+        A GPU or an equal share of one, or else a CPU for each of its threads, fewer where there are not so many.
         """
-        gpus = self.usable_gpus(config)
+        cpus = [node.cpus for node in self.nodes]
+        gpus = int(self.usable_gpus(config))
         if gpus:
-            return {"GPU": min(1.0, _share(gpus, processes)), "CPU": min(1.0, _share(self.cpus, processes))}
-        return {"CPU": min(_share(self.cpus, processes), self.node_cpus)}
+            return {"GPU": _share([1.0] * gpus, processes, most=1), "CPU": _share(cpus, processes, most=1)}
+        return {"CPU": _share(cpus, processes, most=threads)}
 
 
-def _share(amount: float, processes: int) -> float:
-    share = amount / processes
-    return float(max(1, int(share))) if share >= 1 else max(0.01, int(share * 100) / 100)
+def _share(amounts: Sequence[float], processes: int, *, most: int) -> float:
+    """The largest share of which these amounts, none of which can be put together, hold so many.
+
+    It is a whole number up to `most`, or below 1 a multiple of 1/100, and that at the least.
+    """
+    shares = [*map(float, range(most, 0, -1)), *(hundredths / 100 for hundredths in range(99, 0, -1))]
+    fitting = (share for share in shares if sum(int(amount / share + 1e-9) for amount in amounts) >= processes)
+    return next(fitting, shares[-1])
 
 
 @contextmanager
@@ -163,7 +171,7 @@ class _LogStream(io.TextIOBase):
 
 def cluster_capacity(config: ClusterConfig) -> Capacity:
     """What the cluster has; ResourceError if it is less than the configuration asks for."""
-    capacity = Capacity.of(cluster_nodes())
+    capacity = Capacity(tuple(cluster_nodes()))
     capacity.check(config)
     return capacity
 

@@ -96,7 +96,7 @@ def _writable(url: str) -> Iterator[None]:
     try:
         with plain_errors(url):
             yield
-    except MISSING as error:
+    except (*MISSING, IsADirectoryError, FileExistsError) as error:
         raise InputError(f"cannot write to {without_credentials(url)}: {reason(error)}") from error
 
 

@@ -67,7 +67,7 @@ def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Itera
     record = Record(
         context.output.open().url,
         name=f"{command} {Path(config.recipe).stem}",
-        identity=digest_of([command, _determining(configuration), dataset["digest"], context.output.url]),
+        identity=digest_of([command, config.determining(), dataset["digest"], context.output.url]),
         configuration=configuration,
         dataset=dataset,
     )
@@ -97,8 +97,3 @@ def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Poo
     """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
     with tracked(context, command, dataset_of(data)), session(context.config.cluster), context.pool() as pool:
         yield pool
-
-
-def _determining(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what only says where the work is done and recorded."""
-    return {key: value for key, value in configuration.items() if key not in ("cluster", "tracking")}

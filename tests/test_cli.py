@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from raymerge import commands, recipes, working
 from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
+from raymerge.errors import LostError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.stages.train import model_digest
 
@@ -29,6 +30,19 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert ray.is_initialized() == before
     text = capsys.readouterr().err.strip()
     return text.splitlines()[-1]
+
+
+def test_what_another_try_may_cure_has_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise LostError("s3://shop/out did not answer")
+
+    monkeypatch.setattr("raymerge.commands.print_config", lost)
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "--list"])
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "raymerge: s3://shop/out did not answer\n"
 
 
 @pytest.fixture
@@ -85,6 +99,22 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "merge.method=nope"], "nope"),
         (["run", "--set", "merge.coefficients=[1,2]"], "merge.coefficients must be one for each of 3 models, got 2"),
         (["run", "--set", "cluster.base_workers=0"], "cluster.base_workers must be between"),
+        (
+            ["run", "--set", "evaluation.ks=[5,20]"],
+            "evaluation.ks needs 10 and 20, which every report has, got [5, 20]",
+        ),
+        (
+            ["run", "--set", "merge.coefficients=search", "--set", "merge.power=search", "--set", "merge.budget=8"],
+            "merge.budget must be at least 9, a trial for each setting, got 8",
+        ),
+        (
+            ["run", "--set", "fisher.estimator=rank", "--set", "fisher.samples=100"],
+            "fisher.samples must be at most the 64 dimensions of the model, got 100",
+        ),
+        (
+            ["run", "--set", "rivals={t: {estimator: target}}", "--set", "members={t-fine-tuned: {name: next_item}}"],
+            "two models of the run would be named 't-fine-tuned'",
+        ),
         (["run", "--nope"], "No such option"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "there is no report at"),

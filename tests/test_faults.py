@@ -10,7 +10,7 @@ from object_store import Faults
 
 from raymerge import outages, storage
 from raymerge.artifacts import Artifact, Output, open_artifact
-from raymerge.errors import ArtifactError, InputError, ResourceError
+from raymerge.errors import ArtifactError, InputError, LostError, ResourceError
 
 KEY = {"inputs": {"log": "abc"}, "configuration": {"k": 5}}
 CONTENT = {f"part-{number}": bytes(range(256)) * (number + 1) for number in range(3)}
@@ -62,7 +62,7 @@ def test_store_that_fails_one_request_in_eight_gives_the_same(output: Output, fa
 
 def test_upload_that_never_ends_commits_nothing(output: Output, faults: Faults, impatient: None) -> None:
     faults.plan(*["cut-upload"] * 99, concerns=lambda request: request[0] == "PUT" and "part-1" in request[1])
-    with pytest.raises(ResourceError, match=r"s3://.* did not answer"):
+    with pytest.raises(LostError, match=r"s3://.* did not answer"):
         commit(output)
     assert output.find("prepare", **KEY) is None
     assert storage.LAST_FILE not in {name.rpartition("/")[2] for name in storage.list_files(output.url)}
@@ -77,9 +77,9 @@ def test_store_that_is_down_is_never_taken_for_an_empty_one(
     artifact = commit(output)
     faults.plan(*[kind] * 999)
     for call in (storage.exists, storage.list_files, storage.list_folder, storage.read_bytes, open_artifact):
-        with pytest.raises(ResourceError, match="did not answer"):
+        with pytest.raises(LostError, match="did not answer"):
             call(artifact.url)
-    with pytest.raises(ResourceError, match="did not answer"):
+    with pytest.raises(LostError, match="did not answer"):
         storage.list_files(f"{artifact.url}/*")
 
 

@@ -104,7 +104,7 @@ def test_processes_and_shares_are_those_that_the_run_uses() -> None:
     assert found["fisher"].processes == 6
     assert found["train/base"].processes == 2
     assert found["train/members"].processes == 3
-    assert found["train/members"].resources == {"CPU": 2.0}
+    assert found["train/members"].resources == {"CPU": 1.0}
     shared = {stage.name: stage for stage in plan(nodes=(Node(16, 1, 64 * GIB),)).stages}
     assert shared["train/members"].resources == {"GPU": 0.33, "CPU": 1.0}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raymerge import memory
-from raymerge.errors import InputError, ResourceError
+from raymerge.errors import InputError, LostError, ResourceError
 from raymerge.pool import Pool
 from raymerge.runtime import Capacity, ClusterConfig, Deadline
 
@@ -92,7 +92,7 @@ def test_dead_processes_are_replaced_and_their_work_done_again(capacity: Capacit
 
 
 def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> None:
-    with pytest.raises(ResourceError, match="died 4 times"):
+    with pytest.raises(LostError, match="died 4 times"):
         collect(capacity, die, {"a": (1,)}, actors=1)
 
 

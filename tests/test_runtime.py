@@ -8,7 +8,7 @@ import pytest
 
 from raymerge import errors
 from raymerge.errors import ResourceError
-from raymerge.runtime import Capacity, ClusterConfig
+from raymerge.runtime import Capacity, ClusterConfig, Node
 
 
 def test_ray_of_this_machine_asks_for_a_token_and_writes_none(capacity: Capacity) -> None:
@@ -19,34 +19,38 @@ def test_ray_of_this_machine_asks_for_a_token_and_writes_none(capacity: Capacity
 
 def test_more_gpus_than_there_are_is_refused_at_once() -> None:
     with pytest.raises(ResourceError, match=r"cluster\.gpus is 4, but the cluster has 2 GPUs"):
-        Capacity(cpus=8, gpus=2, node_cpus=8).check(ClusterConfig(gpus=4))
+        Capacity((Node(8, 2, 2**34),)).check(ClusterConfig(gpus=4))
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "node_cpus", "processes", "expected"),
+    ("cpus", "gpus", "processes", "threads", "expected"),
     [
-        (16, 3, 16, 3, {"GPU": 1.0, "CPU": 1.0}),
-        (16, 1, 16, 3, {"GPU": 0.33, "CPU": 1.0}),
-        (2, 0, 2, 3, {"CPU": 0.66}),
-        (8, 0, 8, 3, {"CPU": 2.0}),
-        (2, 4, 2, 4, {"GPU": 1.0, "CPU": 0.5}),
-        (32, 0, 8, 1, {"CPU": 8.0}),
-        (16, 3, 16, 1, {"GPU": 1.0, "CPU": 1.0}),
+        ([16], [3], 3, 1, {"GPU": 1.0, "CPU": 1.0}),
+        ([16], [1], 3, 1, {"GPU": 0.33, "CPU": 1.0}),
+        ([16], [2], 3, 1, {"GPU": 0.5, "CPU": 1.0}),
+        ([2], [4], 4, 1, {"GPU": 1.0, "CPU": 0.5}),
+        ([2], [0], 3, 1, {"CPU": 0.66}),
+        ([8], [0], 3, 1, {"CPU": 1.0}),
+        ([8], [0], 3, 4, {"CPU": 2.0}),
+        ([3, 1], [0, 0], 5, 1, {"CPU": 0.75}),
+        ([16, 8], [0, 0], 2, 16, {"CPU": 8.0}),
+        ([4, 4], [0, 0], 1, 16, {"CPU": 4.0}),
     ],
 )
-def test_shares_fit_together(
-    cpus: float, gpus: float, node_cpus: float, processes: int, expected: dict[str, float]
+def test_shares_fit_on_the_nodes(
+    cpus: list[float], gpus: list[float], processes: int, threads: int, expected: dict[str, float]
 ) -> None:
-    assert Capacity(cpus=cpus, gpus=gpus, node_cpus=node_cpus).share(ClusterConfig(), processes) == pytest.approx(
-        expected
-    )
+    capacity = Capacity(tuple(Node(*sizes, memory_bytes=2**34) for sizes in zip(cpus, gpus, strict=True)))
+    share = capacity.share(ClusterConfig(), processes, threads=threads)
+    assert share == pytest.approx(expected)
+    assert sum(int(amount / share["CPU"]) for amount in cpus) >= processes
 
 
 @pytest.mark.parametrize(("gpus", "asked", "expected"), [(0, None, 2), (1, None, 1), (0, 1, 1), (2, 2, 2)])
 def test_the_base_has_two_processes_on_cpus_unless_it_is_told_otherwise(
     gpus: float, asked: int | None, expected: int
 ) -> None:
-    capacity = Capacity(cpus=4, gpus=gpus, node_cpus=4)
+    capacity = Capacity((Node(4, gpus, 2**34),))
     assert capacity.base_workers(ClusterConfig(base_workers=asked)) == expected
 
 

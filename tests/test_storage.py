@@ -73,5 +73,7 @@ def test_files_are_put_to_the_same_places(root: str, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
+    with pytest.raises(UserError, match="cannot write to .*: Is a directory"):
+        storage.write_bytes(str(tmp_path), b"")
     with pytest.raises(UserError, match="cannot write to .*: Not a directory"):
         storage.put_files(tmp_path, str(tmp_path / "a" / "below"), [tmp_path / "a"])

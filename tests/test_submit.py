@@ -55,6 +55,7 @@ def test_mistake_is_one_line_before_anything_is_sent(
         (JobStatus.SUCCEEDED, 0, (0, False)),
         (JobStatus.FAILED, 2, (2, False)),  # a mistake of the user's
         (JobStatus.FAILED, 1, (1, True)),
+        (JobStatus.FAILED, 75, (75, True)),  # workers that died again and again, a store that did not answer
         (JobStatus.FAILED, -9, (137, True)),  # killed, perhaps for want of memory
         (JobStatus.FAILED, None, (EXIT_LOST, True)),  # its node died, or its environment could not be made
         (JobStatus.STOPPED, None, (EXIT_STOPPED, False)),

@@ -48,6 +48,8 @@ class EvaluationConfig:
             parse_ranking(ranking)
         for k in self.ks:
             _check_range("ks", k, 1, 10**6)
+        if not {10, 20} <= set(self.ks):
+            raise ConfigError(f"evaluation.ks needs 10 and 20, which every report has, got {list(self.ks)}")
         _check_range("replicates", self.replicates, 100, 10**6)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("memory_mib", self.memory_mib, 1, 2**20)

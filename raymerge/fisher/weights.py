@@ -122,8 +122,8 @@ class FisherConfig:
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"fisher.samples must be at least 1, got {self.samples}")
 
-    def check_model(self, *, items: int, dim: int) -> None:
-        """Raise ConfigError if a model of this many items and dimensions cannot give so many samples."""
+    def check_model(self, *, dim: int, items: int | None = None) -> None:
+        """Raise ConfigError if a model of this many dimensions, and items if known, cannot give so many samples."""
         entry = ESTIMATORS[self.estimator]
         most = {"items": items, "dimensions": dim, None: None}[entry.limit]
         if most is not None and self.samples is not None and self.samples > most:

@@ -56,6 +56,12 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
     return merged.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def forget() -> None:
+    """Let go of the members and the merged model, which would stay in memory for a next candidate."""
+    merged_model.cache_clear()
+    _members.cache_clear()
+
+
 def validate_partition(candidate: Candidate, partition: str, catalogue: str | None, filter_seen: bool) -> FoldedScore:
     """Validation NDCG@10 (full ranking) of the users of a partition (runs in a worker).
 

@@ -112,6 +112,15 @@ class MergeConfig:
             raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
         if not 1 <= self.budget <= 10**6:
             raise ConfigError(f"merge.budget must be between 1 and 1000000 trials, got {self.budget}")
+        if self.trials < len(self.settings()):
+            raise ConfigError(
+                f"merge.budget must be at least {len(self.settings())}, a trial for each setting, got {self.budget}"
+            )
+
+    @property
+    def trials(self) -> int:
+        """How many merges are scored, at most."""
+        return self.budget if self.coefficients == "search" else len(self.settings())
 
     def settings(self) -> list[MergeSetting]:
         """The candidates for normalisation, ε and α, the plainest first; a single one where nothing is to be chosen."""

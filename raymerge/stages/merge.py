@@ -11,7 +11,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.coefficients import Point, search_settings
-from raymerge.merging.distributed import Candidate, merged_model, validate
+from raymerge.merging.distributed import Candidate, forget, merged_model, validate
 from raymerge.merging.held_out import FoldedScore, held_out_gain
 from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
 from raymerge.pool import Pool
@@ -72,10 +72,11 @@ def merge(
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
             return Candidate(urls, diagonal_urls, settings.method, point, setting)
 
-        making.progress(0, settings.budget)
+        making.progress(0, settings.trials)
         setting, point = _settle(making, pool, data, settings, candidate, len(models), filter_seen)
         module = merged_model(candidate(setting, point)).cpu()
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
+        forget()
         write_items(_merged_items(models.values()), making.folder / "model" / ITEMS_FILE)
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
@@ -101,7 +102,7 @@ def _settle(
         trials.append({"coefficients": point, **asdict(setting), "score": value.mean})
         making.tell("trial.ndcg@10", value.mean, step=len(trials))
         making.progress(
-            min(len(trials), settings.budget - 0.5), settings.budget, f"validation NDCG@10 {value.mean:.4f}"
+            min(len(trials), settings.trials - 0.5), settings.trials, f"validation NDCG@10 {value.mean:.4f}"
         )
         return value
 

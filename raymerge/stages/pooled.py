@@ -1,6 +1,6 @@
 """Several runs of one recipe that differ in their seed, as one report: nothing is computed anew but the table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
@@ -35,7 +35,9 @@ class Run:
     @property
     def measured(self) -> dict[str, Any]:
         """All that has to be the same in runs that are pooled."""
-        return {**self.artifact.manifest["configuration"], **self.content["protocol"], "data": self.data}
+        configuration = self.artifact.manifest["configuration"]
+        recipe = dict(_settings(configuration["recipe"]))
+        return {**recipe, "entries": configuration["entries"], **self.content["protocol"], "data": self.data}
 
     @property
     def data(self) -> str:
@@ -73,7 +75,9 @@ def pool_reports(places: Sequence[str]) -> dict[str, Any]:
     runs = [Run.of(place) for place in places]
     _check(runs)
     first = runs[0]
-    settings = TypeAdapter(EvaluationConfig).validate_python(first.artifact.manifest["configuration"]["evaluation"])
+    settings = TypeAdapter(EvaluationConfig).validate_python(
+        first.artifact.manifest["configuration"]["recipe"]["evaluation"]
+    )
     kinds = first.kinds
     ranks = {name: [run.ranks(name) for run in runs] for name in kinds}
     if not is_of_markets(kinds):
@@ -101,10 +105,19 @@ def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]
     }
 
 
+def _settings(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings of a configuration, each by its path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _settings(value, f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
 def _check(runs: Sequence[Run]) -> None:
     first, *others = runs
     for other in others:
-        for key, value in first.measured.items():
+        for key, value in ({**dict.fromkeys(other.measured), **first.measured}).items():
             if other.measured.get(key) != value:
                 raise InputError(
                     f"{first.output} and {other.output} differ in {key}: {value} and {other.measured.get(key)}; "

@@ -56,7 +56,8 @@ def report(
         "data": data.digest,
         "merge": merge.digest,
     }
-    configuration = {"evaluation": asdict(settings), "entries": [[entry.name, entry.kind] for entry in entries]}
+    recipe = {key: value for key, value in context.config.determining().items() if key not in ("seed", "study")}
+    configuration = {"recipe": recipe, "entries": [[entry.name, entry.kind] for entry in entries]}
     found = context.find("report", "report", inputs=inputs, configuration=configuration)
     if found is not None:
         return found

@@ -20,7 +20,10 @@ from raymerge.models.draws import Stream, hashed, uniform
 from raymerge.models.recommendation import Batch
 from raymerge.training.same_target import SameTargetIndex
 
-POOL = 2048  # windows that are sorted by length together, so that little padding is computed
+POOL_STEPS, POOL_WINDOWS = (
+    16,
+    256,
+)  # at least so many steps, and windows of each partition, are sorted by length together
 SHORTEST = 2  # an item and one to predict
 
 
@@ -99,16 +102,25 @@ class EpochPlan:
     widths: list[int]  # S, items of the longest window of each step
 
 
-def plan_epoch(windows: Windows, *, steps: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
-    """Shuffle each partition's windows, split them evenly over the steps, and sort within pools of steps by length."""
+def pool_steps(*, partitions: int, batch_size: int) -> int:
+    """Over how many steps windows are sorted by length, so that little padding is computed.
+
+    >>> pool_steps(partitions=8, batch_size=128), pool_steps(partitions=8, batch_size=8)
+    (16, 256)
+    """
+    return max(POOL_STEPS, math.ceil(POOL_WINDOWS * partitions / batch_size))
+
+
+def plan_epoch(windows: Windows, *, steps: int, pool: int, seed: int, epoch: int) -> EpochPlan:
+    """Shuffle each partition's windows, split them evenly over the steps, and sort them within pools of steps."""
     ends, seeds = windows.ends(seed, epoch), windows.row_seeds(seed, epoch)
     length = ends.clamp(max=windows.width)
     partition = windows.partitions[windows.users]
     order = hashed(Stream.ORDER, seeds).argsort(stable=True)
     order = order[partition[order].argsort(stable=True)]
     step = _even_steps(partition[order], windows.phases, steps=steps, seed=seed, epoch=epoch)
-    pool = partition[order] * steps + step // math.ceil(POOL / batch_size)
-    order = order[(pool * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools keep their places
+    pools = partition[order] * steps + step // pool
+    order = order[(pools * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools keep their places
     visit = hashed(Stream.ORDER, seed, epoch, torch.arange(steps, device=order.device)).argsort().argsort()
     step = visit[step]
     order = order[step.argsort(stable=True)]

@@ -24,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from raymerge import storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
 from raymerge.data.sequences import read_partition
-from raymerge.errors import ArtifactError, InputError, ResourceError, ScoreError, UserError
+from raymerge.errors import ArtifactError, InputError, LostError, ScoreError, UserError
 from raymerge.evaluation.distributed import worker_offered
 from raymerge.events import Emit, Event, Mistake, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -71,14 +71,15 @@ def train_all(
 ) -> None:
     """Train all jobs at the same time, as far as the cluster can; `on_trained` gets each last state when it is there.
 
-    Raises the first mistake of the user that a worker found, and ResourceError if a run's workers keep dying. With
+    Raises the first mistake of the user that a worker found, and LostError if a run's workers keep dying. With
     `cluster.keep_going` a loss that is not finite is raised once all other jobs are done.
     """
     log, failed = launch_event_log(), dict[str, UserError]()
     at_once = trainings_at_once(len(jobs), capacity, cluster)
     threads = ThreadPoolExecutor(max_workers=at_once)
     try:
-        resources = capacity.share(cluster, at_once * max(job.workers for job in jobs))
+        most = max(job.workers for job in jobs)
+        resources = capacity.share(cluster, at_once * most, threads=max(job.threads for job in jobs))
         running = {threads.submit(_fit, job, checkpoints, resources, log): job for job in jobs}
         while running:
             deadline.check("training")
@@ -119,7 +120,7 @@ def _result(future: "Future[TrainingState]") -> TrainingState:
 
 def _raise(error: BaseException) -> TrainingState:
     reason = str(error).strip().rpartition("\n")[2]
-    raise ResourceError(f"training was given up after {MAX_FAILURES} restarts of its workers: {reason}") from error
+    raise LostError(f"training was given up after {MAX_FAILURES} restarts of its workers: {reason}") from error
 
 
 def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:

@@ -29,7 +29,7 @@ from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
 from raymerge.models.recommendation import Batch, Term
-from raymerge.training.batches import EpochPlan, Windows, epoch_batches, make_windows, plan_epoch
+from raymerge.training.batches import EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
@@ -48,9 +48,7 @@ class StepReport:
     epochs: int
     step: int  # how many steps of this epoch are done
     steps: int
-    loss: float  # of that step
     tokens_per_second: float
-    seconds_left: float  # to the end of all epochs, at the rate of this one
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def train(
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
-    windows, steps = _windows(encoder, objective, partitions, config)
+    windows, steps, pool = _windows(encoder, objective, partitions, config)
     same_target = _same_target(objective, partitions, config, device)
     offered = None if offered is None else offered.to(device)
     stepper = Stepper(encoder, objective, config)
@@ -98,7 +96,7 @@ def train(
     if resume is not None:
         resume.load_into(encoder, objective, stepper.optimizer)
     while not is_finished(state, config):
-        epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps)
+        epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps, pool=pool)
         epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
         score = validate(encoder, partitions, filter_seen=config.filter_seen, offered=offered)
@@ -131,16 +129,17 @@ def validate(
 
 def _windows(
     encoder: SequenceEncoder, objective: Objective, partitions: Sequence[Sequences], config: TrainingConfig
-) -> tuple[Windows, int]:
-    """This rank's windows, and the number of steps that all ranks' windows make an epoch."""
+) -> tuple[Windows, int, int]:
+    """This rank's windows, and of all ranks' the number of steps of an epoch and of the pools that it is sorted in."""
     device = encoder.item_embedding.weight.device
     stride = config.stride or encoder.config.max_length
     last_only = config.windows == "last"
     windows = make_windows(partitions, width=objective.window, stride=stride, last_only=last_only, device=device)
-    count = int(sum_over_ranks(torch.tensor(len(windows), device=device)))
+    count, parts = sum_over_ranks(torch.tensor([len(windows), len(partitions)], device=device)).tolist()
     if count == 0:
         raise InputError("training needs users with at least 4 items (2 to learn from, 2 held out), found none")
-    return windows, math.ceil(count / config.batch_size)
+    pool = pool_steps(partitions=parts, batch_size=config.batch_size)
+    return windows, math.ceil(count / config.batch_size), pool
 
 
 def _same_target(
@@ -166,11 +165,12 @@ class Epoch:
         *,
         number: int,
         steps: int,
+        pool: int,
     ) -> None:
         self.stepper, self.windows, self.same_target = stepper, windows, same_target
         self.offered = None if offered is None else offered.nonzero().squeeze(1)
         self.config = stepper.config
-        self.number, self.steps = number, steps  # epochs count from 0 here, from 1 in reports
+        self.number, self.steps, self.pool = number, steps, pool  # epochs count from 0 here, from 1 in reports
         self.done, self.seconds = 0, 0.0
         self._terms: list[Term] = []
         self._recent: list[StepFigures] = []  # not yet looked at
@@ -183,8 +183,7 @@ class Epoch:
         self.stepper.encoder.train()
         self.stepper.objective.train()
         began = told = time.perf_counter()
-        size = self.config.batch_size
-        plan = plan_epoch(self.windows, steps=self.steps, batch_size=size, seed=seed, epoch=self.number)
+        plan = plan_epoch(self.windows, steps=self.steps, pool=self.pool, seed=seed, epoch=self.number)
         for batch in epoch_batches(self.windows, plan, self.same_target, self.offered):
             figures = self.stepper.step(batch, rate=self._rate(self.done))
             self.done += 1
@@ -194,7 +193,7 @@ class Epoch:
                 self._look(plan, on_bad_step)
             if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
                 told = began + self.seconds
-                on_step(self._progress(float(figures.loss)))
+                on_step(self._progress())
         self.seconds = time.perf_counter() - began
 
     def _rate(self, step: int) -> float:
@@ -220,16 +219,13 @@ class Epoch:
         recent = [figures.summands for figures in self._recent]
         return torch.stack(recent if self._summed is None else [self._summed, *recent]).sum(0)
 
-    def _progress(self, loss: float) -> StepReport:
-        left = (self.config.epochs - self.number) * self.steps - self.done
+    def _progress(self) -> StepReport:
         return StepReport(
             epoch=self.number + 1,
             epochs=self.config.epochs,
             step=self.done,
             steps=self.steps,
-            loss=loss,
             tokens_per_second=float(self._sums()[-2]) / self.seconds,
-            seconds_left=self.seconds / self.done * left,
         )
 
     def report(self, ndcg: float, *, best: float, validation_seconds: float) -> EpochReport:

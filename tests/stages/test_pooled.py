@@ -19,7 +19,7 @@ from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.report import Entry, report
 
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
-SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}}  # the best member differs
+SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs
 MERGE = {"method": "fisher", "normalise": "none", "epsilon": 1e-6, "power": 1.0, "coefficients": [0.5, 0.5]}
 
 
@@ -73,11 +73,14 @@ def test_means_and_spread_are_over_runs_and_the_best_member_is_each_run_s_own(
 
 
 def test_runs_that_do_not_belong_together_are_refused(make_context: MakeContext, log: Path, tmp_path: Path) -> None:
-    for name, settings in (("a", ()), ("b", ("evaluation.filter_seen=false",))):
-        run_of(make_context(name, *settings), log, name)
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    with pytest.raises(InputError, match="differ in evaluation"):
+    settings = {"a": (), "b": ("evaluation.filter_seen=false",), "c": ("fine_tuning.epochs=1",)}
+    for name, changes in settings.items():
+        run_of(make_context(name, *changes), log, name)
+    a, b, c = (str(tmp_path / name) for name in settings)
+    with pytest.raises(InputError, match=r"differ in evaluation\.filter_seen: True and False"):
         run_report([a, b], None, None)
+    with pytest.raises(InputError, match=r"differ in fine_tuning\.epochs: 3 and 1; .* in their seed alone"):
+        run_report([a, c], None, None)
     with pytest.raises(InputError, match="name each run once"):
         run_report([a, a], None, None)
     with pytest.raises(InputError, match="--html shows one run"):

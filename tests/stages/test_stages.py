@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,6 +115,16 @@ def test_given_coefficients_are_not_searched() -> None:
     assert (setting.normalise, point, chosen.score, chosen.held_out_gain) == ("model", (1.0, 3.0), 0.5, 0.25)
     with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
         check_coefficients(MergeConfig(coefficients=(1.0, 3.0)), 3)
+
+
+def test_plans_of_the_very_same_model_are_trained_once(make_context: MakeContext, data: Artifact) -> None:
+    done: list[str] = []
+    context = make_context("out", "training.epochs=1", emit=lambda message: done.append(message.run))
+    assert context.config.base is not None
+    plan = Plan("train/a", context.config.base, context.config.training, data, None, 1, 1)
+    trained = train(context, [plan, replace(plan, run="train/b")])
+    assert trained["train/a"].url == trained["train/b"].url
+    assert {"train/a", "train/b"} <= set(done)
 
 
 def test_a_choice_that_is_luck_is_not_made() -> None:

@@ -158,8 +158,7 @@ def test_progress_is_told_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
     told: list[StepReport] = []
     train(*make(), cyclic(), replace(CONFIG, batch_size=10), on_step=told.append)
     assert [(r.epoch, r.step) for r in told] == [(e, s) for e in (1, 2) for s in range(1, told[0].steps + 1)]
-    assert told[-1].seconds_left == 0 < told[0].seconds_left
-    assert all(report.tokens_per_second > 0 and report.loss > 0 for report in told)
+    assert all(report.tokens_per_second > 0 for report in told)
 
 
 def test_a_loss_that_is_not_finite_names_its_epoch_and_step() -> None:
