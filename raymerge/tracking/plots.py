@@ -35,6 +35,7 @@ KINDS = {  # of a row of the report: what it is called, its colour
 }
 RESOLUTION_DPI = 120
 PANELS_A_ROW = 4
+ENTRIES_SHOWN = 2**20  # of a tensor in a histogram
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -234,7 +235,9 @@ def to_png(figure: Figure) -> bytes:
 
 
 def _values(tensors: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
-    return np.concatenate([tensors[name].detach().cpu().double().reshape(-1).numpy() for name in names])
+    """Entries of these tensors, of huge ones evenly spaced ones: a picture of a tensor needs no copy of it."""
+    flat = [tensors[name].detach().reshape(-1) for name in names]
+    return np.concatenate([one[:: ceil(len(one) / ENTRIES_SHOWN) or 1].cpu().double().numpy() for one in flat])
 
 
 def _figure(width: float, height: float) -> Figure:
