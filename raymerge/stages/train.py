@@ -8,7 +8,6 @@ from raymerge import storage
 from raymerge.artifacts import Artifact, save_model
 from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.events import Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
 from raymerge.stages.context import SCORE, Context
@@ -141,7 +140,6 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
         found = context.find("train", plan.run, **key)
         if found is None:
             waiting[plan.run] = plan
-            context.emit(Progress(plan.run, 0, plan.training.epochs))
         else:
             trained[plan.run] = found
             storage.remove_folder(storage.join(output.url, "checkpoints", found.digest))

@@ -125,6 +125,7 @@ def _raise(error: BaseException) -> TrainingState:
 
 def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
     """Run one trainer to its end (in a thread of the driver); its last state."""
+    log.add.remote([Progress(job.run, 0, job.training.epochs)])  # it has waited for its turn until now
     gpu = resources.get("GPU", 0)
     filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
