@@ -30,6 +30,8 @@ class Run:
         """From the place of a `report.json`: <output>/report/<digest>/report.json."""
         folder = place.rpartition("/")[0]
         artifact = open_artifact(folder, stage="report")
+        if "recipe" not in artifact.manifest["configuration"]:
+            raise InputError(f"{place} was made by an earlier version, which kept no settings: run its command again")
         return cls(folder.rsplit("/", 2)[0], artifact, artifact.json("report.json"))
 
     @property
@@ -117,10 +119,11 @@ def _settings(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 def _check(runs: Sequence[Run]) -> None:
     first, *others = runs
     for other in others:
-        for key, value in ({**dict.fromkeys(other.measured), **first.measured}).items():
-            if other.measured.get(key) != value:
+        ours, theirs = first.measured, other.measured
+        for key in {**ours, **theirs}:
+            if ours.get(key) != theirs.get(key):
                 raise InputError(
-                    f"{first.output} and {other.output} differ in {key}: {value} and {other.measured.get(key)}; "
+                    f"{first.output} and {other.output} differ in {key}: {ours.get(key)} and {theirs.get(key)}; "
                     "runs of one table differ in their seed alone"
                 )
     ranks = [tuple(run.artifact.manifest["inputs"]["ranks"].values()) for run in runs]

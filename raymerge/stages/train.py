@@ -135,11 +135,17 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
     config, output = context.config, context.output.open()
     trained: dict[str, Artifact] = {}
     waiting: dict[str, Plan] = {}
+    jobs: dict[str, Job] = {}  # by key: plans for the very same model, such as of equal merges, share the first one's
+
+    def find(plan: Plan) -> Artifact | None:
+        return context.find("train", plan.run, inputs=plan.inputs(), configuration=plan.configuration(config))
+
     for plan in plans:
-        key = {"inputs": plan.inputs(), "configuration": plan.configuration(config)}
-        found = context.find("train", plan.run, **key)
+        found = find(plan)
         if found is None:
             waiting[plan.run] = plan
+            job = _job(context, plan)
+            jobs.setdefault(job.key, job)
         else:
             trained[plan.run] = found
             storage.remove_folder(storage.join(output.url, "checkpoints", found.digest))
@@ -148,10 +154,9 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
         trained[job.run] = _commit_model(context, waiting[job.run], state)
         storage.remove_folder(storage.join(output.url, "checkpoints", job.key))
 
-    if waiting:
-        jobs = {job.key: job for job in (_job(context, plan) for plan in reversed(waiting.values()))}
+    if jobs:
         train_all(
-            list(reversed(jobs.values())),  # of plans for the very same model the first
+            list(jobs.values()),
             checkpoints=storage.join(output.url, "checkpoints"),
             capacity=context.capacity,
             cluster=config.cluster,
@@ -160,10 +165,10 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
             on_trained=commit,
         )
     for plan in waiting.values():
-        if plan.run not in trained:  # equal diagonals gave equal merges
-            found = context.find("train", plan.run, inputs=plan.inputs(), configuration=plan.configuration(config))
-            assert found is not None, "another run has just made it"
-            trained[plan.run] = found
+        if plan.run not in trained:
+            shared = find(plan)
+            assert shared is not None, "the first plan for it has just made it"
+            trained[plan.run] = shared
     return {plan.run: trained[plan.run] for plan in plans}  # not in the order in which they were done
 
 

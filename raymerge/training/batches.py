@@ -20,10 +20,8 @@ from raymerge.models.draws import Stream, hashed, uniform
 from raymerge.models.recommendation import Batch
 from raymerge.training.same_target import SameTargetIndex
 
-POOL_STEPS, POOL_WINDOWS = (
-    16,
-    256,
-)  # at least so many steps, and windows of each partition, are sorted by length together
+POOL_STEPS = 16  # at least so many steps' windows are sorted by length together,
+POOL_WINDOWS = 256  # and so many windows of each partition
 SHORTEST = 2  # an item and one to predict
 
 
