@@ -84,22 +84,22 @@ def demo_config() -> Config:
 def default_config() -> Config:
     """A causal encoder, next items at every position, and two contrastive members beside the plain one.
 
-    Members train on at the base's own rate, which keeps them apart; the merged model ends on a falling one.
+    Base and members train at one constant rate, which keeps members apart; the merged model's falls from there to 0.
     """
     settings = {"weight": 0.005}  # ten times more pulled a well-trained base down
     return Config(
         recipe="default",
-        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2, distance_bias=True),
+        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2, distance_bias=True, repeats=True),
         base=ObjectiveConfig("next_item"),
-        training=TrainingConfig(epochs=24),
+        training=TrainingConfig(epochs=12, batch_size=32),
         members={
             "next_item": ObjectiveConfig("next_item"),
             "cl4srec": ObjectiveConfig("cl4srec", settings),
             "duorec": ObjectiveConfig("duorec", settings),
         },
-        fine_tuning=TrainingConfig(epochs=6),
+        fine_tuning=TrainingConfig(epochs=4, batch_size=32),
         merge=MergeConfig(coefficients="equal"),  # no search of λ held for users who did not choose
-        after_merge=TrainingConfig(epochs=4, learning_rate=3e-4, schedule="linear"),
+        after_merge=TrainingConfig(epochs=4, batch_size=32, schedule="linear"),
     )
 
 
@@ -112,7 +112,7 @@ def default_config() -> Config:
 def ml_1m_config() -> Config:
     """As `default`, with long histories, and the field's usual cleaning: items with 5 interactions, then users with 3.
 
-    Batches have as many items as those of `default` that are four times as many windows.
+    Batches have as many items as those of `default`, which are four times as many windows.
     """
     config = default_config()
     return config.model_copy(
@@ -120,9 +120,9 @@ def ml_1m_config() -> Config:
             "recipe": "ml-1m",
             "prepare": ML_1M_CLEANING,
             "encoder": replace(config.encoder, max_length=200, dropout=0.1),
-            "training": replace(config.training, epochs=32, batch_size=32),
-            "fine_tuning": replace(config.fine_tuning, batch_size=32),
-            "after_merge": TrainingConfig(epochs=4, batch_size=32, learning_rate=3e-4, schedule="linear"),
+            "training": replace(config.training, epochs=14, batch_size=8),
+            "fine_tuning": replace(config.fine_tuning, batch_size=8),
+            "after_merge": TrainingConfig(epochs=6, batch_size=8, schedule="linear"),
         }
     )
 

@@ -13,6 +13,10 @@ def log_probabilities(module: nn.Module, histories: Tensor, temperature: float =
     logits = hidden @ weight.t()
     if bias is not None:
         logits = logits + bias
+    if hasattr(module, "repeats") and module.repeats() is not None:
+        read = [set(row) & set(range(1, len(weight) + 1)) for row in module.input_rows(histories).tolist()]
+        had = torch.tensor([[item in row for item in range(1, len(weight) + 1)] for row in read])
+        logits = logits + had * (hidden @ module.repeats())[:, None]
     return (logits / temperature).log_softmax(dim=1)
 
 

@@ -18,23 +18,47 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def cross_entropy_sum(states: Tensor, targets: list[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+Had = tuple[list[set[int]], Tensor]
+"""The columns that each row has had, and what is added to their weights."""
+
+
+def row_logits(state: Tensor, row: int, weight: Tensor, bias: Tensor | None, had: Had | None) -> Tensor:
+    """One row's scores."""
+    if had is not None:
+        columns, direction = had
+        weight = torch.stack([w + direction if j in columns[row] else w for j, w in enumerate(weight)])
+    return weight @ state + (0 if bias is None else bias)
+
+
+def cross_entropy_sum(
+    states: Tensor,
+    targets: list[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    had: Had | None = None,
+) -> Tensor:
     """Σ −log p(target), one row after the other."""
     total = states.new_zeros(())
-    for state, target in zip(states, targets, strict=True):
-        logits = weight @ state + (0 if bias is None else bias)
+    for row, (state, target) in enumerate(zip(states, targets, strict=True)):
+        logits = row_logits(state, row, weight, bias, had)
         total = total - (logits[target] - torch.log(torch.exp(logits).sum()))
     return total
 
 
 def sampled_cross_entropy_sum(
-    states: Tensor, targets: list[int], weight: Tensor, bias: Tensor | None, *, drawn: list[int]
+    states: Tensor,
+    targets: list[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    had: Had | None = None,
+    *,
+    drawn: list[int],
 ) -> Tensor:
     """Σ −log of exp(z_target) over the targets' exp(z) plus, for each other item that was drawn, exp(z) / q of it."""
     q = 1 - (1 - 1 / len(weight)) ** len(drawn)
     total = states.new_zeros(())
-    for state, target in zip(states, targets, strict=True):
-        odds = torch.exp(weight @ state + (0 if bias is None else bias))
+    for row, (state, target) in enumerate(zip(states, targets, strict=True)):
+        odds = torch.exp(row_logits(state, row, weight, bias, had))
         partition = sum(odds[item] for item in set(targets)) + sum(odds[item] / q for item in set(drawn) - set(targets))
         total = total - torch.log(odds[target] / partition)
     return total
@@ -70,8 +94,13 @@ def state_at(encoder: SequenceEncoder, inputs: list[int], column: int) -> Tensor
 
 
 def item_loss(encoder: SequenceEncoder, inputs: list[int], column: int, item: int) -> Tensor:
-    """−log p(item) at one position of one sequence."""
-    return -torch.log_softmax(encoder.scores(state_at(encoder, inputs, column)), 0)[item - 1]
+    """−log p(item) at one position of one sequence, given the items that can be seen from there."""
+    weight, bias, _ = encoder.head()
+    state, seen = state_at(encoder, inputs, column), inputs if encoder.config.cloze else inputs[: column + 1]
+    logits = weight @ state + (0 if bias is None else bias)
+    if encoder.repeats() is not None:
+        logits = logits + torch.tensor([j + 1 in seen for j in range(len(weight))]) * (state @ encoder.repeats())
+    return -torch.log_softmax(logits, 0)[item - 1]
 
 
 def state_at_end(encoder: SequenceEncoder, history: list[int]) -> Tensor:

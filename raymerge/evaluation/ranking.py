@@ -16,7 +16,7 @@ from raymerge.evaluation.scoring import (
     MEMORY_BYTES,
     CatalogueScores,
     Recommender,
-    encode,
+    States,
     evaluation_mode,
     finite,
     inside_block,
@@ -108,7 +108,7 @@ def rank_targets(
     memory = config.memory_mib << 20
     ranks = {}
     with evaluation_mode(module):
-        states = encode(module, examples.histories, memory_bytes=memory)
+        states = States.of(module, examples.histories, memory_bytes=memory)
         for name in config.rankings:
             if name == "full":
                 seen = examples.seen if config.filter_seen else None
@@ -146,7 +146,7 @@ def full_ranks(
     for items outside the catalogue and for lengths that differ, ScoreError for scores that are not finite.
     """
     with evaluation_mode(module):
-        states = encode(module, histories, memory_bytes=memory_bytes)
+        states = States.of(module, histories, memory_bytes=memory_bytes)
         return _full_ranks(module, states, targets, seen, memory_bytes, offered)
 
 
@@ -158,7 +158,7 @@ def sampled_ranks(
     Ties count against the model. Time and memory do not depend on V. Raises as `full_ranks`.
     """
     with evaluation_mode(module):
-        states = encode(module, histories, memory_bytes=memory_bytes)
+        states = States.of(module, histories, memory_bytes=memory_bytes)
         return _sampled_ranks(module, states, targets, negatives, memory_bytes)
 
 
@@ -179,11 +179,11 @@ def top_k(
         num_items = len(module.head()[0])
         if not 1 <= k <= num_items:
             raise InputError(f"between 1 and {num_items} items can be recommended (the catalogue), got {k}")
-        states = encode(module, histories, memory_bytes=memory_bytes)
+        states = States.of(module, histories, memory_bytes=memory_bytes)
         items = torch.zeros(len(states), k, dtype=torch.int64)
-        scores = torch.zeros(len(states), k, dtype=working_dtype(states))
+        scores = torch.zeros(len(states), k, dtype=working_dtype(states.hidden))
         for rows, blocks in user_chunks(module, states, memory_bytes):
-            best = _top_of_chunk(blocks, k, *_pairs(exclude, rows, states.device))
+            best = _top_of_chunk(blocks, k, *_pairs(exclude, rows, states.hidden.device))
             items[rows], scores[rows] = (part.cpu() for part in best)
     return items, scores
 
@@ -199,7 +199,7 @@ def _pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Te
 
 def _full_ranks(
     module: Recommender,
-    states: Tensor,
+    states: States,
     targets: Tensor,
     seen: Ragged | None,
     memory_bytes: int,
@@ -210,16 +210,16 @@ def _full_ranks(
     if seen is not None:
         _check_users("seen items", len(seen.offsets) - 1, len(states))
         check_items("seen items", seen.items, len(weight))
-    missing = None if offered is None else ~offered.to(states.device)
+    missing = None if offered is None else ~offered.to(states.hidden.device)
     ranks = torch.empty(len(states), dtype=torch.int64)
     for rows, blocks in user_chunks(module, states, memory_bytes):
-        items = targets[rows].to(states.device)
+        items = targets[rows].to(states.hidden.device)
         bar = blocks.of(items) - _rounding(states[rows], weight, bias, items)
-        ranks[rows] = _ranks_of_chunk(blocks, bar, items, missing, *_pairs(seen, rows, states.device)).cpu()
+        ranks[rows] = _ranks_of_chunk(blocks, bar, items, missing, *_pairs(seen, rows, states.hidden.device)).cpu()
     return ranks
 
 
-def _check_targets(states: Tensor, targets: Tensor, num_items: int) -> None:
+def _check_targets(states: States, targets: Tensor, num_items: int) -> None:
     _check_users("targets", len(targets), len(states))
     check_items("targets", targets, num_items)
 
@@ -229,15 +229,17 @@ def _check_users(what: str, found: int, users: int) -> None:
         raise InputError(f"{what} must be of the same users as the histories, got {found} and {users} users")
 
 
-def _rounding(states: Tensor, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
+def _rounding(states: States, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
     """By how much the scores of two equal items may differ in rounding, seen in a target's own score: [B].
 
     A matrix product sums the columns at the edge of a tile in another order than those inside. Of equal rows, d up to
-    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b|).
+    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b|), and |h·r| for repeats.
     """
     dtype = working_dtype(weight)
-    size = states.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
-    return 2 * torch.finfo(dtype).eps * (size if bias is None else size + bias[items - 1].to(dtype).abs())
+    size = states.hidden.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
+    if bias is not None:
+        size = size + bias[items - 1].to(dtype).abs()
+    return 2 * torch.finfo(dtype).eps * (size if states.shift is None else size + states.shift.abs())
 
 
 def _ranks_of_chunk(
@@ -256,7 +258,7 @@ def _ranks_of_chunk(
 
 
 def _sampled_ranks(
-    module: Recommender, states: Tensor, targets: Tensor, negatives: Tensor, memory_bytes: int
+    module: Recommender, states: States, targets: Tensor, negatives: Tensor, memory_bytes: int
 ) -> Tensor:
     weight, bias, _ = module.head()
     _check_targets(states, targets, len(weight))
@@ -267,11 +269,12 @@ def _sampled_ranks(
     ranks = torch.empty(len(states), dtype=torch.int64)
     for first in range(0, len(states), users):
         rows = slice(first, first + users)
-        items = targets[rows].to(states.device)
-        others = negatives[rows].to(states.device)
+        items = targets[rows].to(states.hidden.device)
+        others = negatives[rows].to(states.hidden.device)
         candidates = (torch.cat([items[:, None], others], dim=1) - 1).clamp_(min=0)  # one gather: both round alike
-        scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), states[rows].to(dtype))
-        scores = finite(scores if bias is None else scores + bias[candidates].to(dtype))
+        scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), states[rows].hidden.to(dtype))
+        scores = scores if bias is None else scores + bias[candidates].to(dtype)
+        scores = finite(scores + states[rows].shift_of(candidates))
         bar = scores[:, 0] - _rounding(states[rows], weight, bias, items)
         ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
     return ranks

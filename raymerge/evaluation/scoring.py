@@ -5,6 +5,7 @@ Shapes: U users, B users of a chunk, L columns, d dimensions, V items, C columns
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymerge.errors import ScoreError
+from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 256 << 20
 USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit the caches
 
 
 class Recommender(Protocol):
-    """What is ranked: any torch module with these three parts (`raymerge.models.encoder.SequenceEncoder` is one)."""
+    """What is ranked: any torch module with these three parts (`raymerge.models.encoder.SequenceEncoder` is one).
+
+    It may also have `repeats`, and then `input_rows` (see `raymerge.models.repeats`).
+    """
 
     def embed(self, histories: Tensor) -> Tensor:
         """int64[B, L] → embedded input x."""
@@ -67,6 +72,51 @@ def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY
     return states
 
 
+@dataclass(frozen=True)
+class States:
+    """What a module makes of U users: `hidden` [U, d] and, if it scores items of the history otherwise, which and how.
+
+    `seen` int64[U, L'] names these by column, −1 for none, and `shift` [U] is what each of them gains.
+    """
+
+    hidden: Tensor
+    seen: Tensor | None = None
+    shift: Tensor | None = None
+
+    @classmethod
+    def of(cls, module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> "States":
+        """Encode histories int64[U, L]; call it in `evaluation_mode`."""
+        hidden, direction = encode(module, histories, memory_bytes=memory_bytes), repeat_direction(module)
+        if direction is None:
+            return cls(hidden)
+        seen = distinct_columns(input_rows(module, histories), len(module.head()[0]))
+        dtype = working_dtype(hidden)
+        return cls(hidden, seen, hidden.to(dtype) @ direction.to(dtype))
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, users: slice) -> "States":
+        return States(self.hidden[users], *(None if x is None else x[users] for x in (self.seen, self.shift)))
+
+    def add_shift(self, scores: Tensor, first: int) -> None:
+        """To scores [U, C] of a block that begins at column `first`, in place."""
+        if self.seen is None or self.shift is None:
+            return
+        seen = self.seen.to(scores.device) - first
+        users, places = ((seen >= 0) & (seen < scores.shape[1])).nonzero(as_tuple=True)
+        scores.view(-1).index_add_(0, users * scores.shape[1] + seen[users, places], self.shift[users])
+
+    def shift_of(self, columns: Tensor) -> Tensor | float:
+        """What each user's own columns int64[U, n] gain: [U, n]."""
+        if self.seen is None or self.shift is None:
+            return 0.0
+        seen, users = self.seen.to(columns.device), torch.arange(len(columns), device=columns.device)[:, None]
+        span = 1 + max(int(columns.max()), int(seen.max())) if len(columns) else 1
+        had = torch.isin(columns + users * span, (seen + users * span)[seen >= 0])
+        return had * self.shift[:, None]
+
+
 class CatalogueScores:
     """Scores of B users, block by block over the catalogue: yields (first column, scores [B, C]), more than once.
 
@@ -74,7 +124,7 @@ class CatalogueScores:
     every pass computes the blocks anew, and nothing larger than one of them is held.
     """
 
-    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, columns: int) -> None:
+    def __init__(self, states: States, weight: Tensor, bias: Tensor | None, columns: int) -> None:
         self.users = len(states)
         self._states, self._weight, self._bias, self._columns = states, weight, bias, columns
         self._whole = [(0, self._block(0))] if columns >= len(weight) else None
@@ -87,7 +137,7 @@ class CatalogueScores:
     def of(self, items: Tensor) -> Tensor:
         """Score of one item a user, taken from the blocks: int64[B] → [B]."""
         users = torch.arange(self.users, device=items.device)
-        scores = self._states.new_empty(self.users, dtype=working_dtype(self._states))
+        scores = self._states.hidden.new_empty(self.users, dtype=working_dtype(self._states.hidden))
         for first, block in self:
             rows, columns = inside_block(block, first, users, items)
             scores[rows] = block[rows, columns]
@@ -97,7 +147,9 @@ class CatalogueScores:
         columns = slice(first, first + self._columns)
         dtype = working_dtype(self._weight)
         bias = None if self._bias is None else self._bias[columns].to(dtype)
-        return finite(F.linear(self._states.to(dtype), self._weight[columns].to(dtype), bias))
+        scores = F.linear(self._states.hidden.to(dtype), self._weight[columns].to(dtype), bias)
+        self._states.add_shift(scores, first)
+        return finite(scores)
 
 
 def inside_block(block: Tensor, first: int, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +159,7 @@ def inside_block(block: Tensor, first: int, users: Tensor, items: Tensor) -> tup
     return users[inside], columns[inside]
 
 
-def user_chunks(module: Recommender, states: Tensor, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:
+def user_chunks(module: Recommender, states: States, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:
     """(users, scores) of chunks of users, with the block size that keeps scores and masks in memory_bytes."""
     weight, bias, _ = module.head()
     entry_bytes = 3 * working_dtype(weight).itemsize  # a score, its comparison masks and a running count

@@ -11,8 +11,8 @@ from raymerge.fisher.draws import streams
 from raymerge.fisher.factor import Probes
 from raymerge.fisher.generic import AutogradBackward
 from raymerge.fisher.inputs import InputSide
-from raymerge.fisher.model import HeadNames, input_rows, parts_of
-from raymerge.fisher.output import add_output, replace_output_of_rows
+from raymerge.fisher.model import HeadNames, parts_of
+from raymerge.fisher.output import add_output, add_repeats, replace_output_of_rows
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import TILE, Head, Scores
 from raymerge.fisher.sums import Journal, SquareSums
@@ -20,6 +20,7 @@ from raymerge.fisher.threads import in_order
 from raymerge.fisher.transformer import EncoderBackward
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig, Request
 from raymerge.models.encoder import SequenceEncoder
+from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 32 << 20
 """Default budget; larger chunks than these do not stay in a CPU's cache, a GPU wants more."""
@@ -74,10 +75,12 @@ class Engine:
             parameter.requires_grad_()
         with torch.enable_grad():  # so that a computed weight shows what it was computed from
             weight, bias, tied = self.model.head()
+            repeats = repeat_direction(module)
         offered = None if offered is None else offered.to(weight.device)
-        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature, offered)
+        direction = None if repeats is None else repeats.detach()
+        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature, offered, direction)
         config.check_model(items=self.head.choices, dim=weight.shape[1])
-        self.names = HeadNames.of(module, weight, bias, tied)
+        self.names = HeadNames.of(module, weight, bias, tied, repeats)
         self.sums = SquareSums(parameters)
         self.backward: EncoderBackward | AutogradBackward
         if type(module) is SequenceEncoder:  # a subclass may compute something else
@@ -125,8 +128,9 @@ class Engine:
             histories = histories[:, -max(1, int(_lengths(histories).max())) :]
         hidden = self.model.encode(self.model.embed(histories), histories).unflatten(0, (-1, size))
         keys = users.keys.to(histories.device).view(-1, size)
-        scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size))
         positions = input_rows(self.module, histories)
+        seen = None if self.head.repeats is None else distinct_columns(positions, self.head.items)
+        scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size), seen)
         rows = InputRows.of(positions.reshape(len(hidden), -1))
         columns = self.names.columns(rows.rows, self.head.items)
         request = Request(self.config.samples or 1, self.config.align, self._targets(users, size), columns)
@@ -141,6 +145,7 @@ class Engine:
     def _take(self, batch: "Batch") -> None:
         """Add a batch to the sums."""
         add_output(self.sums, batch.scores, self.names, batch.probes.choice)
+        add_repeats(self.sums, batch.scores, self.names, batch.probes.choice)
         if not batch.probes.complete and batch.columns is not None:
             replace_output_of_rows(self.sums, batch.scores, self.names, batch.probes, batch.columns)
         batch.journal.hand_on()

@@ -9,7 +9,7 @@ from raymerge.errors import ConfigError
 
 
 class Parts(Protocol):
-    """A next-item model in three parts. It may also have `input_rows`, see `input_rows` below."""
+    """A next-item model in three parts. It may also have `input_rows` and `repeats`, see `raymerge.models.repeats`."""
 
     def embed(self, histories: Tensor) -> Tensor:
         """int64[B, L] → [B, L', d]."""
@@ -29,33 +29,28 @@ def parts_of(module: nn.Module) -> Parts:
     return cast(Parts, module)
 
 
-def input_rows(module: nn.Module, histories: Tensor) -> Tensor:
-    """Row of the embedding that stands at each input position, 0 at padding: int64[B, L'].
-
-    What the module's own `input_rows` says, or the histories as they are.
-    """
-    own = getattr(module, "input_rows", None)
-    return histories if own is None else own(histories)
-
-
 @dataclass(frozen=True)
 class HeadNames:
     """Where the head's tensors live: parameter and its row for column 0. A name is None if that part is a constant."""
 
     weight: str | None
     bias: str | None
+    repeats: str | None = None
     first: int = 0
     first_bias: int = 0
     tied: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None) -> "HeadNames":
-        """From what `head` gave. Raises ConfigError if that is not made of the parameters it is said to be."""
+    def of(
+        cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None, repeats: Tensor | None
+    ) -> "HeadNames":
+        """From what `head` and `repeats` gave. Raises ConfigError if that is not of the parameters it is said to be."""
         name, first = _locate(module, weight, "weight")
         bias_name, first_bias = (None, 0) if bias is None else _locate(module, bias, "bias")
         if tied is not None and (name is None or module.get_parameter(tied) is not module.get_parameter(name)):
             raise ConfigError(f"head() says that its weight is tied to {tied!r}, but it is {name or 'not a parameter'}")
-        return cls(name, bias_name, first, first_bias, tied is not None)
+        direction = None if repeats is None else _locate(module, repeats, "direction of repeats")[0]
+        return cls(name, bias_name, direction, first, first_bias, tied is not None)
 
     def columns(self, rows: Tensor, items: int) -> Tensor | None:
         """The column scored by each row that is read, -1 if none; None if the head is not tied: int64[G, K]."""

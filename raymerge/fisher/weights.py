@@ -202,7 +202,7 @@ def topk(scores: Scores, request: Request) -> Probes:
             scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples)
         )
     else:
-        items = scores.top(lambda run: scores.head.logits(scores.flat, run), request.samples)
+        items = scores.top(scores.logits, request.samples)
     return _by_probability(scores, request, items)
 
 
@@ -294,7 +294,8 @@ def _pick(scores: Scores, request: Request) -> Tensor:
     if not by_rank:
         return picked
     everything = slice(0, scores.head.items)
-    ordered = [scores.head.logits(h[None], everything)[0].argsort(descending=True, stable=True) for h in scores.flat]
+    each = (slice(user, user + 1) for user in range(len(scores.flat)))
+    ordered = [scores.logits(everything, user)[0].argsort(descending=True, stable=True) for user in each]
     return torch.stack([order[ranks] for order, ranks in zip(ordered, picked, strict=True)])
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
+from raymerge.models.repeats import distinct_columns
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -36,6 +37,7 @@ class EncoderConfig:
     norm: Literal["pre", "post"] = "pre"
     output_bias: bool = True
     distance_bias: bool = False  # attention also knows how far apart two items are: a learned bias a head and distance
+    repeats: bool = False  # the head also knows which items the history has: a learned direction (see models.repeats)
 
     def __post_init__(self) -> None:
         for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
@@ -170,6 +172,7 @@ class SequenceEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(config.dim)
         self.output_bias = nn.Parameter(torch.zeros(num_items)) if config.output_bias else None
+        self.repeat_direction = nn.Parameter(torch.zeros(config.dim)) if config.repeats else None
         self.apply(_initialise)
 
     @property
@@ -218,6 +221,10 @@ class SequenceEncoder(nn.Module):
         """Output weights [V, d], bias [V] or None, and the name of the embedding they are tied to."""
         return self.item_embedding.weight[1 : self.num_items + 1], self.output_bias, "item_embedding.weight"
 
+    def repeats(self) -> Tensor | None:
+        """What the weights of an item gain once the history has it: r [d], or None."""
+        return self.repeat_direction
+
     def hidden_states(self, x: Tensor, real: Tensor, at: Tensor | None = None) -> Tensor:
         """States at columns `at` int64[B, Q] (all L if None): x [B, L, d], real bool[B, L] → [B, Q, d].
 
@@ -241,14 +248,16 @@ class SequenceEncoder(nn.Module):
         allowed = real[:, None, None, :] | itself
         return allowed if self.config.cloze else allowed & torch.ones_like(itself).tril()
 
-    def scores(self, states: Tensor) -> Tensor:
-        """Logits over the catalogue, column j for item j + 1: [..., d] → [..., V]."""
-        weight, bias, _ = self.head()
-        return F.linear(states, weight, bias)
-
     def forward(self, histories: Tensor) -> Tensor:
-        """Next-item logits: int64[B, L] → [B, V]."""
-        return self.scores(self.encode(self.embed(histories), histories))
+        """Next-item logits, column j for item j + 1: int64[B, L] → [B, V]."""
+        weight, bias, _ = self.head()
+        states = self.encode(self.embed(histories), histories)
+        logits = F.linear(states, weight, bias)
+        if self.repeat_direction is not None:
+            seen = distinct_columns(self.input_rows(histories), self.num_items)
+            shift = (states @ self.repeat_direction)[:, None] * (seen >= 0)
+            logits = logits.scatter_add(1, seen.clamp(min=0), shift)
+        return logits
 
 
 def pick(x: Tensor, at: Tensor | None) -> Tensor:

@@ -39,3 +39,16 @@ class Ensemble(nn.Module):
         present = [bias for bias in biases if bias is not None]
         bias = torch.stack(present).sum(dim=0) / len(biases) if present else None
         return torch.cat(weights, dim=1) / len(weights), bias, None
+
+    def repeats(self) -> Tensor | None:
+        """Directions of all models side by side, as the output weights: [M·d], or None if no model has one."""
+        found = [model.repeats() for model in self._models]
+        if all(direction is None for direction in found):
+            return None
+        weights = [model.item_embedding.weight for model in self._models]
+        parts = [w.new_zeros(w.shape[1]) if r is None else r for w, r in zip(weights, found, strict=True)]
+        return torch.cat(parts) / len(parts)
+
+    def input_rows(self, histories: Tensor) -> Tensor:
+        """What the models read, alike for all: int64[B, L] → int64[B, L']."""
+        return self._models[0].input_rows(histories)

@@ -1,6 +1,7 @@
 """The losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,15 +11,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from raymerge.models.draws import Stream, uniform
+from raymerge.models.repeats import Repeats
 
 LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
 CACHE_ROWS = 128  # on a CPU, chunks of so many rows stay in its cache
 
 
 def catalogue_cross_entropy(
-    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, logit_bytes: int = LOGIT_BYTES
+    states: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    repeats: Repeats | None = None,
+    *,
+    logit_bytes: int = LOGIT_BYTES,
 ) -> Tensor:
-    """Sum over rows of −log softmax(W h + b)[target] over all V items.
+    """Sum over rows of −log softmax(W h + b)[target] over all V items, `repeats` scoring as they do (see there).
 
     states [n, d], targets int64[n] in 0..V − 1, weight [V, d], bias [V] or None → scalar. The gradients are formed in
     the forward pass, chunk by chunk of rows, while the probabilities are at hand: the logits are computed once, and
@@ -27,7 +35,8 @@ def catalogue_cross_entropy(
     rows = max(1, logit_bytes // (2 * len(weight) * weight.element_size()))  # logits and probabilities
     if states.device.type == "cpu":
         rows = min(rows, CACHE_ROWS)
-    return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows)
+    pairs = (None, None, None) if repeats is None else (repeats.rows, repeats.columns, repeats.direction)
+    return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows, *pairs)
 
 
 def sampled_cross_entropy(
@@ -35,6 +44,7 @@ def sampled_cross_entropy(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    repeats: Repeats | None = None,
     *,
     draws: int,
     seed: Tensor,
@@ -46,14 +56,16 @@ def sampled_cross_entropy(
     q = 1 − (1 − 1/V)^draws is the chance to be among them; targets stand for themselves. Given the rows that sum is
     without bias, so the loss is too as `draws` grows; draws ≥ V take all items and give the softmax itself. (Sampled
     softmax with the correction by log q: Jean et al., arXiv 1412.2007; Yi et al., RecSys 2019.) `seed` int64 scalar is
-    the same on all ranks. Of V items only the columns `offered` count if they are given, int64[n] in order; targets are
-    then places among these. Memory: states, the items taken and V · d for the gradient, whatever rows × items are.
+    the same on all ranks. Of V items only the columns `offered` count if they are given, int64[n] in order; targets and
+    repeats are then places among these. Memory: states, the items taken and V · d for the gradient, whatever rows ×
+    items are.
     """
     items, log_q = _sample(gather_rows(targets)[0], len(weight) if offered is None else len(offered), draws, seed)
     columns = items if offered is None else offered[items]
     shift = -log_q.to(weight.dtype)
     some_bias = shift if bias is None else bias[columns] + shift
-    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[columns], some_bias)
+    some_repeats = None if repeats is None else repeats.among(items)
+    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[columns], some_bias, some_repeats)
 
 
 def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,36 +80,84 @@ def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
-    """Loss and its three gradients in one pass over chunks of rows."""
+    """Loss and its four gradients in one pass over chunks of rows."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        owners: Tensor | None,
+        columns: Tensor | None,
+        direction: Tensor | None,
+    ) -> Tensor:
         total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         wanted = any(ctx.needs_input_grad)
-        grads = [torch.empty_like(states), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+        grads = [
+            torch.empty_like(states),
+            *(None if x is None else torch.zeros_like(x) for x in (weight, bias, direction)),
+        ]
+        cuts = _cuts(owners, len(states), rows)
         for start in range(0, len(states), rows):
             h, target = states[start : start + rows], targets[start : start + rows, None]
             logits = F.linear(h, weight, bias).to(weight.dtype)
+            seen = None
+            if owners is not None and columns is not None and direction is not None:
+                some = slice(cuts[start // rows], cuts[start // rows + 1])
+                seen = _Seen(owners[some] - start, columns[some], direction)
+                seen.shift(logits, h)
             likeliest, at_target = logits.amax(1), logits.gather(1, target).sum()
             p = logits.softmax(1)
             # log Σ exp(z) = max z − log max p, exact however small the target's probability is
             total += (likeliest - p.amax(1).log()).sum() - at_target
             if wanted:
                 p.scatter_add_(1, target, p.new_full((len(p), 1), -1.0))
-                _add_gradients(p, h, weight, grads, start)
+                _add_gradients(p, h, weight, seen, grads, start)
         ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
-        return states, None, weight, bias, None
+        states, weight, bias, direction = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
+        return states, None, weight, bias, None, None, None, direction
 
 
-def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, grads: list[Tensor | None], start: int) -> None:
+@dataclass(frozen=True)
+class _Seen:
+    """Repeats of a chunk of rows."""
+
+    rows: Tensor
+    columns: Tensor
+    direction: Tensor
+
+    def shift(self, logits: Tensor, h: Tensor) -> None:
+        """Add h·r to their logits [n, V], in place."""
+        shift = (h.to(self.direction.dtype) * self.direction).sum(1)  # a sum, lest autocast round it
+        logits.view(-1).index_add_(0, self.rows * logits.shape[1] + self.columns, shift[self.rows])
+
+    def gradients(self, dz: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the states [n, d] and of r [d], given those of the logits [n, V]."""
+        each = dz.new_zeros(len(h)).index_add_(0, self.rows, dz[self.rows, self.columns])[:, None]
+        return each * self.direction, (each * h).sum(0)
+
+
+def _cuts(owners: Tensor | None, rows: int, chunk: int) -> list[int]:
+    """Where among pairs in order of their rows each chunk of rows begins, and the last one ends."""
+    if owners is None:
+        return []
+    starts = torch.arange(0, rows + chunk, chunk, device=owners.device)
+    return torch.searchsorted(owners, starts).tolist()
+
+
+def _add_gradients(
+    dz: Tensor, h: Tensor, weight: Tensor, seen: _Seen | None, grads: list[Tensor | None], start: int
+) -> None:
     """Add what the rows with logit gradients dz [n, V] and states h [n, d] give to the gradients, in place."""
-    states_grad, weight_grad, bias_grad = grads
+    states_grad, weight_grad, bias_grad, direction_grad = grads
     assert states_grad is not None and weight_grad is not None
     states_grad[start : start + len(h)] = dz @ weight
     if dz.device.type == "cpu" and h.dtype == dz.dtype:
@@ -106,6 +166,10 @@ def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, grads: list[Tensor | N
         weight_grad += dz.t() @ h  # under autocast the product is of lower precision, the sum is not
     if bias_grad is not None:
         bias_grad += dz.sum(0)
+    if seen is not None and direction_grad is not None:
+        of_states, of_direction = seen.gradients(dz, h)
+        states_grad[start : start + len(h)] += of_states
+        direction_grad += of_direction
 
 
 def info_nce(

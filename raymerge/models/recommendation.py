@@ -14,6 +14,7 @@ from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.draws import Stream, uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import catalogue_cross_entropy, gather_rows, sampled_cross_entropy
+from raymerge.models.repeats import Repeats, repeats_before
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Te
     """Cross-entropy at hidden positions; the window's other items are the input."""
     inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
     states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
-    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], batch, settings)
+    repeats = _repeats(encoder, inputs, hidden)
+    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], repeats, batch, settings)
 
 
 def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,22 +113,36 @@ def next_item(encoder: SequenceEncoder, batch: Batch, settings: SoftmaxSettings)
     inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
     real = inputs != 0
     states = encoder.hidden_states(encoder.item_embedding(inputs), real)
-    return _recommendation(encoder, states[real], targets[real], batch, settings)
+    return _recommendation(encoder, states[real], targets[real], _repeats(encoder, inputs, real), batch, settings)
+
+
+def _repeats(encoder: SequenceEncoder, inputs: Tensor, asked: Tensor) -> Repeats | None:
+    """Which items the places that are asked have seen, if the encoder makes a difference of it."""
+    direction, causal = encoder.repeats(), not encoder.config.cloze
+    if direction is None:
+        return None
+    return repeats_before(inputs, asked, direction, num_items=encoder.num_items, causal=causal)
 
 
 def _recommendation(
-    encoder: SequenceEncoder, states: Tensor, targets: Tensor, batch: Batch, settings: SoftmaxSettings
+    encoder: SequenceEncoder,
+    states: Tensor,
+    targets: Tensor,
+    repeats: Repeats | None,
+    batch: Batch,
+    settings: SoftmaxSettings,
 ) -> Term:
     """Cross-entropy of states [n, d] whose next items are `targets` int64[n], over the items on offer."""
     weight, bias, _ = encoder.head()
     columns, offered = targets - 1, batch.offered
     if offered is not None:  # the others are neither right nor wrong: their gradient is 0
         columns = torch.searchsorted(offered, columns)
+        repeats = None if repeats is None else repeats.among(offered)
     if settings.loss == "sampled":
         seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
-        total = sampled_cross_entropy(states, columns, weight, bias, draws=draws, seed=seed, offered=offered)
+        total = sampled_cross_entropy(states, columns, weight, bias, repeats, draws=draws, seed=seed, offered=offered)
     else:
         if offered is not None:
             weight, bias = weight[offered], None if bias is None else bias[offered]
-        total = catalogue_cross_entropy(states, columns, weight, bias)
+        total = catalogue_cross_entropy(states, columns, weight, bias, repeats)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import ranking
 from raymerge.evaluation.ranking import EvaluationConfig, full_ranks, negatives_for, rank_targets, sampled_ranks, top_k
+from raymerge.evaluation.scoring import States
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
 BUDGETS = [1, 5_000, 1 << 28]  # one column a block, a few, the whole catalogue
@@ -88,9 +89,10 @@ def histories_of(lengths, num_items=40, columns=12):
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("repeats", [True, False])
 @pytest.mark.parametrize("memory", BUDGETS)
-def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, memory):
-    module, histories = encoder(attention=attention), histories_of([1, 12, 5, 2, 12, 7, 1])
+def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, repeats, memory):
+    module, histories = encoder(attention=attention, repeats=repeats), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.tensor([3, 40, 1, 17, 8, 25, 39])
     seen = [row[row > 0].tolist() for row in histories]
     ranks = full_ranks(module, histories, targets, seen=ragged(seen), memory_bytes=memory)
@@ -100,6 +102,23 @@ def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, memory
         scores = module(history[None])[0].tolist()
         assert ranks[i] == oracles.rank(scores, int(targets[i]), set(seen[i]))
         assert best[i].tolist() == oracles.top_k(scores, 9, set(seen[i]))
+
+
+@pytest.mark.parametrize("memory", BUDGETS)
+def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_out(memory):
+    module, histories = encoder(repeats=True), histories_of([1, 12, 5, 2, 12, 7, 1])
+    targets = torch.stack([histories[:, -1], torch.tensor([3, 40, 1, 17, 8, 25, 39])], dim=1)
+    values = top_k(module, histories, 9, memory_bytes=memory)[1]
+    for column in range(2):
+        ranks = full_ranks(module, histories, targets[:, column], memory_bytes=memory)
+        negatives = torch.cat([targets[:, 1 - column, None], histories[:, :-1]], dim=1)
+        sampled = sampled_ranks(module, histories, targets[:, column], negatives, memory_bytes=memory)
+        for i, history in enumerate(histories):
+            scores, target = module.eval()(history[None])[0].tolist(), int(targets[i, column])
+            assert ranks[i] == oracles.rank(scores, target, set())
+            others = [j for j in negatives[i].tolist() if j]
+            assert sampled[i] == 1 + sum(scores[j - 1] >= scores[target - 1] for j in others)
+            assert values[i].tolist() == pytest.approx(sorted(scores, reverse=True)[:9])
 
 
 def test_ranks_do_not_depend_on_the_order_or_company_of_users():
@@ -141,7 +160,7 @@ def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, 
         weight = torch.randn(1, dim, generator=generator).expand(num_items, dim).contiguous()
         module = SimpleNamespace(head=lambda w=weight: (w, None, None))
         targets = torch.randint(1, num_items + 1, (users,), generator=generator)
-        assert ranking._full_ranks(module, states, targets, None, 1 << 28).tolist() == [num_items] * users
+        assert ranking._full_ranks(module, States(states), targets, None, 1 << 28).tolist() == [num_items] * users
 
 
 class LargestTensor(TorchDispatchMode):

@@ -9,8 +9,8 @@ ITEMS = 9
 
 
 def encoder(seed: int = 0, *, items: int = ITEMS, **settings: object) -> SequenceEncoder:
-    """A float64 encoder with weights large enough that every non-linearity matters."""
-    shape: dict[str, object] = {"dim": 6, "heads": 2, "feed_forward": 5, "max_length": 5, "blocks": 2}
+    """A float64 encoder with weights large enough that every non-linearity matters, with repeats unless told."""
+    shape: dict[str, object] = {"dim": 6, "heads": 2, "feed_forward": 5, "max_length": 5, "blocks": 2, "repeats": True}
     module = SequenceEncoder(items, EncoderConfig(**{**shape, **settings})).double()  # type: ignore[arg-type]
     return randomised(module, seed)
 

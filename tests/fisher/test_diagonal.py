@@ -29,7 +29,8 @@ def only(items: Tensor, weights: Tensor) -> Tensor:
 def test_exact_equals_brute_force_for_every_kind_of_encoder(
     attention: str, norm: str, activation: str, blocks: int
 ) -> None:
-    module = encoder(attention=attention, norm=norm, activation=activation, blocks=blocks, output_bias=blocks != 2)
+    some = {"output_bias": blocks != 2, "repeats": blocks != 3}
+    module = encoder(attention=attention, norm=norm, activation=activation, blocks=blocks, **some)
     users = histories()
     assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
 
@@ -173,7 +174,7 @@ def by_rank(ranks: Tensor, p: Tensor) -> Tensor:
 @pytest.mark.parametrize("samples", [3, ITEMS])
 @pytest.mark.parametrize("align", ["identity", "rank"])
 def test_batchwise_topk(samples: int, align: str) -> None:
-    module, users = encoder(8, dim=2, heads=1), histories()
+    module, users = encoder(8, dim=3, heads=1), histories()
 
     def choose(p: Tensor, _: int) -> tuple[Tensor, Tensor]:
         same = p.sum(0).topk(samples).indices.expand(len(p), -1)

@@ -25,7 +25,7 @@ def scores(*, items: int, dim: int, users: int = 3, scale: float = 1.0, dtype: t
 
 def by_definition(found: Scores, weights: Tensor) -> Tensor:
     """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ."""
-    p = found.head.logits(found.flat, slice(None)).softmax(1)
+    p = found.logits(slice(0, found.head.items)).softmax(1)
     r = found.head.weight - (p @ found.head.weight)[:, None]
     return torch.einsum("bj,bjc,bjd->bcd", weights, r, r)
 
@@ -38,7 +38,7 @@ def product(probes: Probes) -> Tensor:
 @pytest.mark.parametrize(("items", "dim"), [(2, 5), (40, 5), (1, 3)])
 def test_squared_probes_make_the_covariance(items: int, dim: int) -> None:
     found = scores(items=items, dim=dim)
-    p = found.head.logits(found.flat, slice(None)).softmax(1)
+    p = found.logits(slice(0, found.head.items)).softmax(1)
     expected = by_definition(found, p)
     torch.testing.assert_close(covariance(found), expected)
     torch.testing.assert_close(product(from_all(found, None)), expected)

@@ -40,6 +40,17 @@ def test_left_padding_changes_nothing(attention: str) -> None:
 
 
 @BOTH
+def test_items_of_the_history_gain_what_the_state_says_once(attention: str) -> None:
+    torch.manual_seed(1)
+    plain, encoder = make(attention), make(attention, repeats=True)
+    encoder.load_state_dict({**plain.state_dict(), "repeat_direction": torch.randn(8)})
+    rows = torch.tensor([[0, 0, 3, 7, 3], [1, 1, 1, 1, 1], [0, 0, 0, 0, 20]])
+    shift = encoder.encode(encoder.embed(rows), rows) @ encoder.repeats()
+    had = torch.tensor([[item in row for item in range(1, 21)] for row in rows.tolist()])
+    torch.testing.assert_close(encoder(rows), plain(rows) + had * shift[:, None])
+
+
+@BOTH
 def test_histories_beyond_max_length_keep_their_last_items(attention: str) -> None:
     encoder = make(attention)
     kept = 7 if attention == "bidirectional" else 8

@@ -8,11 +8,11 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.ensemble import Ensemble
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("some", [{}, {"output_bias": False}, {"repeats": True}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_ranks_are_those_of_the_mean_of_logits(attention: str, bias: bool) -> None:
+def test_ranks_are_those_of_the_mean_of_logits(attention: str, some: dict[str, bool]) -> None:
     torch.manual_seed(1)
-    config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, output_bias=bias)
+    config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, **some)
     models = [SequenceEncoder(30, config).double().eval() for _ in range(3)]
     for model in models:
         for parameter in model.parameters():

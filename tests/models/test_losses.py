@@ -8,24 +8,50 @@ from oracles_training import cross_entropy_sum, info_nce_sum, sampled_cross_entr
 
 from raymerge.models.draws import Stream, uniform
 from raymerge.models.losses import catalogue_cross_entropy, info_nce, sampled_cross_entropy
+from raymerge.models.repeats import Repeats
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 5), st.booleans(), st.integers(0, 10**6))
-def test_cross_entropy_and_its_gradients(rows: int, items: int, chunk: int, with_bias: bool, seed: int) -> None:
+def leaves_of(rows: int, items: int, draw: torch.Generator) -> list[torch.Tensor]:
+    """States, weight, bias and the direction of repeats."""
+    shapes = (rows, 3), (items, 3), (items,), (3,)
+    return [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in shapes]
+
+
+def had_by(rows: int, items: int, share: float, draw: torch.Generator) -> torch.Tensor:
+    """Which row has had which item: bool[rows, items]."""
+    return torch.rand(rows, items, generator=draw) < share
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 9),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 0.3, 1.0]),
+    st.integers(0, 10**6),
+)
+def test_cross_entropy_and_its_gradients(
+    rows: int, items: int, chunk: int, with_bias: bool, repeated: float | None, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
-    leaves = [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((rows, 3), (items, 3), (items,))]
+    leaves = leaves_of(rows, items, draw)
     targets = torch.randint(0, items, (rows,), generator=draw)
+    had = had_by(rows, items, repeated or 0, draw)
     results = []
     for fast in (True, False):
-        states, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        states, weight, bias, direction = (leaf.clone().requires_grad_() for leaf in leaves)
         given_bias = bias if with_bias else None
         if fast:
-            total = catalogue_cross_entropy(states, targets, weight, given_bias, logit_bytes=chunk * items * 16)
+            repeats = None if repeated is None else Repeats(*had.nonzero(as_tuple=True), direction)
+            total = catalogue_cross_entropy(
+                states, targets, weight, given_bias, repeats, logit_bytes=chunk * items * 16
+            )
         else:
-            total = cross_entropy_sum(states, targets.tolist(), weight, given_bias)
-        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum())).backward()
-        results.append([total.detach(), states.grad, weight.grad, bias.grad])
+            pairs = None if repeated is None else ([set(row.nonzero().flatten().tolist()) for row in had], direction)
+            total = cross_entropy_sum(states, targets.tolist(), weight, given_bias, pairs)
+        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum() + direction.sum())).backward()
+        results.append([total.detach(), states.grad, weight.grad, bias.grad, direction.grad])
     for fast_value, naive in zip(*results, strict=True):
         torch.testing.assert_close(fast_value, naive, rtol=1e-10, atol=1e-12)
 
@@ -44,25 +70,38 @@ def test_no_gradients_are_formed_where_none_are_wanted() -> None:
     torch.testing.assert_close(quiet, catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 9), st.integers(2, 40), st.integers(1, 50), st.booleans(), st.integers(0, 10**6))
-def test_sampled_cross_entropy_and_its_gradients(rows: int, items: int, draws: int, with_bias: bool, seed: int) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 9),
+    st.integers(2, 40),
+    st.integers(1, 50),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 0.3, 1.0]),
+    st.integers(0, 10**6),
+)
+def test_sampled_cross_entropy_and_its_gradients(
+    rows: int, items: int, draws: int, with_bias: bool, repeated: float | None, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
-    leaves = [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((rows, 3), (items, 3), (items,))]
+    leaves = leaves_of(rows, items, draw)
     targets = torch.randint(0, items, (rows,), generator=draw)
+    had = had_by(rows, items, repeated or 0, draw)
     drawn = (uniform(Stream.NEGATIVES, seed, torch.arange(draws)) * items).long().tolist()
     results = []
     for fast in (True, False):
-        states, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
-        given_bias = bias if with_bias else None
+        states, weight, bias, direction = (leaf.clone().requires_grad_() for leaf in leaves)
+        head = weight, bias if with_bias else None
         if fast:
-            total = sampled_cross_entropy(states, targets, weight, given_bias, draws=draws, seed=torch.tensor(seed))
-        elif draws >= items:
-            total = cross_entropy_sum(states, targets.tolist(), weight, given_bias)
+            repeats = None if repeated is None else Repeats(*had.nonzero(as_tuple=True), direction)
+            total = sampled_cross_entropy(states, targets, *head, repeats, draws=draws, seed=torch.tensor(seed))
         else:
-            total = sampled_cross_entropy_sum(states, targets.tolist(), weight, given_bias, drawn=drawn)
-        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum())).backward()
-        results.append([total.detach(), states.grad, weight.grad, bias.grad])
+            pairs = None if repeated is None else ([set(row.nonzero().flatten().tolist()) for row in had], direction)
+            if draws >= items:
+                total = cross_entropy_sum(states, targets.tolist(), *head, pairs)
+            else:
+                total = sampled_cross_entropy_sum(states, targets.tolist(), *head, pairs, drawn=drawn)
+        (total * 0.7 + 0 * (states.sum() + weight.sum() + bias.sum() + direction.sum())).backward()
+        results.append([total.detach(), states.grad, weight.grad, bias.grad, direction.grad])
     for fast_value, naive in zip(*results, strict=True):
         torch.testing.assert_close(fast_value, naive, rtol=1e-10, atol=1e-12)
 

@@ -34,7 +34,9 @@ def cyclic(users: int = 40, parts: int = 2) -> list[Sequences]:
 def make(name: str = "next_item", seed: int = 0, **settings: object) -> tuple[SequenceEncoder, Objective]:
     torch.manual_seed(seed)
     attention = OBJECTIVES[name].attention or "causal"
-    config = EncoderConfig(attention=attention, max_length=8, dim=16, heads=2, feed_forward=32, dropout=0.1)
+    config = EncoderConfig(
+        attention=attention, max_length=8, dim=16, heads=2, feed_forward=32, dropout=0.1, repeats=True
+    )
     return SequenceEncoder(ITEMS, config), build_objective(ObjectiveConfig(name, settings), config)
 
 

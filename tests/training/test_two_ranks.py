@@ -41,7 +41,9 @@ def partitions() -> list[Sequences]:
 def train_case(case: str, parts: list[Sequences], *, seed: int) -> TrainingState:
     attention, settings = CASES[case]
     torch.manual_seed(seed)
-    config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, dropout=0.0)
+    config = EncoderConfig(
+        attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, dropout=0.0, repeats=True
+    )
     encoder = SequenceEncoder(ITEMS, config).double()
     objective = build_objective(ObjectiveConfig(case.split()[0], settings), config).double()
     return train(encoder, objective, parts, TrainingConfig(epochs=2, batch_size=7, learning_rate=1e-2, patience=0))
