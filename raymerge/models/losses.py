@@ -101,9 +101,13 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             *(None if x is None else torch.zeros_like(x) for x in (weight, bias, direction)),
         ]
         cuts = _cuts(owners, len(states), rows)
+        half = _product_dtype(weight)
+        w = weight.to(half)
         for start in range(0, len(states), rows):
             h, target = states[start : start + rows], targets[start : start + rows, None]
-            logits = F.linear(h, weight, bias).to(weight.dtype)
+            logits = F.linear(h.to(half), w).to(weight.dtype)
+            if bias is not None:
+                logits += bias
             seen = None
             if owners is not None and columns is not None and direction is not None:
                 some = slice(cuts[start // rows], cuts[start // rows + 1])
@@ -115,7 +119,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             total += (likeliest - p.amax(1).log()).sum() - at_target
             if wanted:
                 p.scatter_add_(1, target, p.new_full((len(p), 1), -1.0))
-                _add_gradients(p, h, weight, seen, grads, start)
+                _add_gradients(p, h, w, seen, grads, start)
         ctx.save_for_backward(*grads)
         return total
 
@@ -145,6 +149,13 @@ class _Seen:
         return each * self.direction, (each * h).sum(0)
 
 
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """Of the products with the catalogue: autocast's, which leaves double precision as it is; sums are not in it."""
+    device = weight.device.type
+    cast = torch.is_autocast_enabled(device) and weight.dtype == torch.float32
+    return torch.get_autocast_dtype(device) if cast else weight.dtype
+
+
 def _cuts(owners: Tensor | None, rows: int, chunk: int) -> list[int]:
     """Where among pairs in order of their rows each chunk of rows begins, and the last one ends."""
     if owners is None:
@@ -159,11 +170,12 @@ def _add_gradients(
     """Add what the rows with logit gradients dz [n, V] and states h [n, d] give to the gradients, in place."""
     states_grad, weight_grad, bias_grad, direction_grad = grads
     assert states_grad is not None and weight_grad is not None
-    states_grad[start : start + len(h)] = dz @ weight
-    if dz.device.type == "cpu" and h.dtype == dz.dtype:
-        weight_grad.addmm_(dz.t(), h)
+    half = dz.to(weight.dtype)
+    states_grad[start : start + len(h)] = half @ weight
+    if half.dtype == weight_grad.dtype:
+        weight_grad.addmm_(half.t(), h.to(half.dtype))
     else:
-        weight_grad += dz.t() @ h  # under autocast the product is of lower precision, the sum is not
+        weight_grad += half.t() @ h.to(half.dtype)  # the product is of lower precision, the sum is not
     if bias_grad is not None:
         bias_grad += dz.sum(0)
     if seen is not None and direction_grad is not None:

@@ -7,6 +7,7 @@ probe, and then squared. For causal encoders and full histories without a repeat
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
+from torch.nn import functional as F
 
 from raymerge.models.encoder import SequenceEncoder
 
@@ -40,7 +41,7 @@ def diagonal_sum(encoder: SequenceEncoder, histories: Tensor) -> dict[str, Tenso
         x = encoder.embed(histories)
         h = encoder.encode(x, histories)
         weight = encoder.head()[0]
-        p = encoder.scores(h).softmax(1)
+        p = F.linear(h, weight, encoder.output_bias).softmax(1)
         r = weight - (p @ weight)[:, None]  # [B, V, d]
         scales, vectors = torch.linalg.eigh((r * p[..., None]).transpose(1, 2) @ r)
     probes = vectors.transpose(1, 2)
