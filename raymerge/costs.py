@@ -49,4 +49,5 @@ def encoding(encoder: EncoderConfig, length: float) -> float:
 
 def parameters(encoder: EncoderConfig, items: int) -> int:
     """About how many parameters a model has, embeddings of items and positions included."""
-    return round((items + 2 + encoder.max_length) * encoder.dim + items * encoder.output_bias + layers(encoder))
+    output = items * encoder.output_bias + encoder.dim * encoder.repeat_direction
+    return round((items + 2 + encoder.max_length) * encoder.dim + output + layers(encoder))

@@ -89,7 +89,9 @@ def default_config() -> Config:
     settings = {"weight": 0.005}  # ten times more pulled a well-trained base down
     return Config(
         recipe="default",
-        encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.2, distance_bias=True, repeats=True),
+        encoder=EncoderConfig(
+            attention="causal", max_length=50, dropout=0.2, distance_bias=True, repeat_direction=True
+        ),
         base=ObjectiveConfig("next_item"),
         training=TrainingConfig(epochs=12, batch_size=32),
         members={

@@ -13,10 +13,11 @@ def log_probabilities(module: nn.Module, histories: Tensor, temperature: float =
     logits = hidden @ weight.t()
     if bias is not None:
         logits = logits + bias
-    if hasattr(module, "repeats") and module.repeats() is not None:
-        read = [set(row) & set(range(1, len(weight) + 1)) for row in module.input_rows(histories).tolist()]
-        had = torch.tensor([[item in row for item in range(1, len(weight) + 1)] for row in read])
-        logits = logits + had * (hidden @ module.repeats())[:, None]
+    direction = getattr(module, "repeat_direction", None)
+    if direction is not None:
+        rows = module.input_rows(histories) if hasattr(module, "input_rows") else histories
+        had = torch.tensor([[item in row for item in range(1, len(weight) + 1)] for row in rows.tolist()])
+        logits = logits + had * (hidden @ direction)[:, None]
     return (logits / temperature).log_softmax(dim=1)
 
 

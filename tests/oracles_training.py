@@ -98,8 +98,8 @@ def item_loss(encoder: SequenceEncoder, inputs: list[int], column: int, item: in
     weight, bias, _ = encoder.head()
     state, seen = state_at(encoder, inputs, column), inputs if encoder.config.cloze else inputs[: column + 1]
     logits = weight @ state + (0 if bias is None else bias)
-    if encoder.repeats() is not None:
-        logits = logits + torch.tensor([j + 1 in seen for j in range(len(weight))]) * (state @ encoder.repeats())
+    if encoder.repeat_direction is not None:
+        logits = logits + torch.tensor([j + 1 in seen for j in range(len(weight))]) * (state @ encoder.repeat_direction)
     return -torch.log_softmax(logits, 0)[item - 1]
 
 

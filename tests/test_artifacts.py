@@ -105,6 +105,13 @@ def test_model_survives_the_disk(model: Path) -> None:
     assert first(histories).shape == (1, 7)
 
 
+def test_a_setting_that_a_model_does_not_name_has_its_default(model: Path) -> None:
+    settings = json.loads((model / "config.json").read_text())
+    del settings["repeat_direction"]
+    (model / "config.json").write_text(json.dumps(settings))
+    assert load_model(str(model)).repeat_direction is None
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [("model.safetensors", b"\x00"), ("config.json", b"{"), ("config.json", b'{"num_items": 7, "layers": 2}')],

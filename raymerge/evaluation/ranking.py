@@ -233,7 +233,8 @@ def _rounding(states: States, weight: Tensor, bias: Tensor | None, items: Tensor
     """By how much the scores of two equal items may differ in rounding, seen in a target's own score: [B].
 
     A matrix product sums the columns at the edge of a tile in another order than those inside. Of equal rows, d up to
-    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b|), and |h·r| for repeats.
+    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b| + |h·r|), also where the
+    target is no repeat.
     """
     dtype = working_dtype(weight)
     size = states.hidden.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
@@ -273,9 +274,10 @@ def _sampled_ranks(
         others = negatives[rows].to(states.hidden.device)
         candidates = (torch.cat([items[:, None], others], dim=1) - 1).clamp_(min=0)  # one gather: both round alike
         scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), states[rows].hidden.to(dtype))
-        scores = scores if bias is None else scores + bias[candidates].to(dtype)
-        scores = finite(scores + states[rows].shift_of(candidates))
-        bar = scores[:, 0] - _rounding(states[rows], weight, bias, items)
+        if bias is not None:
+            scores += bias[candidates].to(dtype)
+        states[rows].shift_columns(scores, candidates)
+        bar = finite(scores)[:, 0] - _rounding(states[rows], weight, bias, items)
         ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
     return ranks
 

@@ -6,6 +6,7 @@ Shapes: U users, B users of a chunk, L columns, d dimensions, V items, C columns
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymerge.errors import ScoreError
-from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
+from raymerge.models.repeats import add_shift, contains, distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 256 << 20
 USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit the caches
@@ -22,7 +23,7 @@ USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit th
 class Recommender(Protocol):
     """What is ranked: any torch module with these three parts (`raymerge.models.encoder.SequenceEncoder` is one).
 
-    It may also have `repeats`, and then `input_rows` (see `raymerge.models.repeats`).
+    It may also have `repeat_direction` and `input_rows` (see `raymerge.models.repeats`).
     """
 
     def embed(self, histories: Tensor) -> Tensor:
@@ -74,47 +75,46 @@ def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY
 
 @dataclass(frozen=True)
 class States:
-    """What a module makes of U users: `hidden` [U, d] and, if it scores items of the history otherwise, which and how.
+    """What a module makes of U users: `hidden` [U, d] of `histories` int64[U, L], and the scores of items they had.
 
-    `seen` int64[U, L'] names these by column, −1 for none, and `shift` [U] is what each of them gains.
+    What these are is worked out when asked for, so take a chunk of users first.
     """
 
+    module: Recommender
+    histories: Tensor
     hidden: Tensor
-    seen: Tensor | None = None
-    shift: Tensor | None = None
 
     @classmethod
     def of(cls, module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> "States":
-        """Encode histories int64[U, L]; call it in `evaluation_mode`."""
-        hidden, direction = encode(module, histories, memory_bytes=memory_bytes), repeat_direction(module)
-        if direction is None:
-            return cls(hidden)
-        seen = distinct_columns(input_rows(module, histories), len(module.head()[0]))
-        dtype = working_dtype(hidden)
-        return cls(hidden, seen, hidden.to(dtype) @ direction.to(dtype))
+        """Encode histories; call it in `evaluation_mode`."""
+        return cls(module, histories, encode(module, histories, memory_bytes=memory_bytes))
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, users: slice) -> "States":
-        return States(self.hidden[users], *(None if x is None else x[users] for x in (self.seen, self.shift)))
+        return States(self.module, self.histories[users], self.hidden[users])
 
-    def add_shift(self, scores: Tensor, first: int) -> None:
-        """To scores [U, C] of a block that begins at column `first`, in place."""
-        if self.seen is None or self.shift is None:
-            return
-        seen = self.seen.to(scores.device) - first
-        users, places = ((seen >= 0) & (seen < scores.shape[1])).nonzero(as_tuple=True)
-        scores.view(-1).index_add_(0, users * scores.shape[1] + seen[users, places], self.shift[users])
+    @cached_property
+    def shift(self) -> Tensor | None:
+        """What the scores of items that a user had gain, in `working_dtype`: [U], or None."""
+        direction, dtype = repeat_direction(self.module), working_dtype(self.hidden)
+        return None if direction is None else self.hidden.to(dtype) @ direction.to(dtype)
 
-    def shift_of(self, columns: Tensor) -> Tensor | float:
-        """What each user's own columns int64[U, n] gain: [U, n]."""
-        if self.seen is None or self.shift is None:
-            return 0.0
-        seen, users = self.seen.to(columns.device), torch.arange(len(columns), device=columns.device)[:, None]
-        span = 1 + max(int(columns.max()), int(seen.max())) if len(columns) else 1
-        had = torch.isin(columns + users * span, (seen + users * span)[seen >= 0])
-        return had * self.shift[:, None]
+    @cached_property
+    def _had(self) -> Tensor:
+        rows = input_rows(self.module, self.histories.to(self.hidden.device))
+        return distinct_columns(rows, len(self.module.head()[0])).sort(dim=1).values
+
+    def shift_block(self, scores: Tensor, first: int) -> None:
+        """Add to scores [U, C] of a block that begins at column `first` what they gain."""
+        if self.shift is not None:
+            add_shift(scores, self._had, self.shift, first=first)
+
+    def shift_columns(self, scores: Tensor, columns: Tensor) -> None:
+        """Add to scores [U, n] of each user's own columns int64[U, n] what they gain."""
+        if self.shift is not None:
+            scores += contains(self._had, columns) * self.shift[:, None]
 
 
 class CatalogueScores:
@@ -148,7 +148,7 @@ class CatalogueScores:
         dtype = working_dtype(self._weight)
         bias = None if self._bias is None else self._bias[columns].to(dtype)
         scores = F.linear(self._states.hidden.to(dtype), self._weight[columns].to(dtype), bias)
-        self._states.add_shift(scores, first)
+        self._states.shift_block(scores, first)
         return finite(scores)
 
 

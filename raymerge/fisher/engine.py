@@ -12,7 +12,7 @@ from raymerge.fisher.factor import Probes
 from raymerge.fisher.generic import AutogradBackward
 from raymerge.fisher.inputs import InputSide
 from raymerge.fisher.model import HeadNames, parts_of
-from raymerge.fisher.output import add_output, add_repeats, replace_output_of_rows
+from raymerge.fisher.output import add_output, add_repeat_direction, replace_output_of_rows
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import TILE, Head, Scores
 from raymerge.fisher.sums import Journal, SquareSums
@@ -75,12 +75,12 @@ class Engine:
             parameter.requires_grad_()
         with torch.enable_grad():  # so that a computed weight shows what it was computed from
             weight, bias, tied = self.model.head()
-            repeats = repeat_direction(module)
+            direction = repeat_direction(module)
         offered = None if offered is None else offered.to(weight.device)
-        direction = None if repeats is None else repeats.detach()
-        self.head = Head(weight.detach(), _restricted(weight, bias, offered), config.temperature, offered, direction)
+        head = weight.detach(), _restricted(weight, bias, offered)
+        self.head = Head(*head, config.temperature, offered, None if direction is None else direction.detach())
         config.check_model(items=self.head.choices, dim=weight.shape[1])
-        self.names = HeadNames.of(module, weight, bias, tied, repeats)
+        self.names = HeadNames.of(module, weight, bias, tied, direction)
         self.sums = SquareSums(parameters)
         self.backward: EncoderBackward | AutogradBackward
         if type(module) is SequenceEncoder:  # a subclass may compute something else
@@ -129,8 +129,8 @@ class Engine:
         hidden = self.model.encode(self.model.embed(histories), histories).unflatten(0, (-1, size))
         keys = users.keys.to(histories.device).view(-1, size)
         positions = input_rows(self.module, histories)
-        seen = None if self.head.repeats is None else distinct_columns(positions, self.head.items)
-        scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size), seen)
+        had = None if self.head.repeat_direction is None else distinct_columns(positions, self.head.items)
+        scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size), had)
         rows = InputRows.of(positions.reshape(len(hidden), -1))
         columns = self.names.columns(rows.rows, self.head.items)
         request = Request(self.config.samples or 1, self.config.align, self._targets(users, size), columns)
@@ -140,12 +140,12 @@ class Engine:
         temperature = self.config.temperature
         inputs = InputSide(journal, self.names, read, rows, probes.mixing, hidden / temperature)
         self.backward.add(histories, probes.cotangents / temperature, inputs)
+        add_repeat_direction(journal, scores, self.names, probes.choice)
         return Batch(scores, probes, columns, journal)
 
     def _take(self, batch: "Batch") -> None:
         """Add a batch to the sums."""
         add_output(self.sums, batch.scores, self.names, batch.probes.choice)
-        add_repeats(self.sums, batch.scores, self.names, batch.probes.choice)
         if not batch.probes.complete and batch.columns is not None:
             replace_output_of_rows(self.sums, batch.scores, self.names, batch.probes, batch.columns)
         batch.journal.hand_on()

@@ -114,9 +114,9 @@ def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
         signed = _signed_roots(scores, torch.arange(run.start, run.stop, device=total.device), count)
         total += (signed.flatten(0, 1) @ scores.head.weight[run]).view_as(total)
         sums += signed.sum(2)
-    if scores.seen is not None and scores.head.repeats is not None:
-        signed = _signed_roots(scores, scores.seen, count) * (scores.seen >= 0)[:, None]
-        total += signed.sum(2)[..., None] * scores.head.repeats
+    if scores.had is not None and scores.head.repeat_direction is not None:
+        signed = _signed_roots(scores, scores.had, count) * (scores.had >= 0)[:, None]
+        total += signed.sum(2)[..., None] * scores.head.repeat_direction
     cotangents = (total - sums[..., None] * scores.mean[:, None]) / count**0.5
     if columns is None:
         return Probes(cotangents[:, :, None], None, complete=False)
@@ -132,15 +132,15 @@ def covariance(scores: Scores) -> Tensor:
     total = mean.new_zeros(len(mean), scores.dim, scores.dim)
     for columns in scores.tiles():
         roots = scores.probabilities(columns).sqrt_()[..., None]
-        if scores.seen is not None:
-            roots.masked_fill_(scores.has(columns)[..., None], 0)  # their weights are their own, see below
+        if scores.had is not None:
+            roots.masked_fill_(scores.run_had(columns)[..., None], 0)  # these have weights of their own, see below
         users = max(1, WORKING_SET // (weight[columns].numel() * weight.element_size()))
         for start in range(0, len(mean), users):
             part = slice(start, start + users)
             centred = (weight[columns] - mean[part, None]).mul_(roots[part])
             total[part].baddbmm_(centred.transpose(1, 2), centred)
-    if scores.seen is not None:
-        centred = scores.centred(scores.seen.clamp_min(0)).mul_(scores.seen_probabilities.sqrt()[..., None])
+    if scores.had is not None:
+        centred = scores.centred(scores.had.clamp_min(0)).mul_(scores.had_probabilities.sqrt()[..., None])
         total.baddbmm_(centred.transpose(1, 2), centred)
     return total
 

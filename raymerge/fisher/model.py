@@ -9,7 +9,9 @@ from raymerge.errors import ConfigError
 
 
 class Parts(Protocol):
-    """A next-item model in three parts. It may also have `input_rows` and `repeats`, see `raymerge.models.repeats`."""
+    """A next-item model in three parts. It may also have `input_rows` and `repeat_direction`, see
+    `raymerge.models.repeats`.
+    """
 
     def embed(self, histories: Tensor) -> Tensor:
         """int64[B, L] → [B, L', d]."""
@@ -35,22 +37,27 @@ class HeadNames:
 
     weight: str | None
     bias: str | None
-    repeats: str | None = None
     first: int = 0
     first_bias: int = 0
     tied: bool = False
+    repeat_direction: str | None = None
 
     @classmethod
     def of(
-        cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None, repeats: Tensor | None
+        cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None, direction: Tensor | None
     ) -> "HeadNames":
-        """From what `head` and `repeats` gave. Raises ConfigError if that is not of the parameters it is said to be."""
+        """From what `head` and `repeat_direction` gave.
+
+        Raises ConfigError if that is not made of the parameters that it is said to be.
+        """
         name, first = _locate(module, weight, "weight")
         bias_name, first_bias = (None, 0) if bias is None else _locate(module, bias, "bias")
         if tied is not None and (name is None or module.get_parameter(tied) is not module.get_parameter(name)):
             raise ConfigError(f"head() says that its weight is tied to {tied!r}, but it is {name or 'not a parameter'}")
-        direction = None if repeats is None else _locate(module, repeats, "direction of repeats")[0]
-        return cls(name, bias_name, direction, first, first_bias, tied is not None)
+        whole = None if direction is None else _locate(module, direction, "repeat_direction")[0]
+        if whole is not None and direction is not None and module.get_parameter(whole).shape != direction.shape:
+            raise ConfigError(f"repeat_direction must be a whole parameter or a constant, it is a part of {whole!r}")
+        return cls(name, bias_name, first, first_bias, tied is not None, whole)
 
     def columns(self, rows: Tensor, items: int) -> Tensor | None:
         """The column scored by each row that is read, -1 if none; None if the head is not tied: int64[G, K]."""
@@ -67,5 +74,5 @@ def _locate(module: nn.Module, tensor: Tensor, what: str) -> tuple[str | None, i
         if same and parameter.shape[1:] == tensor.shape[1:] and parameter.stride() == tensor.stride():
             return name, int((tensor.storage_offset() - parameter.storage_offset()) // parameter.stride(0))
     if tensor.grad_fn is not None:
-        raise ConfigError(f"head() gave a {what} computed from parameters: give the parameter or a run of its rows")
+        raise ConfigError(f"the model's {what} is computed from parameters: give the parameter or a run of its rows")
     return None, 0

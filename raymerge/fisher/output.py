@@ -2,7 +2,7 @@
 
 Row k of the output weights has the gradient Σ_s (δ_π_s(j),k - p_sk) h_s of log p_j (s runs over the users of a group,
 one but for batch-wise estimators). Summed over items: [w_k (1 - 2 p_k) + p_k² Σ_j w_j] h², one matrix product a
-batch; with w = p that is p_k (1 - p_k) h². The bias is the same without h. (The direction of repeats: `add_repeats`.)
+batch; with w = p that is p_k (1 - p_k) h². The bias is the same without h.
 """
 
 import torch
@@ -29,23 +29,22 @@ def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | No
             _add_group(side, scores, choice, group)
 
 
-def add_repeats(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
-    """Add the squared gradients of the direction of repeats, summed over the groups and the items of a choice.
+def add_repeat_direction(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
+    """Add the squared gradients of r, summed over the groups and the items of a choice.
 
-    That of log p_j is Σ_s (s_j - P_s) h_s, where s_j is 1 if user s has had the item, and P_s is the probability of all
-    items that the user has had. With w = p: P (1 - P) h².
+    That of Σ_s log p_s,π_s(j) is Σ_s (y_sj - P_s) h_s, where y_sj is 1 if user s had the item π_s(j), else 0, and P_s
+    is the probability of all items that the user had. For one user and w = p: P (1 - P) h².
     """
-    if names.repeats is None or not sums.wants(names.repeats):
+    if names.repeat_direction is None or not sums.wants(names.repeat_direction):
         return
     had, new = scores.repeated
     if choice is None:
         squares = (had * new) @ scores.flat.square()
     else:
-        residual = torch.where(scores.has(choice.items.flatten(0, 1)), new[:, None], -had[:, None])
-        residual = residual.view(choice.items.shape)
-        gradients = residual.transpose(1, 2) @ scores.hidden  # [G, n, d]
+        residual = torch.where(scores.has_had(choice.items.flatten(0, 1)), new[:, None], -had[:, None])
+        gradients = residual.view(choice.items.shape).transpose(1, 2) @ scores.hidden  # [G, n, d]
         squares = (choice.weights[..., None] * gradients.square()).sum((0, 1))
-    sums.add(names.repeats, squares * scores.head.temperature**-2)
+    sums.add(names.repeat_direction, squares * scores.head.temperature**-2)
 
 
 class _OutputSide:

@@ -14,23 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymerge.errors import ScoreError
+from raymerge.models.repeats import add_shift, contains
 
 TILE = 2048
 
 
 @dataclass(frozen=True)
 class Head:
-    """Output side of a model: logits = (W h + bias) / temperature; `offered` bool[V] if it chooses among some only.
+    """Output side of a model: logits = (W h + bias) / temperature, W + r being in W's place for items that a user had.
 
-    The bias then leaves no probability to the others. With a direction `repeats` r [d] the weights of a user's own
-    earlier items are W + r instead (see `raymerge.models.repeats`).
+    `repeat_direction` is r [d], 0 if None (see `raymerge.models.repeats`); `offered` bool[V] if the model chooses
+    among some items only, and the bias then leaves no probability to the others.
     """
 
     weight: Tensor
     bias: Tensor | None
     temperature: float = 1.0
     offered: Tensor | None = None
-    repeats: Tensor | None = None
+    repeat_direction: Tensor | None = None
 
     @property
     def items(self) -> int:
@@ -44,15 +45,18 @@ class Head:
 
 
 class Scores:
-    """Probabilities p = softmax(logits) of G·S users over all items, never held at once."""
+    """Probabilities p = softmax(logits) of G·S users over all items, never held at once.
 
-    def __init__(self, head: Head, hidden: Tensor, stream: Tensor, seen: Tensor | None = None) -> None:
+    Output weights of items that a user had include r in all that is a user's own: μ, r_j, C.
+    """
+
+    def __init__(self, head: Head, hidden: Tensor, stream: Tensor, had: Tensor | None = None) -> None:
         """`hidden` [G, S, d]; `stream` int64[G, S], one stream of random numbers a user (see draws).
 
-        `seen` int64[B, K] are the distinct columns of each user's history, −1 for none, if the head has `repeats`.
+        `had` int64[B, K] are the distinct columns of each user's history, −1 for none, if the head makes use of it.
         """
         self.head = head
-        self.seen = seen
+        self.had = None if had is None else had.sort(dim=1).values
         self.hidden = hidden
         self.stream = stream
         self.groups, self.group_size, self.dim = hidden.shape
@@ -84,24 +88,39 @@ class Scores:
         """Of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
         bias = None if self.head.bias is None else self.head.bias[columns]
         logits = F.linear(self.flat[users], self.head.weight[columns], bias)
-        if self.head.repeats is not None:
-            logits += self.has(columns, users) * (self.flat[users] @ self.head.repeats)[:, None]
+        if self.had is not None:
+            had, shift = self.had[users], self._shift[users]
+            if isinstance(columns, slice):
+                add_shift(logits, had, shift, first=columns.start)
+            else:
+                logits += contains(had, columns.expand(len(had), -1)) * shift[:, None]
         return logits / self.head.temperature
 
-    def has(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
-        """Which columns, a run or int64[n] or each user's own int64[B, n], are of the user's history: bool[B, n]."""
-        assert self.seen is not None
-        seen = self.seen[users]
-        if isinstance(columns, Tensor):
-            return (columns.expand(len(seen), -1)[:, :, None] == seen[:, None]).any(2)
-        start, width = columns.start, columns.stop - columns.start
-        inside = torch.where((seen >= start) & (seen < columns.stop), seen - start, width)
-        return seen.new_zeros(len(seen), width + 1, dtype=torch.bool).scatter_(1, inside, True)[:, :-1]
+    @cached_property
+    def _shift(self) -> Tensor:
+        """h·r: [B]."""
+        assert self.head.repeat_direction is not None
+        return self.flat @ self.head.repeat_direction
+
+    def has_had(self, items: Tensor) -> Tensor:
+        """Whether they had each of their own columns: int64[B, n] → bool[B, n]."""
+        assert self.had is not None
+        return contains(self.had, items)
+
+    def run_had(self, run: slice) -> Tensor:
+        """Which columns of a run they had: bool[B, run]."""
+        assert self.had is not None
+        width = run.stop - run.start
+        places = torch.where((self.had >= run.start) & (self.had < run.stop), self.had - run.start, width)
+        found = torch.zeros(len(places), width + 1, dtype=torch.bool, device=places.device)
+        return found.scatter_(1, places, True)[:, :-1]
 
     def weights_of(self, items: Tensor) -> Tensor:
         """Output weights of each user's own columns: int64[B, n] → [B, n, d]."""
         weight = self.head.weight[items]
-        return weight if self.head.repeats is None else weight + self.has(items)[..., None] * self.head.repeats
+        if self.head.repeat_direction is None:
+            return weight
+        return weight.addcmul_(self.has_had(items)[..., None].to(weight.dtype), self.head.repeat_direction)
 
     def probabilities(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
         """p of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
@@ -109,16 +128,12 @@ class Scores:
 
     def probabilities_of(self, items: Tensor) -> Tensor:
         """p of each user's own columns: int64[B, n] → [B, n]."""
-        logits = torch.bmm(self.weights_of(items), self.flat[:, :, None]).squeeze(2)
+        logits = torch.bmm(self.head.weight[items], self.flat[:, :, None]).squeeze(2)
         if self.head.bias is not None:
             logits = logits + self.head.bias[items]
+        if self.had is not None:
+            logits += self.has_had(items) * self._shift[:, None]
         return (logits / self.head.temperature - self._log_total[:, None]).exp_()
-
-    @cached_property
-    def seen_probabilities(self) -> Tensor:
-        """p of the items that the user has had, 0 where `seen` has none: [B, K]."""
-        assert self.seen is not None
-        return self.probabilities_of(self.seen.clamp_min(0)).masked_fill_(self.seen < 0, 0)
 
     def variances(self, columns: slice) -> Tensor:
         """p (1 - p) of a run of columns: [B, columns]."""
@@ -136,33 +151,42 @@ class Scores:
         return torch.where(top, (self._log_rest - self._log_total).exp()[:, None], 1 - p)
 
     @cached_property
-    def repeated(self) -> tuple[Tensor, Tensor]:
-        """The probability P of all items that the user has had and 1 − P, summed from its own items: [B] and [B]."""
-        new = [self.probabilities(run).masked_fill_(self.has(run), 0).sum(1) for run in self.tiles()]
-        return self.seen_probabilities.sum(1), torch.stack(new).sum(0)
+    def had_probabilities(self) -> Tensor:
+        """p of the items that each user had, 0 where `had` has none: [B, K]."""
+        assert self.had is not None
+        return self.probabilities_of(self.had.clamp_min(0)).masked_fill_(self.had < 0, 0)
 
     @cached_property
-    def _others(self) -> tuple[Tensor, Tensor]:
-        """Σ p_j W_j and Σ p_j over all items but the most probable: [B, d] and [B, 1]; p rescaled to add up to 1.
+    def _others(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Over all items but the most probable Σ p_j W_j and Σ p_j, and of these Σ p_j over what the user never had.
 
-        W_j of a user's earlier items includes r, here and below.
+        [B, d], [B, 1] and [B, 1]; p rescaled to add up to 1.
         """
         mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
+        new = torch.zeros_like(total)
         for columns in self.tiles():
             index = torch.arange(columns.start, columns.stop, device=mean.device)
             p = self.probabilities(columns).masked_fill_(index == self._top[:, None], 0)
             mean.addmm_(p, self.head.weight[columns])
             total += p.sum(1, keepdim=True)
-        if self.seen is not None and self.head.repeats is not None:
-            p = self.seen_probabilities.masked_fill(self.seen == self._top[:, None], 0)
-            mean += p.sum(1, keepdim=True) * self.head.repeats
+            if self.had is not None:
+                new += p.masked_fill_(self.run_had(columns), 0).sum(1, keepdim=True)
+        if self.had is not None and self.head.repeat_direction is not None:
+            p = self.had_probabilities.masked_fill(self.had == self._top[:, None], 0)
+            mean += p.sum(1, keepdim=True) * self.head.repeat_direction
         whole = total + self.probabilities_of(self._top[:, None])
-        return mean / whole, total / whole
+        return mean / whole, total / whole, new / whole
+
+    @cached_property
+    def repeated(self) -> tuple[Tensor, Tensor]:
+        """The probability P of all items that the user had, and 1 − P as the sum over all others: [B] and [B]."""
+        top = self.probabilities_of(self._top[:, None]) * ~self.has_had(self._top[:, None])
+        return self.had_probabilities.sum(1), (self._others[2] + top).squeeze(1)
 
     @cached_property
     def mean(self) -> Tensor:
         """μ = Σ_j p_j W_j: [B, d]."""
-        mean, total = self._others
+        mean, total, _ = self._others
         return mean + (1 - total) * self.weights_of(self._top[:, None])[:, 0]
 
     def centred(self, items: Tensor) -> Tensor:
@@ -170,7 +194,7 @@ class Scores:
 
         That is Σ_k≠j p_k (W_j - W_k), where the difference would cancel for a user who is nearly certain of j.
         """
-        weight, (mean, total) = self.weights_of(items), self._others
+        weight, (mean, total, _) = self.weights_of(items), self._others
         top = (items == self._top[:, None])[..., None]
         return torch.where(top, total[:, None] * weight - mean[:, None], weight - self.mean[:, None])
 

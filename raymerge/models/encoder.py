@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
-from raymerge.models.repeats import distinct_columns
+from raymerge.models.repeats import add_shift, distinct_columns
 
 CAST_POSITIONS = 4096  # B·L: batches of 8 × 200 take 18% longer in bf16 than in float32, of 128 × 50 10% less
 
@@ -39,7 +39,7 @@ class EncoderConfig:
     norm: Literal["pre", "post"] = "pre"
     output_bias: bool = True
     distance_bias: bool = False  # attention also knows how far apart two items are: a learned bias a head and distance
-    repeats: bool = False  # the head also knows which items the history has: a learned direction (see models.repeats)
+    repeat_direction: bool = False  # items that the encoder reads score as a learned direction says (models.repeats)
 
     def __post_init__(self) -> None:
         for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
@@ -157,6 +157,8 @@ class Block(nn.Module):
 class SequenceEncoder(nn.Module):
     """Next-item recommender: a transformer over the history, scored against the item embedding (tied).
 
+    With `repeat_direction` items that it reads score differently (see `raymerge.models.repeats`).
+
     Memory is (V + 2 + L)·d + O(blocks·d²) parameters; a forward pass over B histories costs
     O(B·L·blocks·(d² + L·d)) and, with scores, B·V·d.
     """
@@ -174,7 +176,7 @@ class SequenceEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(config.dim)
         self.output_bias = nn.Parameter(torch.zeros(num_items)) if config.output_bias else None
-        self.repeat_direction = nn.Parameter(torch.zeros(config.dim)) if config.repeats else None
+        self.repeat_direction = nn.Parameter(torch.zeros(config.dim)) if config.repeat_direction else None
         self.apply(_initialise)
 
     @property
@@ -223,10 +225,6 @@ class SequenceEncoder(nn.Module):
         """Output weights [V, d], bias [V] or None, and the name of the embedding they are tied to."""
         return self.item_embedding.weight[1 : self.num_items + 1], self.output_bias, "item_embedding.weight"
 
-    def repeats(self) -> Tensor | None:
-        """What the weights of an item gain once the history has it: r [d], or None."""
-        return self.repeat_direction
-
     def hidden_states(self, x: Tensor, real: Tensor, at: Tensor | None = None) -> Tensor:
         """States at columns `at` int64[B, Q] (all L if None): x [B, L, d], real bool[B, L] → [B, Q, d].
 
@@ -262,9 +260,8 @@ class SequenceEncoder(nn.Module):
         states = self.encode(self.embed(histories), histories)
         logits = F.linear(states, weight, bias)
         if self.repeat_direction is not None:
-            seen = distinct_columns(self.input_rows(histories), self.num_items)
-            shift = (states @ self.repeat_direction)[:, None] * (seen >= 0)
-            logits = logits.scatter_add(1, seen.clamp(min=0), shift)
+            had = distinct_columns(self.input_rows(histories), self.num_items)
+            add_shift(logits, had, states @ self.repeat_direction)
         return logits
 
 

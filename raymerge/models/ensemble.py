@@ -40,14 +40,11 @@ class Ensemble(nn.Module):
         bias = torch.stack(present).sum(dim=0) / len(biases) if present else None
         return torch.cat(weights, dim=1) / len(weights), bias, None
 
-    def repeats(self) -> Tensor | None:
-        """Directions of all models side by side, as the output weights: [M·d], or None if no model has one."""
-        found = [model.repeats() for model in self._models]
-        if all(direction is None for direction in found):
-            return None
-        weights = [model.item_embedding.weight for model in self._models]
-        parts = [w.new_zeros(w.shape[1]) if r is None else r for w, r in zip(weights, found, strict=True)]
-        return torch.cat(parts) / len(parts)
+    @property
+    def repeat_direction(self) -> Tensor | None:
+        """Those of all models side by side, as the output weights: [M·d], or None. All have one or none has."""
+        found = tuple(model.repeat_direction for model in self._models if model.repeat_direction is not None)
+        return torch.cat(found) / len(found) if found else None
 
     def input_rows(self, histories: Tensor) -> Tensor:
         """What the models read, alike for all: int64[B, L] → int64[B, L']."""

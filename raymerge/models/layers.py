@@ -18,8 +18,12 @@ def layer_of(parameter: str) -> str:
 
 
 def by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
-    """Names of parameters by layer, from the input to the output."""
+    """Names of parameters by layer, from the input to the output.
+
+    >>> list(by_layer(["repeat_direction", "output_bias", "item_embedding.weight"]))
+    ['item embedding', 'output bias', 'repeat direction']
+    """
     layers: dict[str, list[str]] = {}
-    for name in sorted(parameters, key=lambda name: name.startswith("output")):
+    for name in sorted(parameters, key=lambda name: name.startswith(("output", "repeat"))):
         layers.setdefault(layer_of(name), []).append(name)
     return layers

@@ -1,7 +1,6 @@
 """The losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from raymerge.models.draws import Stream, uniform
-from raymerge.models.repeats import Repeats
+from raymerge.models.repeats import Repeats, add_shift
 
 LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
 CACHE_ROWS = 128  # on a CPU, chunks of so many rows stay in its cache
@@ -35,8 +34,8 @@ def catalogue_cross_entropy(
     rows = max(1, logit_bytes // (2 * len(weight) * weight.element_size()))  # logits and probabilities
     if states.device.type == "cpu":
         rows = min(rows, CACHE_ROWS)
-    pairs = (None, None, None) if repeats is None else (repeats.rows, repeats.columns, repeats.direction)
-    return _CatalogueCrossEntropy.apply(states, targets, weight, bias, rows, *pairs)
+    direction = None if repeats is None else repeats.direction
+    return _CatalogueCrossEntropy.apply(states, targets, weight, bias, direction, repeats, rows)
 
 
 def sampled_cross_entropy(
@@ -89,64 +88,43 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: int,
-        owners: Tensor | None,
-        columns: Tensor | None,
         direction: Tensor | None,
+        repeats: Repeats | None,
+        rows: int,
     ) -> Tensor:
         total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         wanted = any(ctx.needs_input_grad)
-        grads = [
-            torch.empty_like(states),
-            *(None if x is None else torch.zeros_like(x) for x in (weight, bias, direction)),
-        ]
-        cuts = _cuts(owners, len(states), rows)
-        half = _product_dtype(weight)
-        w = weight.to(half)
+        states_grad, weight_grad = torch.empty_like(states), torch.zeros_like(weight)
+        bias_grad, direction_grad = (None if x is None else torch.zeros_like(x) for x in (bias, direction))
+        cast = weight.to(_product_dtype(weight))
         for start in range(0, len(states), rows):
-            h, target = states[start : start + rows], targets[start : start + rows, None]
-            logits = F.linear(h.to(half), w).to(weight.dtype)
+            some = slice(start, start + rows)
+            h, target = states[some], targets[some, None]
+            logits = F.linear(h.to(cast.dtype), cast).to(weight.dtype)
             if bias is not None:
                 logits += bias
-            seen = None
-            if owners is not None and columns is not None and direction is not None:
-                some = slice(cuts[start // rows], cuts[start // rows + 1])
-                seen = _Seen(owners[some] - start, columns[some], direction)
-                seen.shift(logits, h)
+            had = None if repeats is None else repeats.of(some)
+            if had is not None and direction is not None:
+                add_shift(logits, had, (h * direction).sum(1))  # no product, which autocast would round
             likeliest, at_target = logits.amax(1), logits.gather(1, target).sum()
             p = logits.softmax(1)
             # log Σ exp(z) = max z − log max p, exact however small the target's probability is
             total += (likeliest - p.amax(1).log()).sum() - at_target
             if wanted:
                 p.scatter_add_(1, target, p.new_full((len(p), 1), -1.0))
-                _add_gradients(p, h, w, seen, grads, start)
-        ctx.save_for_backward(*grads)
+                states_grad[some] = _add_gradients(p, h, cast, weight_grad, bias_grad)
+                if had is not None and direction is not None and direction_grad is not None:
+                    each = (p.gather(1, had.clamp(min=0)) * (had >= 0)).sum(1, keepdim=True)
+                    states_grad[some] += each * direction
+                    direction_grad += (each * h).sum(0)
+        ctx.save_for_backward(states_grad, weight_grad, bias_grad, direction_grad)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, direction = (None if g is None else g * outer[0] for g in ctx.saved_tensors)
-        return states, None, weight, bias, None, None, None, direction
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Repeats of a chunk of rows."""
-
-    rows: Tensor
-    columns: Tensor
-    direction: Tensor
-
-    def shift(self, logits: Tensor, h: Tensor) -> None:
-        """Add h·r to their logits [n, V], in place."""
-        shift = (h.to(self.direction.dtype) * self.direction).sum(1)  # a sum, lest autocast round it
-        logits.view(-1).index_add_(0, self.rows * logits.shape[1] + self.columns, shift[self.rows])
-
-    def gradients(self, dz: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the states [n, d] and of r [d], given those of the logits [n, V]."""
-        each = dz.new_zeros(len(h)).index_add_(0, self.rows, dz[self.rows, self.columns])[:, None]
-        return each * self.direction, (each * h).sum(0)
+        return states, None, weight, bias, direction, None, None
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
@@ -156,32 +134,16 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if cast else weight.dtype
 
 
-def _cuts(owners: Tensor | None, rows: int, chunk: int) -> list[int]:
-    """Where among pairs in order of their rows each chunk of rows begins, and the last one ends."""
-    if owners is None:
-        return []
-    starts = torch.arange(0, rows + chunk, chunk, device=owners.device)
-    return torch.searchsorted(owners, starts).tolist()
-
-
-def _add_gradients(
-    dz: Tensor, h: Tensor, weight: Tensor, seen: _Seen | None, grads: list[Tensor | None], start: int
-) -> None:
-    """Add what the rows with logit gradients dz [n, V] and states h [n, d] give to the gradients, in place."""
-    states_grad, weight_grad, bias_grad, direction_grad = grads
-    assert states_grad is not None and weight_grad is not None
-    half = dz.to(weight.dtype)
-    states_grad[start : start + len(h)] = half @ weight
-    if half.dtype == weight_grad.dtype:
-        weight_grad.addmm_(half.t(), h.to(half.dtype))
+def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor | None) -> Tensor:
+    """The gradient of states h [n, d] whose logits have the gradient dz [n, V]; those of weight and bias are added."""
+    cast = dz.to(weight.dtype)
+    if cast.dtype == weight_grad.dtype:
+        weight_grad.addmm_(cast.t(), h.to(cast.dtype))
     else:
-        weight_grad += half.t() @ h.to(half.dtype)  # the product is of lower precision, the sum is not
+        weight_grad += cast.t() @ h.to(cast.dtype)  # the product is of lower precision, the sum is not
     if bias_grad is not None:
         bias_grad += dz.sum(0)
-    if seen is not None and direction_grad is not None:
-        of_states, of_direction = seen.gradients(dz, h)
-        states_grad[start : start + len(h)] += of_states
-        direction_grad += of_direction
+    return cast @ weight
 
 
 def info_nce(

@@ -14,7 +14,7 @@ from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.draws import Stream, uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import catalogue_cross_entropy, gather_rows, sampled_cross_entropy
-from raymerge.models.repeats import Repeats, repeats_before
+from raymerge.models.repeats import Repeats
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def next_item(encoder: SequenceEncoder, batch: Batch, settings: SoftmaxSettings)
 
 def _repeats(encoder: SequenceEncoder, inputs: Tensor, asked: Tensor) -> Repeats | None:
     """Which items the places that are asked have seen, if the encoder makes a difference of it."""
-    direction, causal = encoder.repeats(), not encoder.config.cloze
-    if direction is None:
+    if encoder.repeat_direction is None:
         return None
-    return repeats_before(inputs, asked, direction, num_items=encoder.num_items, causal=causal)
+    causal = not encoder.config.cloze
+    return Repeats.before(inputs, asked, encoder.repeat_direction, num_items=encoder.num_items, causal=causal)
 
 
 def _recommendation(

@@ -92,7 +92,7 @@ def histories_of(lengths, num_items=40, columns=12):
 @pytest.mark.parametrize("repeats", [True, False])
 @pytest.mark.parametrize("memory", BUDGETS)
 def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, repeats, memory):
-    module, histories = encoder(attention=attention, repeats=repeats), histories_of([1, 12, 5, 2, 12, 7, 1])
+    module, histories = encoder(attention=attention, repeat_direction=repeats), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.tensor([3, 40, 1, 17, 8, 25, 39])
     seen = [row[row > 0].tolist() for row in histories]
     ranks = full_ranks(module, histories, targets, seen=ragged(seen), memory_bytes=memory)
@@ -106,7 +106,7 @@ def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, repeat
 
 @pytest.mark.parametrize("memory", BUDGETS)
 def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_out(memory):
-    module, histories = encoder(repeats=True), histories_of([1, 12, 5, 2, 12, 7, 1])
+    module, histories = encoder(repeat_direction=True), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.stack([histories[:, -1], torch.tensor([3, 40, 1, 17, 8, 25, 39])], dim=1)
     values = top_k(module, histories, 9, memory_bytes=memory)[1]
     for column in range(2):
@@ -151,6 +151,19 @@ def test_a_constant_scorer_gets_the_last_rank(memory):
     assert sampled_ranks(collapsed, histories_of([3, 1, 12]), targets, negatives).tolist() == [6] * 3
 
 
+@pytest.mark.parametrize("memory", BUDGETS)
+@pytest.mark.parametrize("sign", [-100.0, 100.0])
+def test_repeats_of_a_constant_scorer_tie_with_each_other(memory, sign):
+    collapsed = encoder(attention="causal", dtype=torch.float32, output_bias=False, repeat_direction=True)
+    histories, targets = torch.arange(29, 41).repeat(3, 1), torch.tensor([29, 35, 40])
+    with torch.no_grad():
+        collapsed.item_embedding.weight[1:] = collapsed.item_embedding.weight[1]
+        states = collapsed.eval().encode(collapsed.embed(histories), histories)
+        collapsed.repeat_direction.copy_(sign * states.mean(0))
+    expected = [12 if sign > 0 else 40] * 3
+    assert full_ranks(collapsed, histories, targets, memory_bytes=memory).tolist() == expected
+
+
 @pytest.mark.parametrize("dim", [3, 50, 64, 300])
 @pytest.mark.parametrize("users", [1, 3, 7, 193])
 def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, users):
@@ -160,7 +173,10 @@ def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, 
         weight = torch.randn(1, dim, generator=generator).expand(num_items, dim).contiguous()
         module = SimpleNamespace(head=lambda w=weight: (w, None, None))
         targets = torch.randint(1, num_items + 1, (users,), generator=generator)
-        assert ranking._full_ranks(module, States(states), targets, None, 1 << 28).tolist() == [num_items] * users
+        assert (
+            ranking._full_ranks(module, States(module, states, states), targets, None, 1 << 28).tolist()
+            == [num_items] * users
+        )
 
 
 class LargestTensor(TorchDispatchMode):
@@ -217,8 +233,9 @@ def test_infinite_scores_are_refused():
         full_ranks(TableScorer(table), histories_of([2]), torch.tensor([1]))
 
 
-def test_half_precision_models_are_scored_in_single_precision():
-    module, histories = encoder(dtype=torch.float32).bfloat16(), histories_of([5, 6, 7])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_half_precision_models_are_scored_in_single_precision(repeats):
+    module, histories = encoder(dtype=torch.float32, repeat_direction=repeats).bfloat16(), histories_of([5, 6, 7])
     _, scores = top_k(module, histories, 40)
     assert scores.dtype == torch.float32
     assert all(len(set(row)) > 35 for row in scores.tolist()), "bfloat16 has 8 bits: it would tie many of 40 scores"
@@ -226,8 +243,9 @@ def test_half_precision_models_are_scored_in_single_precision():
 
 def test_no_users_give_no_ranks():
     nobody = torch.zeros(0, 12, dtype=torch.int64)
-    assert full_ranks(encoder(), nobody, torch.zeros(0, dtype=torch.int64)).shape == (0,)
-    assert top_k(encoder(), nobody, 3)[0].shape == (0, 3)
+    for module in (encoder(), encoder(repeat_direction=True)):
+        assert full_ranks(module, nobody, torch.zeros(0, dtype=torch.int64)).shape == (0,)
+        assert top_k(module, nobody, 3)[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize(

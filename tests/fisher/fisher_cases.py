@@ -10,7 +10,14 @@ ITEMS = 9
 
 def encoder(seed: int = 0, *, items: int = ITEMS, **settings: object) -> SequenceEncoder:
     """A float64 encoder with weights large enough that every non-linearity matters, with repeats unless told."""
-    shape: dict[str, object] = {"dim": 6, "heads": 2, "feed_forward": 5, "max_length": 5, "blocks": 2, "repeats": True}
+    shape: dict[str, object] = {
+        "dim": 6,
+        "heads": 2,
+        "feed_forward": 5,
+        "max_length": 5,
+        "blocks": 2,
+        "repeat_direction": True,
+    }
     module = SequenceEncoder(items, EncoderConfig(**{**shape, **settings})).double()  # type: ignore[arg-type]
     return randomised(module, seed)
 
@@ -32,10 +39,20 @@ def histories() -> Tensor:
 
 
 class Recurrent(nn.Module):
-    """GRU4Rec with a tied or an untied head, a bias or none; with `positions`, its embedded input is not plain rows."""
+    """GRU4Rec with a tied or an untied head, a bias or none; with `positions`, its embedded input is not plain rows.
+
+    `repeats` gives it a direction of repeats.
+    """
 
     def __init__(
-        self, *, tied: bool, bias: bool, rows: bool = True, positions: bool = False, items: int = ITEMS
+        self,
+        *,
+        tied: bool,
+        bias: bool,
+        rows: bool = True,
+        positions: bool = False,
+        repeats: bool = False,
+        items: int = ITEMS,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(items + 1, 4, padding_idx=0)
@@ -43,6 +60,7 @@ class Recurrent(nn.Module):
         self.output = None if tied else nn.Linear(4, items, bias=False)
         self.bias = nn.Parameter(torch.zeros(items)) if bias else None
         self.positions = nn.Parameter(torch.zeros(5, 4)) if positions else None
+        self.repeat_direction = nn.Parameter(torch.zeros(4)) if repeats else None
         self.unused = nn.Linear(2, 3)
         if rows:
             self.input_rows = lambda histories: histories

@@ -29,7 +29,7 @@ def only(items: Tensor, weights: Tensor) -> Tensor:
 def test_exact_equals_brute_force_for_every_kind_of_encoder(
     attention: str, norm: str, activation: str, blocks: int
 ) -> None:
-    some = {"output_bias": blocks != 2, "repeats": blocks != 3}
+    some = {"output_bias": blocks != 2, "repeat_direction": blocks != 3}
     module = encoder(attention=attention, norm=norm, activation=activation, blocks=blocks, **some)
     users = histories()
     assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
@@ -63,9 +63,14 @@ def test_exact_equals_brute_force_on_random_models(
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "positions"), [(True, False), (False, False), (True, True)])
-def test_exact_equals_brute_force_for_a_recurrent_model(tied: bool, bias: bool, rows: bool, positions: bool) -> None:
-    module = randomised(Recurrent(tied=tied, bias=bias, rows=rows, positions=positions).double(), 3)
+@pytest.mark.parametrize(
+    ("rows", "positions", "repeats"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_exact_equals_brute_force_for_a_recurrent_model(
+    tied: bool, bias: bool, rows: bool, positions: bool, repeats: bool
+) -> None:
+    module = Recurrent(tied=tied, bias=bias, rows=rows, positions=positions, repeats=repeats).double()
+    module = randomised(module, 3)
     users = histories()
     found = estimate(module, users, temperature=0.7)
     assert_close(found, diagonal(module, users, probabilities(module, users, 0.7), temperature=0.7))
@@ -290,7 +295,7 @@ def test_a_nearly_certain_item_does_not_cancel_in_float32() -> None:
     module, users = encoder(9), histories()
     module.output_bias.data[2] = 18.0
     exact, single = estimate(module, users), estimate(module.float(), users)
-    for name in ("output_bias", "item_embedding.weight", "blocks.0.feed_forward.inner.weight"):
+    for name in ("output_bias", "item_embedding.weight", "blocks.0.feed_forward.inner.weight", "repeat_direction"):
         assert (single[name] - exact[name]).norm() < 1e-4 * exact[name].norm(), name
 
 
@@ -310,6 +315,14 @@ def test_modes_and_flags_are_restored_and_frozen_parameters_left_out_on_request(
     partial = estimate(module, histories(), skip_frozen=True)
     assert whole["bias"].any() and "bias" not in partial
     assert_close(partial, {name: value for name, value in whole.items() if name != "bias"})
+
+
+def test_a_direction_that_is_a_part_of_a_parameter_is_refused() -> None:
+    module = Recurrent(tied=True, bias=True).double()
+    module.both = nn.Parameter(torch.zeros(8).double())
+    module.repeat_direction = module.both[4:]
+    with pytest.raises(ConfigError, match="a part of 'both'"):
+        estimate(module, histories())
 
 
 def test_dropout_is_off() -> None:

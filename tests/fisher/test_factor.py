@@ -13,20 +13,27 @@ from raymerge.fisher.scores import Head, Scores
 from raymerge.fisher.threads import in_order
 
 
-def scores(*, items: int, dim: int, users: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Scores:
+def scores(*, items: int, dim: int, users: int = 3, repeats: bool = False) -> Scores:
+    """With repeats user i had item 0 and, if there is one, item i + 1."""
     generator = torch.Generator().manual_seed(1)
-    weight, bias, hidden = (
-        scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((items, dim), (items,), (users, 1, dim))
+    weight, bias, hidden, direction = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((items, dim), (items,), (users, 1, dim), (dim,))
     )
-    head = Head(weight.to(dtype), bias.to(dtype))
-    return Scores(head, hidden.to(dtype), torch.arange(users)[:, None])
+    if not repeats:
+        return Scores(Head(weight, bias), hidden, torch.arange(users)[:, None])
+    had = torch.tensor([[i + 1 if i + 1 < items else -1, 0, -1] for i in range(users)])
+    return Scores(Head(weight, bias, repeat_direction=3 * direction), hidden, torch.arange(users)[:, None], had)
 
 
 def by_definition(found: Scores, weights: Tensor) -> Tensor:
-    """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ."""
+    """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ, with W_j + r in place of W_j where a user had item j."""
     p = found.logits(slice(0, found.head.items)).softmax(1)
-    r = found.head.weight - (p @ found.head.weight)[:, None]
+    own = found.head.weight.expand(len(p), -1, -1).clone()
+    if found.had is not None:
+        for user, columns in enumerate(found.had.tolist()):
+            own[user, [column for column in columns if column >= 0]] += found.head.repeat_direction
+    r = own - torch.einsum("bj,bjd->bd", p, own)[:, None]
     return torch.einsum("bj,bjc,bjd->bcd", weights, r, r)
 
 
@@ -35,9 +42,10 @@ def product(probes: Probes) -> Tensor:
     return q.transpose(1, 2) @ q
 
 
+@pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize(("items", "dim"), [(2, 5), (40, 5), (1, 3)])
-def test_squared_probes_make_the_covariance(items: int, dim: int) -> None:
-    found = scores(items=items, dim=dim)
+def test_squared_probes_make_the_covariance(items: int, dim: int, repeats: bool) -> None:
+    found = scores(items=items, dim=dim, repeats=repeats)
     p = found.logits(slice(0, found.head.items)).softmax(1)
     expected = by_definition(found, p)
     torch.testing.assert_close(covariance(found), expected)
@@ -51,9 +59,10 @@ def test_directions_without_variance_cost_no_probe() -> None:
     assert from_all(scores(items=30, dim=8), None, rank=5).cotangents.shape[1] == 5
 
 
+@pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize("chosen", [3, 20])
-def test_chosen_items_make_the_covariance_with_at_most_d_probes(chosen: int) -> None:
-    found = scores(items=20, dim=6)
+def test_chosen_items_make_the_covariance_with_at_most_d_probes(chosen: int, repeats: bool) -> None:
+    found = scores(items=20, dim=6, repeats=repeats)
     items = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(i))[:chosen] for i in range(3)])
     weights = torch.rand(3, chosen, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probes = from_choice(found, Choice(items[:, None], weights), None)

@@ -46,6 +46,16 @@ def test_items_not_on_offer_are_as_if_there_were_none(bias: bool, arguments: dic
     assert_close(estimate(module, users, offered=mask, **arguments), expected)
 
 
+def test_items_of_the_history_that_are_not_on_offer_have_no_probability() -> None:
+    module, mask = encoder(6), torch.arange(ITEMS) < 5
+    found = estimate(module, histories(), offered=mask)
+    with torch.no_grad():
+        module.output_bias[~mask] = -1e9
+    expected = estimate(module, histories())
+    assert_close(found, expected)
+    assert not found["output_bias"][~mask].any() and found["repeat_direction"].all()
+
+
 @pytest.mark.parametrize("estimator", ["random", "random_unweighted"])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_items_not_on_offer_are_never_drawn(estimator: str, batch_size: int | None) -> None:

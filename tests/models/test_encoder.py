@@ -42,10 +42,10 @@ def test_left_padding_changes_nothing(attention: str) -> None:
 @BOTH
 def test_items_of_the_history_gain_what_the_state_says_once(attention: str) -> None:
     torch.manual_seed(1)
-    plain, encoder = make(attention), make(attention, repeats=True)
+    plain, encoder = make(attention), make(attention, repeat_direction=True)
     encoder.load_state_dict({**plain.state_dict(), "repeat_direction": torch.randn(8)})
     rows = torch.tensor([[0, 0, 3, 7, 3], [1, 1, 1, 1, 1], [0, 0, 0, 0, 20]])
-    shift = encoder.encode(encoder.embed(rows), rows) @ encoder.repeats()
+    shift = encoder.encode(encoder.embed(rows), rows) @ encoder.repeat_direction
     had = torch.tensor([[item in row for item in range(1, 21)] for row in rows.tolist()])
     torch.testing.assert_close(encoder(rows), plain(rows) + had * shift[:, None])
 

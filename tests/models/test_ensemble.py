@@ -8,7 +8,7 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.ensemble import Ensemble
 
 
-@pytest.mark.parametrize("some", [{}, {"output_bias": False}, {"repeats": True}])
+@pytest.mark.parametrize("some", [{}, {"output_bias": False}, {"repeat_direction": True}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_ranks_are_those_of_the_mean_of_logits(attention: str, some: dict[str, bool]) -> None:
     torch.manual_seed(1)

@@ -17,6 +17,13 @@ def leaves_of(rows: int, items: int, draw: torch.Generator) -> list[torch.Tensor
     return [torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in shapes]
 
 
+def repeats_of(had: torch.Tensor, direction: torch.Tensor) -> Repeats:
+    """Each row being the last place of a window of its own."""
+    columns = torch.arange(had.shape[1]).expand_as(had).masked_fill(~had, -1)
+    rows = torch.arange(len(had))
+    return Repeats(columns, rows, torch.full_like(rows, had.shape[1] - 1), direction)
+
+
 def had_by(rows: int, items: int, share: float, draw: torch.Generator) -> torch.Tensor:
     """Which row has had which item: bool[rows, items]."""
     return torch.rand(rows, items, generator=draw) < share
@@ -43,7 +50,7 @@ def test_cross_entropy_and_its_gradients(
         states, weight, bias, direction = (leaf.clone().requires_grad_() for leaf in leaves)
         given_bias = bias if with_bias else None
         if fast:
-            repeats = None if repeated is None else Repeats(*had.nonzero(as_tuple=True), direction)
+            repeats = None if repeated is None else repeats_of(had, direction)
             total = catalogue_cross_entropy(
                 states, targets, weight, given_bias, repeats, logit_bytes=chunk * items * 16
             )
@@ -60,6 +67,14 @@ def test_cross_entropy_of_a_hopeless_target_is_exact() -> None:
     weight = torch.tensor([[1000.0], [0.0]])
     total = catalogue_cross_entropy(torch.ones(1, 1), torch.tensor([1]), weight, None)
     assert float(total) == 1000
+
+
+def test_repeats_are_not_rounded_under_autocast() -> None:
+    states, had = torch.full((1, 64), 3.1), torch.tensor([[True, False]])
+    repeats = repeats_of(had, torch.full((64,), 1.234))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = catalogue_cross_entropy(states, torch.tensor([1]), torch.zeros(2, 64), None, repeats)
+    assert float(total) == pytest.approx(64 * 3.1 * 1.234, rel=1e-6)
 
 
 def test_no_gradients_are_formed_where_none_are_wanted() -> None:
@@ -92,7 +107,7 @@ def test_sampled_cross_entropy_and_its_gradients(
         states, weight, bias, direction = (leaf.clone().requires_grad_() for leaf in leaves)
         head = weight, bias if with_bias else None
         if fast:
-            repeats = None if repeated is None else Repeats(*had.nonzero(as_tuple=True), direction)
+            repeats = None if repeated is None else repeats_of(had, direction)
             total = sampled_cross_entropy(states, targets, *head, repeats, draws=draws, seed=torch.tensor(seed))
         else:
             pairs = None if repeated is None else ([set(row.nonzero().flatten().tolist()) for row in had], direction)

@@ -35,7 +35,7 @@ def make(name: str = "next_item", seed: int = 0, **settings: object) -> tuple[Se
     torch.manual_seed(seed)
     attention = OBJECTIVES[name].attention or "causal"
     config = EncoderConfig(
-        attention=attention, max_length=8, dim=16, heads=2, feed_forward=32, dropout=0.1, repeats=True
+        attention=attention, max_length=8, dim=16, heads=2, feed_forward=32, dropout=0.1, repeat_direction=True
     )
     return SequenceEncoder(ITEMS, config), build_objective(ObjectiveConfig(name, settings), config)
 

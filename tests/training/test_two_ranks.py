@@ -42,7 +42,7 @@ def train_case(case: str, parts: list[Sequences], *, seed: int) -> TrainingState
     attention, settings = CASES[case]
     torch.manual_seed(seed)
     config = EncoderConfig(
-        attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, dropout=0.0, repeats=True
+        attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, dropout=0.0, repeat_direction=True
     )
     encoder = SequenceEncoder(ITEMS, config).double()
     objective = build_objective(ObjectiveConfig(case.split()[0], settings), config).double()
