@@ -192,10 +192,12 @@ def markets_config() -> Config:
     does on what the others have.
     Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
     """
-    return default_config().model_copy(
+    config = default_config()
+    return config.model_copy(
         update={
             "recipe": "markets",
             "prepare": ML_1M_CLEANING,
+            "encoder": replace(config.encoder, repeat_direction=False),  # as its figures were measured
             "markets": MarketsConfig(base="old"),
             "training": TrainingConfig(epochs=12),
             "members": {"market": ObjectiveConfig("next_item")},

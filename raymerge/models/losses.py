@@ -21,8 +21,8 @@ def catalogue_cross_entropy(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    repeats: Repeats | None = None,
     *,
+    repeats: Repeats | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> Tensor:
     """Sum over rows of −log softmax(W h + b)[target] over all V items, `repeats` scoring as they do (see there).
@@ -43,10 +43,10 @@ def sampled_cross_entropy(
     targets: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    repeats: Repeats | None = None,
     *,
     draws: int,
     seed: Tensor,
+    repeats: Repeats | None = None,
     offered: Tensor | None = None,
 ) -> Tensor:
     """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
@@ -63,8 +63,9 @@ def sampled_cross_entropy(
     columns = items if offered is None else offered[items]
     shift = -log_q.to(weight.dtype)
     some_bias = shift if bias is None else bias[columns] + shift
-    some_repeats = None if repeats is None else repeats.among(items)
-    return catalogue_cross_entropy(states, torch.searchsorted(items, targets), weight[columns], some_bias, some_repeats)
+    some = None if repeats is None else repeats.among(items)
+    places = torch.searchsorted(items, targets)
+    return catalogue_cross_entropy(states, places, weight[columns], some_bias, repeats=some)
 
 
 def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,8 @@ def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Te
     """Cross-entropy at hidden positions; the window's other items are the input."""
     inputs, columns, hidden = hide(batch.windows, batch.seeds, settings, mask_index=encoder.mask_index)
     states = encoder.hidden_states(encoder.item_embedding(inputs), inputs != 0, columns)
-    repeats = _repeats(encoder, inputs, hidden)
-    return _recommendation(encoder, states[hidden], batch.windows.gather(1, columns)[hidden], repeats, batch, settings)
+    targets, repeats = batch.windows.gather(1, columns)[hidden], _repeats(encoder, inputs, hidden)
+    return _recommendation(encoder, states[hidden], targets, repeats=repeats, batch=batch, settings=settings)
 
 
 def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,8 @@ def next_item(encoder: SequenceEncoder, batch: Batch, settings: SoftmaxSettings)
     inputs, targets = batch.windows[:, :-1], batch.windows[:, 1:]
     real = inputs != 0
     states = encoder.hidden_states(encoder.item_embedding(inputs), real)
-    return _recommendation(encoder, states[real], targets[real], _repeats(encoder, inputs, real), batch, settings)
+    repeats = _repeats(encoder, inputs, real)
+    return _recommendation(encoder, states[real], targets[real], repeats=repeats, batch=batch, settings=settings)
 
 
 def _repeats(encoder: SequenceEncoder, inputs: Tensor, asked: Tensor) -> Repeats | None:
@@ -128,6 +129,7 @@ def _recommendation(
     encoder: SequenceEncoder,
     states: Tensor,
     targets: Tensor,
+    *,
     repeats: Repeats | None,
     batch: Batch,
     settings: SoftmaxSettings,
@@ -140,9 +142,11 @@ def _recommendation(
         repeats = None if repeats is None else repeats.among(offered)
     if settings.loss == "sampled":
         seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
-        total = sampled_cross_entropy(states, columns, weight, bias, repeats, draws=draws, seed=seed, offered=offered)
+        total = sampled_cross_entropy(
+            states, columns, weight, bias, draws=draws, seed=seed, repeats=repeats, offered=offered
+        )
     else:
         if offered is not None:
             weight, bias = weight[offered], None if bias is None else bias[offered]
-        total = catalogue_cross_entropy(states, columns, weight, bias, repeats)
+        total = catalogue_cross_entropy(states, columns, weight, bias, repeats=repeats)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

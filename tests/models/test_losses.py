@@ -52,7 +52,7 @@ def test_cross_entropy_and_its_gradients(
         if fast:
             repeats = None if repeated is None else repeats_of(had, direction)
             total = catalogue_cross_entropy(
-                states, targets, weight, given_bias, repeats, logit_bytes=chunk * items * 16
+                states, targets, weight, given_bias, repeats=repeats, logit_bytes=chunk * items * 16
             )
         else:
             pairs = None if repeated is None else ([set(row.nonzero().flatten().tolist()) for row in had], direction)
@@ -73,7 +73,7 @@ def test_repeats_are_not_rounded_under_autocast() -> None:
     states, had = torch.full((1, 64), 3.1), torch.tensor([[True, False]])
     repeats = repeats_of(had, torch.full((64,), 1.234))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = catalogue_cross_entropy(states, torch.tensor([1]), torch.zeros(2, 64), None, repeats)
+        total = catalogue_cross_entropy(states, torch.tensor([1]), torch.zeros(2, 64), None, repeats=repeats)
     assert float(total) == pytest.approx(64 * 3.1 * 1.234, rel=1e-6)
 
 
@@ -108,7 +108,7 @@ def test_sampled_cross_entropy_and_its_gradients(
         head = weight, bias if with_bias else None
         if fast:
             repeats = None if repeated is None else repeats_of(had, direction)
-            total = sampled_cross_entropy(states, targets, *head, repeats, draws=draws, seed=torch.tensor(seed))
+            total = sampled_cross_entropy(states, targets, *head, repeats=repeats, draws=draws, seed=torch.tensor(seed))
         else:
             pairs = None if repeated is None else ([set(row.nonzero().flatten().tolist()) for row in had], direction)
             if draws >= items:
