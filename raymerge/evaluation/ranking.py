@@ -270,14 +270,13 @@ def _sampled_ranks(
     ranks = torch.empty(len(states), dtype=torch.int64)
     for first in range(0, len(states), users):
         rows = slice(first, first + users)
-        items = targets[rows].to(states.hidden.device)
-        others = negatives[rows].to(states.hidden.device)
+        some, items, others = states[rows], *(x[rows].to(states.hidden.device) for x in (targets, negatives))
         candidates = (torch.cat([items[:, None], others], dim=1) - 1).clamp_(min=0)  # one gather: both round alike
-        scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), states[rows].hidden.to(dtype))
+        scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), some.hidden.to(dtype))
         if bias is not None:
             scores += bias[candidates].to(dtype)
-        states[rows].shift_columns(scores, candidates)
-        bar = finite(scores)[:, 0] - _rounding(states[rows], weight, bias, items)
+        some.shift_columns(scores, candidates)
+        bar = finite(scores)[:, 0] - _rounding(some, weight, bias, items)
         ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
     return ranks
 
