@@ -20,7 +20,7 @@ def layer_of(parameter: str) -> str:
 def by_layer(parameters: Iterable[str]) -> dict[str, list[str]]:
     """Names of parameters by layer, from the input to the output.
 
-    >>> list(by_layer(["repeat_direction", "output_bias", "item_embedding.weight"]))
+    >>> list(by_layer(["output_bias", "repeat_direction", "item_embedding.weight"]))
     ['item embedding', 'output bias', 'repeat direction']
     """
     layers: dict[str, list[str]] = {}

@@ -13,6 +13,9 @@ from raymerge.training.collectives import sum_gradients, sum_over_ranks
 from raymerge.training.config import TrainingConfig
 from raymerge.training.state import trained_parameters
 
+CAST_POSITIONS = 4096
+"""Positions of all ranks' batch from which on layers in bf16 pay on a CPU: 8 × 200 lose 18%, 128 × 50 gain 10%."""
+
 
 @dataclass(frozen=True)
 class StepFigures:
@@ -43,6 +46,7 @@ class Stepper:
         self.encoder = encoder
         self.objective = objective
         self.config = config
+        encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
         self.parameters = list(trained_parameters(encoder, objective).values())
         self.optimizer = torch.optim.AdamW(
             [
