@@ -138,8 +138,8 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
 def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, weight_grad: Tensor, bias_grad: Tensor | None) -> Tensor:
     """The gradient of states h [n, d] whose logits have the gradient dz [n, V]; those of weight and bias are added."""
     cast = dz.to(weight.dtype)
-    if cast.dtype == weight_grad.dtype:
-        weight_grad.addmm_(cast.t(), h.to(cast.dtype))
+    if dz.device.type == "cpu" and h.dtype == dz.dtype:
+        weight_grad.addmm_(dz.t(), h)  # rounded nowhere, or what it came to would hang on how rows are split
     else:
         weight_grad += cast.t() @ h.to(cast.dtype)  # the product is of lower precision, the sum is not
     if bias_grad is not None:
