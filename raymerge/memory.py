@@ -14,6 +14,11 @@ def budget(usual_bytes: int) -> int:
     return max(1, usual_bytes // _divisor)
 
 
+def pieces() -> int:
+    """How many chunks the work at hand makes of what is usually one."""
+    return _divisor
+
+
 @contextmanager
 def chunks(smaller: bool) -> Iterator[None]:
     """Budgets inside the block are the usual ones, or smaller. A process does one piece of work at a time."""

@@ -191,10 +191,14 @@ def cluster_nodes() -> list[Node]:
 
 
 class EventLog:
-    """Collects what workers say until the driver takes it. Launched as an actor without CPU."""
+    """Collects what workers say until the driver takes it, and what their successors should know.
+
+    Launched as an actor without CPU.
+    """
 
     def __init__(self) -> None:
         self._messages: list[Event | Progress | Mistake] = []
+        self._exhausted: set[str] = set()
 
     def add(self, messages: list[Event | Progress | Mistake]) -> None:
         """Keep messages in the order of arrival."""
@@ -204,6 +208,14 @@ class EventLog:
         """All messages since the last call."""
         messages, self._messages = self._messages, []
         return messages
+
+    def note_exhausted(self, run: str) -> None:
+        """Workers of this run ran out of memory."""
+        self._exhausted.add(run)
+
+    def was_exhausted(self, run: str) -> bool:
+        """Whether workers of this run ran out of memory before."""
+        return run in self._exhausted
 
 
 class Deadline:

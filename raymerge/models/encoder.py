@@ -7,11 +7,13 @@ bucketing by length change nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
@@ -176,6 +178,7 @@ class SequenceEncoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(num_items)) if config.output_bias else None
         self.repeat_direction = nn.Parameter(torch.zeros(config.dim)) if config.repeat_direction else None
         self.casts_layers = True
+        self.training_chunks = 1
         self.apply(_initialise)
 
     @property
@@ -228,10 +231,16 @@ class SequenceEncoder(nn.Module):
         """States at columns `at` int64[B, Q] (all L if None): x [B, L, d], real bool[B, L] → [B, Q, d].
 
         `real` is False at padding. Of the last block only keys and values are computed at the other columns. On a
-        CPU, autocast is left to the scores unless `casts_layers`.
+        CPU, autocast is left to the scores unless `casts_layers`. To train in less memory the histories can be cut into
+        `training_chunks`, whose activations are computed again when their gradient is due: those of one are held.
         """
         with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and self.casts_layers):
-            return self._hidden_states(x, real, at)
+            if self.training_chunks == 1 or not torch.is_grad_enabled():
+                return self._hidden_states(x, real, at)
+            size = max(1, -(-len(x) // self.training_chunks))
+            columns = repeat(None) if at is None else at.split(size)
+            parts = zip(x.split(size), real.split(size), columns, strict=False)
+            return torch.cat([checkpoint(self._hidden_states, *part, use_reentrant=False) for part in parts])
 
     def _hidden_states(self, x: Tensor, real: Tensor, at: Tensor | None) -> Tensor:
         length = x.shape[1]

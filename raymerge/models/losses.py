@@ -48,6 +48,7 @@ def sampled_cross_entropy(
     seed: Tensor,
     repeats: Repeats | None = None,
     offered: Tensor | None = None,
+    logit_bytes: int = LOGIT_BYTES,
 ) -> Tensor:
     """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
 
@@ -65,7 +66,7 @@ def sampled_cross_entropy(
     some_bias = shift if bias is None else bias[columns] + shift
     some = None if repeats is None else repeats.among(items)
     places = torch.searchsorted(items, targets)
-    return catalogue_cross_entropy(states, places, weight[columns], some_bias, repeats=some)
+    return catalogue_cross_entropy(states, places, weight[columns], some_bias, repeats=some, logit_bytes=logit_bytes)
 
 
 def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:

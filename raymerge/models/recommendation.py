@@ -13,7 +13,7 @@ from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.draws import Stream, uniform
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.models.losses import catalogue_cross_entropy, gather_rows, sampled_cross_entropy
+from raymerge.models.losses import LOGIT_BYTES, catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
 
 
@@ -137,16 +137,25 @@ def _recommendation(
     """Cross-entropy of states [n, d] whose next items are `targets` int64[n], over the items on offer."""
     weight, bias, _ = encoder.head()
     columns, offered = targets - 1, batch.offered
+    logit_bytes = LOGIT_BYTES // encoder.training_chunks
     if offered is not None:  # the others are neither right nor wrong: their gradient is 0
         columns = torch.searchsorted(offered, columns)
         repeats = None if repeats is None else repeats.among(offered)
     if settings.loss == "sampled":
         seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
         total = sampled_cross_entropy(
-            states, columns, weight, bias, draws=draws, seed=seed, repeats=repeats, offered=offered
+            states,
+            columns,
+            weight,
+            bias,
+            draws=draws,
+            seed=seed,
+            repeats=repeats,
+            offered=offered,
+            logit_bytes=logit_bytes,
         )
     else:
         if offered is not None:
             weight, bias = weight[offered], None if bias is None else bias[offered]
-        total = catalogue_cross_entropy(states, columns, weight, bias, repeats=repeats)
+        total = catalogue_cross_entropy(states, columns, weight, bias, repeats=repeats, logit_bytes=logit_bytes)
     return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))

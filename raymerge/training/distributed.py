@@ -1,8 +1,8 @@
 """Training on Ray: each model is a Ray Train run of its own with one or more data-parallel workers, all at once.
 
 Rank r of k holds every k-th partition. After each epoch rank 0 leaves a checkpoint (safetensors and JSON) in the output
-folder, wherever that is; a worker or driver that comes back goes on from the last one, to the bit. Events reach the
-driver through an actor.
+folder, wherever that is; a worker or driver that comes back goes on from the last one, to the bit. Workers that ran out
+of memory go on in smaller chunks. Events reach the driver through an actor.
 """
 
 import json
@@ -18,13 +18,14 @@ import ray
 import safetensors.torch
 import torch
 from ray import train as ray_train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import OutOfMemoryError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from raymerge import storage
+from raymerge import memory, storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
 from raymerge.data.sequences import read_partition
-from raymerge.errors import ArtifactError, InputError, LostError, ScoreError, UserError
+from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
 from raymerge.evaluation.distributed import worker_offered
 from raymerge.events import Emit, Event, Mistake, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -139,10 +140,25 @@ def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> T
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[NoteExhaustion(job.run, log)],
         ),
     )
     result = trainer.fit()
     return read_state(storage.join(checkpoints, job.key), result.checkpoint) if result.checkpoint else TrainingState()
+
+
+class NoteExhaustion(UserCallback):
+    """Notes that workers of a run ran out of memory, before Ray Train starts them again (runs in its controller)."""
+
+    def __init__(self, run: str, log: Any) -> None:
+        self._run, self._log = run, log
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Some ranks have failed: those that waited for one that ran out of memory have errors of their own."""
+        for error in worker_exceptions.values():
+            found = getattr(error, "health_check_failure", error)  # Ray Train's wrapper of what became of a process
+            if isinstance(found, OutOfMemoryError) or memory.is_exhausted(found):
+                ray.get(self._log.note_exhausted.remote(self._run))
 
 
 def _work(arguments: dict[str, Any]) -> None:
@@ -150,10 +166,22 @@ def _work(arguments: dict[str, Any]) -> None:
 
     A mistake of the user is told to the driver, which ends the training; the worker is not started again for it.
     """
+    run, log = arguments["job"].run, arguments["log"]
+    smaller = ray.get(log.was_exhausted.remote(run))
     try:
-        _train_rank(**arguments)
+        with memory.chunks(smaller):
+            _train_rank(**arguments)
     except UserError as error:
-        ray.get(arguments["log"].add.remote([Mistake(arguments["job"].run, error)]))
+        ray.get(log.add.remote([Mistake(run, error)]))
+    except Exception as error:
+        if not (smaller and memory.is_exhausted(error)):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        mistake = ResourceError(
+            f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({reason}); "
+            "lower training.batch_size, or have larger machines"
+        )
+        ray.get(log.add.remote([Mistake(run, mistake)]))
 
 
 def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
@@ -208,18 +236,19 @@ class Reporter:
 
     def __init__(self, job: Job, checkpoints: str, log: Any | None) -> None:
         self._job, self._checkpoints, self._log = job, checkpoints, log
+        self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if memory.pieces() > 1 else "")
         self._note = ""
 
     def step(self, report: StepReport) -> None:
         """Called about once a second."""
         done = report.epoch - 1 + 0.99 * report.step / report.steps  # the epoch ends with its validation
         self._send(
-            Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} tokens/s{self._note}")
+            Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} {self._pace}{self._note}")
         )
 
     def epoch(self, report: EpochReport, state: TrainingState) -> None:
         """A barrier for all ranks."""
-        run, rate = self._job.run, f"{report.tokens_per_second:,.0f} tokens/s"
+        run, rate = self._job.run, f"{report.tokens_per_second:,.0f} {self._pace}"
         self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
         with tempfile.TemporaryDirectory() as folder, storage.disk_errors(folder):

@@ -8,7 +8,8 @@ Memory of a rank: its partitions, 8 bytes an interaction and about 60 a user; 40
 is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
 the last state, 4 while the next one replaces it, and once while it is written; and what one batch takes, where
-positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps.
+positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps. In smaller chunks
+(`raymerge.memory`) a batch takes an eighth, and its activations are computed twice; the dropout masks are others then.
 """
 
 import math
@@ -20,11 +21,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from raymerge import memory
 from raymerge.data.sequences import Sequences
 from raymerge.data.split import examples
 from raymerge.errors import InputError, ScoreError
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
+from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
@@ -87,6 +90,7 @@ def train(
     on, ScoreError if a loss is not a finite number, after `on_bad_step` had its batch.
     """
     device = encoder.item_embedding.weight.device
+    encoder.training_chunks = memory.pieces()
     start_alike(encoder, objective.to(device))
     windows, steps, pool = _windows(encoder, objective, partitions, config)
     same_target = _same_target(objective, partitions, config, device)
@@ -121,7 +125,9 @@ def validate(
     for partition in partitions:
         asked = examples(partition, "validation", encoder.config.max_length)
         seen = asked.seen if filter_seen else None
-        gains = ndcg(full_ranks(encoder, asked.histories, asked.targets, seen=seen, offered=offered), 10)
+        budget = memory.budget(MEMORY_BYTES)
+        ranks = full_ranks(encoder, asked.histories, asked.targets, seen=seen, offered=offered, memory_bytes=budget)
+        gains = ndcg(ranks, 10)
         total += torch.tensor([float(gains.sum()), len(gains)], dtype=torch.float64)
     gain, users = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
     return gain / max(users, 1.0)

@@ -96,3 +96,33 @@ def test_refuses_what_is_no_history(bad: list[list[int]]) -> None:
 def test_refuses_impossible_settings(setting: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         EncoderConfig(**setting)
+
+
+@BOTH
+def test_chunks_hold_less_and_have_the_same_dropout_forward_and_backward(attention: str) -> None:
+    encoder = make(attention, dropout=0.3).train()
+    rows = histories()
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    def gradients(parts: int) -> tuple[list[torch.Tensor], int]:
+        encoder.training_chunks = parts
+        encoder.zero_grad()
+        kept.clear()
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            x = encoder.item_embedding(rows)
+            # one chunk after the other draws as all of them do, if each is a call of its own
+            calls = [slice(None)] if parts > 1 else [slice(row, row + 1) for row in range(len(rows))]
+            total = sum(encoder.hidden_states(x[some], rows[some] != 0).square().sum() for some in calls)
+        total.backward()
+        return [p.grad.clone() for p in encoder.parameters() if p.grad is not None], sum(kept)
+
+    expected, whole = gradients(1)
+    found, chunked = gradients(len(rows))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert chunked < whole / 4

@@ -1,4 +1,4 @@
-"""Training through faults: a worker killed in mid-epoch, a loss that is not a number."""
+"""Training through faults: a worker killed in mid-epoch, one out of memory, a loss that is not a number."""
 
 import os
 import re
@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from hungry import Hungry
 from processes import named
 from safetensors import safe_open
 
 from raymerge.artifacts import Artifact, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences
-from raymerge.errors import ScoreError
+from raymerge.errors import ResourceError, ScoreError
 from raymerge.events import Message, Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
@@ -58,6 +59,31 @@ def test_worker_killed_in_mid_epoch_leaves_the_model_of_a_training_that_was_not(
 
 def figures(report: dict) -> dict:
     return {key: value for key, value in report.items() if not key.endswith("seconds")}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_out_of_memory_go_on_in_smaller_chunks(
+    make_context: MakeContext, data: Artifact, workers: int
+) -> None:
+    settings = TrainingConfig(epochs=2, batch_size=64, precision="float32")
+    notes: list[str] = []
+
+    def note(message: Message) -> None:
+        notes.append(message.note if isinstance(message, Progress) else "")
+
+    context = make_context("out", "encoder.dropout=0", emit=note)
+    plans = [Plan("train/usual", NEXT_ITEM, settings, data, None, workers, 1)]
+    plans += [Plan("train/hungry", Hungry("hungry"), settings, data, None, workers, 1)]
+    usual, hungry = (load_model(made.url).state_dict() for made in train(context, plans).values())
+    for name, expected in usual.items():
+        torch.testing.assert_close(hungry[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+    assert any("in smaller chunks after running out of memory" in text for text in notes)
+
+
+def test_workers_out_of_memory_in_smaller_chunks_too_are_given_up(make_context: MakeContext, data: Artifact) -> None:
+    plan = Plan("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
+    with pytest.raises(ResourceError, match=r"train/insatiable: .* in chunks of 1/8 .*lower training.batch_size"):
+        train(make_context("out"), [plan])
 
 
 def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_other_goes_on(

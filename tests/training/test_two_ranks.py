@@ -1,4 +1,4 @@
-"""Two processes that hold a part of the partitions each train what one process with all of them would."""
+"""Two processes that hold a part of the partitions each train what one with all of them would; so do smaller chunks."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from oracles_training import random_histories
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from raymerge import memory
 from raymerge.data.sequences import Sequences, from_lists
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
@@ -64,6 +65,15 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder: Path = tmp_path_factory.mktemp("ranks")
     mp.spawn(run_rank, args=(str(folder),), nprocs=len(OWN))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(OWN))]
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_smaller_chunks_train_what_usual_ones_would(case: str) -> None:
+    usual = train_case(case, partitions(), seed=0)
+    with memory.chunks(smaller=True):
+        smaller = train_case(case, partitions(), seed=0)
+    for name, expected in usual.encoder.items():
+        torch.testing.assert_close(smaller.encoder[name], expected, rtol=1e-6, atol=1e-8, msg=f"{case}: {name}")
 
 
 @pytest.mark.parametrize("case", list(CASES))
