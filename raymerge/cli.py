@@ -18,6 +18,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 GRACE_S = 60.0  # from SIGTERM on
 SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "fisher-study", "merge", "evaluate")
+RECIPE = click.option(
+    "--recipe",
+    help="A named configuration, or a YAML file that `raymerge config` printed; without it `default`, or `demo` where "
+    "neither a log nor data are named.",
+)
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting, such as training.epochs=3; `raymerge config` prints all. May be repeated.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,11 +47,9 @@ def cli(debug: bool) -> None:
 def configured(command: F) -> F:
     """The options that all commands with a configuration share."""
     options = [
-        click.option("--recipe", help="A named configuration, or a YAML file that `raymerge config` printed."),
+        RECIPE,
         click.option("--output", default="out", show_default=True, help="Folder or URL for all that is made."),
-        click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated."
-        ),
+        SET,
         click.option("--address", help="A Ray cluster to join; without it RAY_ADDRESS, else Ray is started here."),
         click.option(
             "--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db."
@@ -64,7 +74,7 @@ def run(log: str | None, **options: Any) -> None:
 @click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
 @configured
 def prepare(log: str | None, **options: Any) -> None:
-    """Clean an interaction log and write it as user partitions; prints the URL of the data."""
+    """Clean an interaction log and write it as user partitions; prints a line of JSON with their URL."""
     from raymerge.commands import run_prepare
 
     run_prepare(log, **options)
@@ -75,7 +85,7 @@ def prepare(log: str | None, **options: Any) -> None:
 @click.option("--start", help="URL of a model that members start from, instead of a base of their own.")
 @configured
 def train(data: str, start: str | None, **options: Any) -> None:
-    """Train the base and all members at the same time; prints the URL of each model."""
+    """Train the base, then all members at the same time; prints a line of JSON with the URL of each model."""
     from raymerge.commands import run_train
 
     run_train(data, start, **options)
@@ -86,7 +96,7 @@ def train(data: str, start: str | None, **options: Any) -> None:
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
 @configured
 def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
-    """Compute the Fisher diagonal of each model; prints their URLs."""
+    """Compute the Fisher diagonal of each model; prints a line of JSON with the URL of each."""
     from raymerge.commands import run_fisher
 
     run_fisher(data, models, **options)
@@ -110,7 +120,7 @@ def fisher_study(data: str, model: str, users: int | None, **options: Any) -> No
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")
 @configured
 def merge(data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], **options: Any) -> None:
-    """Merge models, also those of other runs, into one; prints its URL."""
+    """Merge models, also those of other runs, into one; prints a line of JSON with its URL."""
     from raymerge.commands import run_merge
 
     run_merge(data, models, diagonals, **options)
@@ -128,7 +138,7 @@ def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command()
-@click.option("--model", required=True, help="URL of a model.")
+@click.option("--model", required=True, help="URL of a model, or of an output folder for the model that its run chose.")
 @click.option("--history", required=True, help="Own item ids, oldest first, separated by commas.")
 @click.option("--top", default=10, show_default=True, help="How many items to recommend.")
 @click.option("--include-seen", is_flag=True, help="Also recommend items of the history.")
@@ -169,7 +179,7 @@ def log(url: str, tracking_uri: str | None) -> None:
 
 @cli.command()
 @click.option("--recipe", default="demo", show_default=True, help="A named configuration or a YAML file.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
 def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
     """Print the whole configuration of a recipe, as YAML that --recipe takes."""
@@ -179,15 +189,15 @@ def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
 
 
 @cli.command()
-@click.option("--recipe", help="A named configuration, or a YAML file that `raymerge config` printed.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+@RECIPE
+@SET
 @click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
 @click.option("--data", help="URL of prepared data, instead of a log.")
 @click.option("--address", help="A Ray cluster to plan for; without it RAY_ADDRESS, else this machine.")
 def plan(log: str | None, data: str | None, **options: Any) -> None:
     """Print what a run would do: processes, CPUs, GPUs, memory and time of each stage, and what does not fit.
 
-    Nothing is run. Ends with exit code 2 if it does not fit.
+    Nothing is trained. Ends with exit code 2 if it does not fit.
     """
     from raymerge.cluster_commands import run_plan
 
@@ -221,9 +231,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cli(arguments, standalone_mode=False)
-    except click.ClickException as error:
+        cli(arguments, prog_name="raymerge", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(EXIT_USER_ERROR)
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "raymerge"
+        click.echo(f"raymerge: {error.format_message().rstrip('.')} (see {where} --help)", err=True)
         sys.exit(EXIT_USER_ERROR)
     except (UserError, click.exceptions.Abort, KeyboardInterrupt) as error:
         if "--debug" in arguments:

@@ -18,15 +18,16 @@ from raymerge.artifacts import open_artifact
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
+from raymerge.outages import holds_credentials, redact
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
-from raymerge.tracking.store import default_uri, redact
+from raymerge.tracking.store import default_uri
 
 GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
 PLACES = ("output", "log", "data", "models", "model", "diagonals")
-CREDENTIALS = re.compile(r"://[^/\s]*@")
+OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # that are called otherwise
 
 
 def run_submit(
@@ -70,7 +71,7 @@ def say(text: str) -> None:
 def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
     """Refuse what would not mean the same on the cluster, or would be shown there to everybody."""
     for argument in arguments:
-        if CREDENTIALS.search(argument):
+        if holds_credentials(argument):
             raise ConfigError(
                 f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
                 "leave it out and set it in the environment of the cluster's processes"
@@ -82,7 +83,7 @@ def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
         for url in (value,) if isinstance(value, str) else value:
             if storage.is_local(url) and not os.path.isabs(url.removeprefix("file://")):
                 raise InputError(
-                    f"{url!r} is relative to a folder of this machine ({name}); "
+                    f"--{OPTIONS.get(name, name)} {url!r} is relative to a folder of this machine; "
                     "give a URL, or an absolute path that all nodes of the cluster see"
                 )
 
@@ -124,7 +125,7 @@ def _requirements(file: str) -> list[str]:
 def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
     """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
     ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not CREDENTIALS.search(ours) else None)
+    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not holds_credentials(ours) else None)
 
 
 def _where_runs_are(tracking: str | None, output: str) -> str:

@@ -8,6 +8,7 @@ import click
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, digest_of, load_model, model_folder, open_artifact
@@ -18,6 +19,7 @@ from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
 from raymerge.given import (
     check_catalogue,
+    chosen_model,
     dataset_of,
     dataset_of_log,
     find_report,
@@ -27,13 +29,14 @@ from raymerge.given import (
     open_start,
 )
 from raymerge.merging.methods import METHODS
+from raymerge.outages import redact
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
-from raymerge.stages.fisher import fisher
+from raymerge.stages.fisher import check_samples, fisher
 from raymerge.stages.markets import check_division, divide
 from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
 from raymerge.stages.pooled import pool_reports
@@ -45,7 +48,7 @@ from raymerge.tracking import study as studies
 from raymerge.tracking.plots import to_png
 from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
-from raymerge.tracking.store import redact, ui_command
+from raymerge.tracking.store import ui_command
 from raymerge.tracking_commands import send_report
 from raymerge.working import Announcer, tracked, working, working_pool
 
@@ -125,6 +128,7 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
+        check_samples(context.config, [prepared])
         with working_pool(context, "fisher", prepared) as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)
@@ -203,12 +207,13 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
     """`raymerge recommend`."""
     from raymerge.recommendation import recommend
 
+    model = chosen_model(model)
     module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
     wanted = [item.strip() for item in history.split(",") if item.strip()]
     best = recommend(module, items, [wanted], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
-        table.add_row(str(item), f"{score:.3f}")
+        table.add_row(Text(str(item)), f"{score:.3f}")  # as it is: an id may have what rich takes for markup
     Console().print(table)
 
 
@@ -223,10 +228,13 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
     content = reports.loads(text)
     if json_file is not None:
         storage.write_bytes(json_file, text)
+    output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
     if html is None:
-        Console().print(reports.render(content))
+        console = Console()
+        console.print(reports.render(content))
+        _print_rows(console, {name: storage.join(output, at) for name, at in content["artifacts"]["models"].items()})
         return
-    drawn = figures(content, place.rsplit("/", 3)[0])  # <output>/report/<digest>/report.json
+    drawn = figures(content, output)
     page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
     storage.write_bytes(html, page.encode())
     click.echo(html)

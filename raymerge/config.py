@@ -3,6 +3,7 @@
 The settings of each stage are defined beside the stage; here they are put together and checked against each other.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ class TrackingConfig(BaseModel):
 
     uri: str | None = None  # a server or database; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db
     experiment: str = "raymerge"
-    model_name: str | None = None  # in the model registry; without it the recipe's name
+    model_name: str | None = Field(default=None, pattern=r"^[^/:.%\"']+$")  # in the model registry; else the recipe's
 
 
 class Config(BaseModel):
@@ -120,6 +121,14 @@ class Config(BaseModel):
         return self.model_dump(mode="json", exclude={"cluster", "tracking"})
 
 
+KINDS = ("float", "int", "bool", "str")  # how a validator tells the choices of a type apart; no keys
+SHARED = ("training", "fisher")  # settings that several sections are made of call themselves so
+PLAIN = (
+    (r"a valid (tuple|list)", "a list, such as [1, 2]"),
+    (r"a (valid )?dictionary.*", "a section: change the keys below it"),
+)
+
+
 def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """The configuration with `--set key.key=value` overrides applied; values are read as YAML.
 
@@ -157,13 +166,26 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _one_line(error: ValidationError) -> str:
     """The first thing wrong, where it is, what was found, and what would be right."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if str(part) not in KINDS and "[" not in str(part))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown configuration key {where}; known there: {', '.join(_known(first['loc'][:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return message
-    return f"{where}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+        section, dot, rest = message.partition(".")
+        return f"{where}.{rest}" if dot and where and section in SHARED else message
+    if first["type"] == "missing":  # what was found is all the rest
+        return f"{where}: {message[0].lower()}{message[1:]}"
+    if first["type"] == "too_short":
+        return f"{where}: at least one is needed, got none"
+    for pattern, plain in PLAIN:
+        message = re.sub(pattern, plain, message)
+    return f"{where}: {message[0].lower()}{message[1:]}, got {_as_yaml(first['input'])}"
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def _known(location: tuple[int | str, ...]) -> list[str]:

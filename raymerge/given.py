@@ -1,5 +1,6 @@
 """What commands are given: logs, prepared data, models, reports. Opened and checked before anything starts."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,6 +86,15 @@ def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
             )
 
 
+def chosen_model(url: str) -> str:
+    """URL of a model: the one given, or of an output folder the one that its newest report chose."""
+    url = storage.absolute(url)
+    if not storage.exists(storage.join(url, "report")):
+        return url
+    content = json.loads(storage.read_bytes(find_report(url)))
+    return storage.join(url, content["artifacts"]["models"][content["final"]])
+
+
 def find_report(url: str) -> str:
     """The report that a URL stands for: a file, a report's folder, or the newest of an output folder."""
     url = storage.absolute(url)
@@ -92,9 +102,9 @@ def find_report(url: str) -> str:
         return url
     if storage.exists(storage.join(url, "report.json")):
         return storage.join(url, "report.json")
-    found = [
-        storage.join(url, "report", name, "report.json") for name in storage.list_folder(storage.join(url, "report"))
-    ]
+    folder = storage.join(url, "report")
+    places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
+    found = [place for place in places if storage.exists(place)]
     if not found:
         raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
     return max(found, key=storage.modified)

@@ -40,6 +40,7 @@ PASSING = frozenset(
 PASSING_ERRNOS = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "EREMOTEIO", "EBUSY", "EPIPE", "EAGAIN", "ETIMEDOUT")
 }
+PASSING_STATUSES = (408, 429, 500, 502, 503, 504)  # of a web server
 CREDENTIALS = frozenset(
     {
         "NoCredentialsError",
@@ -58,6 +59,24 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+USER = re.compile(r"(?<=://)(?:[^:/\s@]*:\S*|[^/\s@'\"]*)@")  # a password may hold what a URL should not: /, ?, @, '
+QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
+
+
+def redact(text: str) -> str:
+    """The text with user, password and query taken out of each URL in it.
+
+    >>> redact("no answer from https://me:se/cr@et@host/api?token=x after 5 s")
+    'no answer from https://host/api after 5 s'
+    """
+    return QUERY.sub(r"\1", USER.sub("", text))
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a URL in the text has a user or password."""
+    return USER.search(text) is not None
+
+
 def without_credentials(url: str) -> str:
     """The URL as it may be logged: no user, password or query.
 
@@ -66,14 +85,16 @@ def without_credentials(url: str) -> str:
     """
     if "://" not in url or url.startswith("file://"):
         return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    parts = urlsplit(USER.sub("", url))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may well succeed a moment later."""
     if isinstance(error, UserError):
         return False
+    if "ClientResponseError" in _names(error):  # aiohttp: an answer, if not the one that was wanted
+        return getattr(error, "status", 0) in PASSING_STATUSES
     return bool(PASSING & _names(error)) or (isinstance(error, OSError) and error.errno in PASSING_ERRNOS)
 
 
@@ -138,7 +159,7 @@ def plain_errors(url: str) -> Iterator[None]:
             raise LostError(
                 f"{place} did not answer ({reason(error)}); give the same command again once it does"
             ) from error
-        if isinstance(error, OSError) or "BotoCoreError" in names:
+        if isinstance(error, OSError) or {"BotoCoreError", "ClientResponseError"} & names:
             raise ResourceError(f"{place} cannot be used: {reason(error)}") from error
         raise
 
@@ -150,4 +171,4 @@ def reason(error: BaseException) -> str:
     'no answer from https://host/api'
     """
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    return re.sub(r"\w+://[^\s'\"]+", lambda url: without_credentials(url[0]), text)[:200]
+    return redact(text)[:200]

@@ -7,7 +7,7 @@ from raymerge.artifacts import Artifact
 from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
-from raymerge.stages.fisher import fisher
+from raymerge.stages.fisher import check_samples, fisher
 from raymerge.stages.markets import Lessons, divide
 from raymerge.stages.merge import average, merge, merge_name, needs_diagonals
 from raymerge.stages.prepare import prepare
@@ -42,6 +42,7 @@ def run(context: Context, log: Sequence[str]) -> Result:
     """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
     data = prepare(context, log)
     lessons = divide(context, data)
+    check_samples(context.config, lessons.validation)
     base = train_base(context, lessons.base)
     settings, name = context.config.merge, merge_name(context.config.merge)
     start, early = base, dict[str, Artifact]()

@@ -144,7 +144,7 @@ def paper_config() -> Config:
     there.
     """
     contrast = {"weight": 0.1, "similarity": "dot", "temperature": 1.0}
-    fine_tuning = TrainingConfig(epochs=5, batch_size=32, learning_rate=1e-4, filter_seen=False)
+    fine_tuning = TrainingConfig(epochs=5, batch_size=32, learning_rate=1e-4)
     sampled = {
         f"{estimator}-{n}": FisherConfig(estimator=estimator, samples=n)
         for estimator in ("random", "topk", "model")
@@ -155,7 +155,7 @@ def paper_config() -> Config:
         prepare=ML_1M_CLEANING,
         encoder=EncoderConfig(attention="causal", max_length=50, dropout=0.5, output_bias=False),
         base=ObjectiveConfig("next_item"),
-        training=TrainingConfig(epochs=24, batch_size=16, filter_seen=False),
+        training=TrainingConfig(epochs=24, batch_size=16),
         members={
             "baseline": ObjectiveConfig("next_item"),
             "cl4srec": ObjectiveConfig("cl4srec", contrast),

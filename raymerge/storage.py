@@ -12,7 +12,7 @@ import pyarrow.fs
 
 from raymerge.errors import InputError
 from raymerge.outages import MISSING, disk_errors, plain_errors, reason, without_credentials
-from raymerge.stores import Store, is_local, refuse_secrets
+from raymerge.stores import WEB, Store, is_local, refuse_secrets
 
 __all__ = [
     "absolute",
@@ -127,7 +127,9 @@ def list_files(url: str) -> list[str]:
     if store.isfile(store.path):
         return [url]
     with suppress(*MISSING):
-        if any(mark in store.path for mark in "*?["):
+        if store.protocol in WEB:  # lists nothing, and what looks like a pattern may be its query
+            found = []
+        elif any(mark in store.path for mark in "*?["):
             found = [name for name in store.glob(store.path) if store.isfile(name)]
         else:
             found = [name for name in store.find(store.path) if not _hidden(name, below=store.path)]

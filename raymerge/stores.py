@@ -22,6 +22,7 @@ from fsspec.core import url_to_fs
 from raymerge.errors import InputError
 from raymerge.outages import MISSING, plain_errors, retried, without_credentials
 
+WEB = ("http", "https")
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
@@ -44,8 +45,11 @@ def refuse_secrets(url: str) -> None:
     """
     if is_local(url):
         return
-    parts = urlsplit(url)
-    query = "=" in parts.query and not parts.scheme.startswith("http")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"not a URL that can be read: {url} ({error})") from None
+    query = "=" in parts.query and parts.scheme not in WEB
     if query or ":" in parts.netloc.rpartition("@")[0]:
         raise InputError(
             f"{without_credentials(url)} was given with {'a query' if query else 'a password'} in its URL; "
@@ -172,9 +176,24 @@ class Store:
         """A binary file to read (`rb`), or one that is put to its place when it is closed (`wb`)."""
         if mode == "wb":
             return _Whole(self, path)
+        if self.protocol in WEB:
+            return self._fetched(path)
         if self.protocol not in OBJECT_STORES:
             return self._call("open", path, mode)
         return io.BufferedReader(_Pieces(self, path), BLOCK_BYTES)
+
+    def _fetched(self, path: str) -> Any:
+        """A file of a web server, which need not give parts of it: in a temporary file of this machine."""
+        file = tempfile.TemporaryFile()  # noqa: SIM115 # whoever opened it closes it
+
+        def fetch() -> None:
+            file.seek(0)
+            file.truncate()
+            self._filesystem.get_file(path, file)
+
+        self._whole(fetch)
+        file.seek(0)
+        return file
 
     def piece(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to before `end` of a file that has them."""

@@ -93,7 +93,7 @@ def run_job(
         before_sleep=announce,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
-    outcome: Outcome = attempts(_run_once, client, job, deadline, write, say)
+    outcome: Outcome = attempts(_Submission(client, job, deadline, write, say).run)
     if outcome.exit_code:
         say(f"the job failed: {outcome.reason}")
     return outcome.exit_code
@@ -103,11 +103,14 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's jobs API; ResourceError within seconds if nobody answers or the token is not right."""
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    where = urlsplit(address)
-    if where.scheme not in ("http", "https") or not where.hostname:
+    try:
+        where = urlsplit(address)
+        port = where.port or (443 if where.scheme == "https" else 80)
+    except ValueError:  # no number, or none that a port can have
+        port = 0
+    if not port or where.scheme not in ("http", "https") or not where.hostname:
         raise ConfigError(f"the address must be that of the dashboard, such as {DEFAULT_ADDRESS}, got {address!r}")
     try:
-        port = where.port or (443 if where.scheme == "https" else 80)
         socket.create_connection((where.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
         with _address(address):
             return JobSubmissionClient(address)
@@ -135,17 +138,45 @@ def _address(address: str) -> Iterator[None]:
             os.environ[ADDRESS_VARIABLE] = before
 
 
-def _run_once(client: JobSubmissionClient, job: Job, deadline: Deadline, write: Say, say: Say) -> Outcome:
-    name = f"raymerge-{secrets.token_hex(6)}"  # chosen here, so that a submission whose answer is lost is not doubled
-    try:
-        _submit(client, job, name)
-        say(f"job {name} at {client.get_address()}/#/jobs/{name}")
-        return asyncio.run(_Follower(client, name, deadline, write).follow())
-    except NO_ANSWER as error:
-        return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
-    except (KeyboardInterrupt, ResourceError):
-        _stop(client, name, say)
-        raise
+class _Submission:
+    """A job and the name that the cluster has it by: a try after a silence goes on with the job that is there.
+
+    Two jobs at work in one output would take each other's checkpoints away.
+    """
+
+    def __init__(self, client: JobSubmissionClient, job: Job, deadline: Deadline, write: Say, say: Say) -> None:
+        self._client, self._job, self._deadline, self._write, self._say = client, job, deadline, write, say
+        self._name = _new_name()
+
+    def run(self) -> Outcome:
+        """Submit the job unless it is there, and follow it to its end; an interrupt stops it."""
+        try:
+            if not self._is_there():
+                _submit(self._client, self._job, self._name)
+            self._say(f"job {self._name} at {self._client.get_address()}/#/jobs/{self._name}")
+            return asyncio.run(_Follower(self._client, self._name, self._deadline, self._write).follow())
+        except NO_ANSWER as error:
+            return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
+        except (KeyboardInterrupt, ResourceError):
+            _stop(self._client, self._name, self._say)
+            raise
+
+    def _is_there(self) -> bool:
+        """Whether the cluster has the job; one that it lost is to be submitted by another name."""
+        try:
+            found = self._client.get_job_info(self._name)
+        except NO_ANSWER:
+            raise
+        except RuntimeError:  # it knows none of this name
+            return False
+        lost = found.status.is_terminal() and outcome_of(found.status, found.driver_exit_code, found.message).lost
+        if lost:
+            self._name = _new_name()
+        return not lost
+
+
+def _new_name() -> str:
+    return f"raymerge-{secrets.token_hex(6)}"
 
 
 def _submit(client: JobSubmissionClient, job: Job, name: str) -> None:

@@ -12,14 +12,15 @@ from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.errors import TrackingError
 from raymerge.events import Event
+from raymerge.outages import redact
 from raymerge.stages.context import EVENTS, SCORE
 from raymerge.tracking import report as reports
 from raymerge.tracking import study as studies
 from raymerge.tracking.record import Record, read_all
-from raymerge.tracking.registration import RegisteredVersion
+from raymerge.tracking.registration import RegisteredVersion, Score
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
-from raymerge.tracking.store import redact, resolve_uri, ui_command
+from raymerge.tracking.store import resolve_uri, ui_command
 from raymerge.working import tracker_of
 
 
@@ -67,12 +68,14 @@ def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any],
     """Upload the report of a run, its configuration and plots, and register the model that it chose."""
     content = reports.loads(storage.read_bytes(report.file("report.json")))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
+    protocol = content["protocol"]
+    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
     return log_results(
         tracker,
         configuration=configuration,
         report_url=report.file("report.json"),
         drawn=figures(content, output),
         model=model,
-        score=model.counts[SCORE],
+        score=Score(model.counts[SCORE], f"{protocol.get('validation')}, seen items {seen}", content["data"]["digest"]),
         model_name=configuration["tracking"]["model_name"] or f"raymerge-{Path(configuration['recipe']).stem}",
     )

@@ -1,4 +1,6 @@
-"""An objective that takes more memory than there is, and its configuration, which brings it into workers."""
+"""Objectives that take more memory than there is, and a configuration that brings them into workers."""
+
+from typing import Any
 
 import torch
 
@@ -10,11 +12,6 @@ from raymerge.models.recommendation import Batch, Term
 MORE_THAN_THERE_IS = 1 << 50
 
 
-class Hungry(ObjectiveConfig):
-    """Unpickling it imports this file, so that a worker knows the objectives below."""
-
-
-@OBJECTIVES.register("hungry")
 class TooMuchAtOnce(NextItem):
     """Finds no memory unless it works in smaller chunks."""
 
@@ -24,10 +21,21 @@ class TooMuchAtOnce(NextItem):
         return super().forward(encoder, batch)
 
 
-@OBJECTIVES.register("insatiable")
 class TooMuch(NextItem):
     """Never finds enough."""
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
         torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
         return super().forward(encoder, batch)
+
+
+HUNGRY = {"hungry": TooMuchAtOnce, "insatiable": TooMuch}
+
+
+class Hungry(ObjectiveConfig):
+    """One of the above; the process that unpickles it knows them from then on."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in HUNGRY.keys() - set(OBJECTIVES):
+            OBJECTIVES.add(name, HUNGRY[name])
+        self.__dict__.update(state)

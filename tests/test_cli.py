@@ -115,7 +115,18 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--set", "rivals={t: {estimator: target}}", "--set", "members={t-fine-tuned: {name: next_item}}"],
             "two models of the run would be named 't-fine-tuned'",
         ),
-        (["run", "--nope"], "No such option"),
+        (["run", "--set", "fine_tuning.epochs=-1"], "fine_tuning.epochs must be between 1 and 1,000,000, got -1"),
+        (["run", "--set", "rivals={t: {estimator: model, samples: 0}}"], "rivals.t.samples must be"),
+        (["run", "--set", "merge.epsilon=abc"], "merge.epsilon: input should be a valid number"),
+        (["run", "--set", "evaluation.ks=10"], "evaluation.ks: input should be a list, such as [1, 2], got 10"),
+        (["run", "--set", "training=3"], "training: input should be a section: change the keys below it, got 3"),
+        (["run", "--set", "members={}"], "members: at least one is needed, got none"),
+        (["run", "--set", "evaluation.confidence=0.01"], "evaluation.confidence must be at least .5 and below 1"),
+        (["run", "--set", "members.cl4srec.settings={augmentations: 5}"], "augmentations must be a list of some of"),
+        (["run", "--set", "members.cl4srec.settings={projection: nope}"], "projection must be true or false, got"),
+        (["run", "--set", "tracking.model_name=shop.v2"], "tracking.model_name: string should match pattern"),
+        (["run", "--input", "http://[x/y"], "not a URL that can be read"),
+        (["run", "--nope"], "(see raymerge run --help)"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "there is no report at"),
         (["log", "nowhere"], "is no output of raymerge that a command has worked in"),
@@ -139,7 +150,9 @@ def test_mistake_is_one_line(
     ("content", "expected"),
     [
         ("", "is empty"),
-        ("visitor,item,timestamp\n1,2,3\n", "has no column 'user', it has visitor, item, timestamp"),
+        ("visitor,item,timestamp\n1,2,3\n", "has no column 'user', it has 'visitor', 'item', 'timestamp'"),
+        ("user;item;timestamp\n1;2;3,4\n", "they look separated by ';': set prepare.delimiter"),
+        ("user,item,timestamp\n", "the interaction log has no rows"),
         ("user,item,timestamp\n1,2,soon\n3,4,later\n", "rows are bad"),
     ],
 )
@@ -262,6 +275,25 @@ def test_recommend_gives_own_ids_and_leaves_out_the_history(capsys: pytest.Captu
     assert "film 0" in text
     assert "film 2" in text
     assert "film 1" not in text
+
+
+def test_recommend_shows_ids_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    strange = model(tmp_path / "a", ids=["[new] shirt", "sku[/1]", "a[b]"])
+    cli(["recommend", "--model", str(strange), "--history", "a[b]", "--top", "2"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "[new] shirt" in text
+    assert "sku[/1]" in text
+
+
+def test_recommend_takes_the_model_that_a_run_chose(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chosen = model(tmp_path / "out")
+    report = tmp_path / "out" / "report"
+    (report / "0123").mkdir(parents=True)
+    (report / ".DS_Store").touch()
+    places = {"fisher": "train/none", "fine-tuned": f"train/{chosen.name}"}
+    (report / "0123" / "report.json").write_text(json.dumps({"final": "fine-tuned", "artifacts": {"models": places}}))
+    cli(["recommend", "--model", str(tmp_path / "out"), "--history", "film 1", "--top", "2"], standalone_mode=False)
+    assert "film 0" in capsys.readouterr().out
 
 
 def test_altered_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Files by URL."""
 
+import gzip
+import http.server
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raymerge import storage
+from raymerge.data.interactions import LogConfig, open_log
 from raymerge.errors import InputError, UserError
 
 
@@ -49,6 +53,59 @@ def test_credentials_do_not_show() -> None:
     with pytest.raises(InputError) as caught:
         storage.list_files("nosuchscheme://me:secret@host/path")
     assert "secret" not in str(caught.value)
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """Serves two rows, packed, at an address that must be signed; fails for as long as it is told."""
+
+    failures = 0
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        body = gzip.compress(b"user,item,timestamp\n1,2,3\n4,5,6\n")
+        status = 200 if self.path == "/log.csv.gz?sig=x" else 403
+        if type(self).failures and self.command == "GET":
+            type(self).failures -= 1
+            status = 503
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if status == 200 else 0))
+        self.end_headers()
+        if status == 200 and self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_log_at_a_signed_address_is_read_through_an_outage(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{web}/log.csv.gz?sig=x"
+    assert storage.list_files(url) == [url]
+    monkeypatch.setattr(Web, "failures", 2)
+    with open_log(url, LogConfig()) as log:
+        assert sum(len(batch) for batch in log.batches) == 2
+
+
+@pytest.mark.parametrize("path", ["log.csv?sig=secret", "logs/*.csv", "none.csv"])
+def test_what_a_web_server_does_not_give_is_one_clear_line(web: str, path: str) -> None:
+    with pytest.raises(InputError, match="no such file") as error:
+        storage.list_files(f"{web}/{path}")
+    assert "secret" not in str(error.value)
+
+
+def test_a_web_server_that_takes_no_file_is_one_clear_line(web: str) -> None:
+    with pytest.raises(UserError, match="cannot be used") as error:
+        storage.write_bytes(f"{web}/out?sig=secret", b"x")
+    assert "secret" not in str(error.value)
 
 
 def test_a_store_is_the_same_in_every_thread(root: str) -> None:

@@ -26,9 +26,14 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     [
         (["--address", NOWHERE, "run", "--output", "/out"], "no Ray cluster at http://127.0.0.1:9"),
         (["--address", "10.0.0.1:6379", "run", "--output", "/out"], "must be that of the dashboard"),
-        (["run"], "'out' is relative to a folder of this machine (output)"),
-        (["run", "--output", "/out", "--input", "log.csv"], "'log.csv' is relative to a folder of this machine (log)"),
-        (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "(models)"),
+        (["--address", "http://head:99999", "run", "--output", "/out"], "must be that of the dashboard"),
+        (["--address", "http://[::1", "run", "--output", "/out"], "must be that of the dashboard"),
+        (["run"], "--output 'out' is relative to a folder of this machine"),
+        (
+            ["run", "--output", "/out", "--input", "log.csv"],
+            "--input 'log.csv' is relative to a folder",
+        ),
+        (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "--model 'm' is relative"),
         (["run", "--output", "/out", "--address", "auto"], "goes before the command"),
         (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
         (["run", "--output", "/out", "--recipe", "nope"], "unknown recipe 'nope'"),

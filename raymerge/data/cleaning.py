@@ -62,7 +62,7 @@ def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplica
 
     Users are in numerical order if their ids are whole numbers, else in that of their UTF-8 bytes.
     """
-    encoded = rows["user"].combine_chunks().dictionary_encode()
+    encoded = rows["user"].dictionary_encode().combine_chunks()  # ids of all rows in one array may be more than 2 GiB
     order = pc.sort_indices(own_ids(encoded.dictionary, whole_numbers=whole_numbers)).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))

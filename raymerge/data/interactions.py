@@ -113,7 +113,7 @@ def open_log(url: str, config: LogConfig) -> Iterator[LogReader]:
 
 
 def _decompressed(file: IO[bytes], url: str) -> Any:
-    codec = COMPRESSIONS.get(PurePosixPath(url).suffix.lower())
+    codec = COMPRESSIONS.get(PurePosixPath(without_credentials(url)).suffix.lower())
     return file if codec is None else pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
 
 
@@ -159,11 +159,20 @@ def detect_format(url: str, head: bytes) -> str:
 def _columns_found(wanted: Mapping[str, str], found: Sequence[str], shown: str) -> None:
     for role, name in wanted.items():
         if name not in found:
-            cure = "prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"
             raise InputError(
-                f"{shown} has no column {name!r}, it has {', '.join(found)}; "
-                f"set {'prepare.market' if role == 'market' else cure}"
+                f"{shown} has no column {name!r}, it has {', '.join(map(repr, found))}; {_cure(role, found)}"
             )
+
+
+def _cure(role: str, found: Sequence[str]) -> str:
+    """What to set where a column is missing."""
+    separator = next((mark for mark in ";|\t" if len(found) == 1 and mark in found[0]), None)
+    if separator is not None:
+        return f"they look separated by {separator!r}: set prepare.delimiter"
+    if role == "market":
+        return "set prepare.market"
+    roles = "prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"
+    return f"set {roles}, or prepare.column_names if there is no header line"
 
 
 def _refuse_markets(config: LogConfig, shown: str, name: str) -> None:

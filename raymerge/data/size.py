@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from raymerge.data.interactions import LogConfig, open_log
+from raymerge.errors import InputError
 
 SAMPLE_ROWS = 2_000_000
 
@@ -43,6 +44,8 @@ def measure(files: Sequence[str], config: LogConfig, *, sample_rows: int = SAMPL
                     break
             else:
                 read += log.size if rows < sample_rows else 0
+    if not rows:
+        raise InputError("the interaction log has no rows")
     scale = max(1.0, total / max(1, read)) if rows >= sample_rows else 1.0
     return DataSize(round(len(users) * scale), len(items), round(rows * scale))
 

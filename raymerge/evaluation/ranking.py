@@ -53,8 +53,8 @@ class EvaluationConfig:
         _check_range("replicates", self.replicates, 100, 10**6)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("memory_mib", self.memory_mib, 1, 2**20)
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"evaluation.confidence must lie between 0 and 1, got {self.confidence}")
+        if not 0.5 <= self.confidence < 1:
+            raise ConfigError(f"evaluation.confidence must be at least .5 and below 1, got {self.confidence}")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -81,19 +81,21 @@ class States:
     """
 
     module: Recommender
+    num_items: int
     histories: Tensor
     hidden: Tensor
 
     @classmethod
     def of(cls, module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> "States":
         """Encode histories; call it in `evaluation_mode`."""
-        return cls(module, histories, encode(module, histories, memory_bytes=memory_bytes))
+        hidden = encode(module, histories, memory_bytes=memory_bytes)
+        return cls(module, len(module.head()[0]), histories, hidden)  # once: an ensemble makes its head anew each time
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, users: slice) -> "States":
-        return States(self.module, self.histories[users], self.hidden[users])
+        return States(self.module, self.num_items, self.histories[users], self.hidden[users])
 
     @cached_property
     def shift(self) -> Tensor | None:
@@ -104,7 +106,7 @@ class States:
     @cached_property
     def _had(self) -> Tensor:
         rows = input_rows(self.module, self.histories.to(self.hidden.device))
-        return distinct_columns(rows, len(self.module.head()[0])).sort(dim=1).values
+        return distinct_columns(rows, self.num_items).sort(dim=1).values
 
     def shift_block(self, scores: Tensor, first: int) -> None:
         """Add to scores [U, C] of a block that begins at column `first` what they gain."""

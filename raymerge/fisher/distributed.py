@@ -14,7 +14,7 @@ sums in float64, and the engine's budget; a model is too large for a process onl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from raymerge.evaluation.distributed import worker_examples, worker_model, worke
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.fisher.weights import FisherConfig
+from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.pool import Pool
 
 SUMS_FILE = "sums.safetensors"
@@ -71,7 +72,7 @@ def make_shard(output: str, plan: ShardPlan) -> Shard:
     """Sum over the users of one partition, at the position that predicts their validation item (runs in a worker)."""
     module = worker_model(plan.model)
     found = worker_examples(plan.partition, "validation", module.config.max_length)
-    _warm_up(plan.model, plan.partition)
+    _warm_up(next(module.parameters()).device)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # CPUs may be shared with others
     began = clock()
     sums, users = _sums(module, found, plan)
@@ -102,13 +103,11 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
     return {name: value.cpu() for name, value in sums.items()}, users
 
 
-@lru_cache(maxsize=1)
-def _warm_up(model: str, partition: str) -> None:
-    """Have a process use its kernels and threads before the first shard's time is taken."""
-    module = worker_model(model)
-    found = worker_examples(partition, "validation", module.config.max_length)
-    if len(found):
-        accumulate(module, found.histories[:2], config=FisherConfig())
+@cache
+def _warm_up(device: torch.device) -> None:
+    """Have a process use its kernels and threads, on a small model, before the first shard's time is taken."""
+    module = SequenceEncoder(10, EncoderConfig(max_length=10)).to(device)
+    accumulate(module, torch.ones(2, 10, dtype=torch.int64), config=FisherConfig())
 
 
 def make_shards(

@@ -295,7 +295,7 @@ def _pick(scores: Scores, request: Request) -> Tensor:
         return picked
     everything = slice(0, scores.head.items)
     each = (slice(user, user + 1) for user in range(len(scores.flat)))
-    ordered = [scores.logits(everything, user)[0].argsort(descending=True, stable=True) for user in each]
+    ordered = (scores.logits(everything, user)[0].argsort(descending=True, stable=True) for user in each)
     return torch.stack([order[ranks] for order, ranks in zip(ordered, picked, strict=True)])
 
 

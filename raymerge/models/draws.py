@@ -35,8 +35,9 @@ def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:
     """One 64-bit word for each combination of the broadcast int64 counters: int64."""
     state = torch.tensor(int(stream))
     for counter in counters:
-        word = torch.tensor(counter) if isinstance(counter, int) else counter
-        state = mix_((state.to(word.device) ^ word) + GAMMA)
+        if isinstance(counter, Tensor):
+            state = state.to(counter.device)
+        state = mix_((state ^ counter) + GAMMA)
     return state
 
 

@@ -51,6 +51,8 @@ class ContrastiveSettings(ClozeSettings):
         super().__post_init__()
         check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
         check_choice(self, "similarity", ("cosine", "dot"))
+        if not isinstance(self.projection, bool):
+            raise ConfigError(f"projection must be true or false, got {self.projection!r}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Cl4srecSettings(ContrastiveSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
-        object.__setattr__(self, "augmentations", tuple(self.augmentations))
-        if not self.augmentations:
-            raise ConfigError(f"augmentations must name at least one of {', '.join(AUGMENTATIONS)}, got none")
+        names = self.augmentations
+        if not names or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"augmentations must be a list of some of {', '.join(AUGMENTATIONS)}, got {names!r}")
+        object.__setattr__(self, "augmentations", tuple(names))
         for name in self.augmentations:
             AUGMENTATIONS[name]
 

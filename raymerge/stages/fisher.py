@@ -1,6 +1,6 @@
 """From models to Fisher diagonals, shard by shard."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 
@@ -9,13 +9,21 @@ from torch import Tensor
 
 from raymerge.artifacts import Artifact
 from raymerge.blocks import write_blocks
+from raymerge.config import Config
 from raymerge.events import Progress
 from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import items_on_offer, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 from raymerge.stages.train import model_digest
+
+
+def check_samples(config: Config, data: Sequence[Artifact]) -> None:
+    """Raise ConfigError, before anything is trained, if an estimator draws more items than there are."""
+    items = min(items_on_offer(one) for one in data)
+    for settings in (config.fisher, *config.rivals.values()):
+        settings.check_model(dim=config.encoder.dim, items=items)
 
 
 def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:

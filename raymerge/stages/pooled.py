@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,7 +12,7 @@ from raymerge.artifacts import Artifact, open_artifact
 from raymerge.errors import InputError
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.stages.prepare import partitions_of
-from raymerge.stages.report import best_member, bootstrap_of, comparisons, is_of_markets, row
+from raymerge.stages.report import best_member, best_merged, bootstrap_of, comparisons, is_of_markets, row
 
 BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
 
@@ -97,7 +97,14 @@ def pool_reports(places: Sequence[str]) -> dict[str, Any]:
         "rows": rows,
         "comparisons": comparisons(kinds, BEST, bootstrap, settings),
         "data": first.content["data"],
+        "final": best_merged(first.kinds, _mean_validation(runs)),
     }
+
+
+def _mean_validation(runs: Sequence[Run]) -> dict[str, float]:
+    """By model, its mean over runs."""
+    scores = [run.content["validation"] for run in runs]
+    return {name: fmean(score[name] for score in scores) for name in scores[0]}
 
 
 def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]) -> dict[str, float]:

@@ -74,5 +74,9 @@ def partitions_of(data: Artifact) -> list[str]:
 
 def restricted_catalogue(data: Artifact) -> str | None:
     """URL of the catalogue if not all of its items are on offer in these data, else None."""
-    offered = data.counts.get("offered")
-    return data.file(ITEMS_FILE) if offered is not None and offered < data.counts["items"] else None
+    return data.file(ITEMS_FILE) if items_on_offer(data) < data.counts["items"] else None
+
+
+def items_on_offer(data: Artifact) -> int:
+    """Among how many items a model of these data chooses: all of the catalogue, or those of the market."""
+    return int(data.counts.get("offered", data.counts["items"]))

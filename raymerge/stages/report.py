@@ -137,7 +137,7 @@ def _content(
         | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
         | {"validation_score": merge.counts[SCORE]},
         "validation": scores,
-        "final": final_model(entries).name,
+        "final": best_merged(kinds, scores),
         "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
         "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries if entry.model},
         "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
@@ -159,8 +159,15 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 
 def final_model(entries: Sequence[Entry]) -> Entry:
-    """The merged model, trained on after the merge or not, whichever validates better."""
-    return max((e for e in entries if e.kind in ("merged", "fine-tuned")), key=lambda e: e.score)
+    """The model to serve."""
+    by_name = {entry.name: entry for entry in entries if entry.model}
+    kinds, scores = ({name: getattr(e, field) for name, e in by_name.items()} for field in ("kind", "score"))
+    return by_name[best_merged(kinds, scores)]
+
+
+def best_merged(kinds: Mapping[str, str], scores: Mapping[str, float]) -> str:
+    """Name of the merged model, trained on after the merge or not, that validates best."""
+    return max((name for name, kind in kinds.items() if kind in ("merged", "fine-tuned")), key=scores.__getitem__)
 
 
 def best_member(kinds: Mapping[str, str], scores: Mapping[str, float]) -> str:

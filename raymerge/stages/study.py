@@ -16,7 +16,7 @@ from raymerge.fisher.study import Agreement, Measured, Study, backward_passes, c
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import items_on_offer, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 from raymerge.stages.train import model_digest
 
@@ -69,7 +69,7 @@ class _Task:
     def size(self) -> dict[str, int]:
         """V and d of the model."""
         config = self.model.json("model", "config.json")
-        return {"items": config["num_items"], "dim": config["dim"]}
+        return {"items": items_on_offer(self.data), "dim": config["dim"]}
 
     @cached_property
     def bounds(self) -> dict[str, int | None]:

@@ -39,6 +39,7 @@ class Plan:
             "encoder": asdict(config.encoder),
             "objective": {"name": self.objective.name, **complete_settings(self.objective)},
             "training": asdict(self.training),
+            "filter_seen": config.evaluation.filter_seen,  # in validation, as a merge's, or they would not compare
             "workers": self.workers,
             "threads": self.threads,
         }
@@ -185,6 +186,7 @@ def _job(context: Context, plan: Plan) -> Job:
         training=plan.training,
         start=plan.start.file("model") if plan.start else None,
         catalogue=restricted_catalogue(plan.data) if plan.start else None,  # what starts anew has nothing to keep
+        filter_seen=config.evaluation.filter_seen,
         workers=plan.workers,
         threads=plan.threads,
     )

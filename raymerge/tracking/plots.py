@@ -68,7 +68,8 @@ def metric_bars(report: Mapping[str, Any], *, metric: str = "ndcg@10", ranking: 
     rows = sorted(report["rows"], key=lambda row: row["metrics"][ranking][metric]["mean"])
     measured = [row["metrics"][ranking][metric] for row in rows]
     means = np.array([one["mean"] for one in measured])
-    spread = np.array([[one["mean"] - one["low"], one["high"] - one["mean"]] for one in measured]).T
+    ends = [(one["mean"] - one["low"], one["high"] - one["mean"]) for one in measured]
+    spread = np.maximum(ends, 0).T  # percentiles of a bootstrap need not enclose the mean
     figure = _figure(8, 1.9 + 0.42 * len(rows))
     axes = figure.add_subplot()
     for kind in dict.fromkeys(row["kind"] for row in reversed(rows)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError
-from raymerge.tracking.store import redact
+from raymerge.outages import redact
 
 FOLDER = "runs"
 

@@ -29,6 +29,15 @@ TAG_SCORE, TAG_METRIC, TAG_MODEL = ("raymerge.validation_score", "raymerge.metri
 
 
 @dataclass(frozen=True)
+class Score:
+    """A validation score, the metric and protocol in words, and the digest of the prepared data it was measured on."""
+
+    value: float
+    metric: str
+    data: str
+
+
+@dataclass(frozen=True)
 class RegisteredVersion:
     """A version in the registry; `reason` says in words why it is the champion or not."""
 
@@ -43,17 +52,15 @@ class RegisteredVersion:
         return f"models:/{self.name}/{self.version}"
 
 
-def register(
-    tracker: Tracker, run: str, model_folder: Path, *, name: str, score: float, metric: str = "ndcg@10"
-) -> RegisteredVersion:
+def register(tracker: Tracker, run: str, model_folder: Path, *, name: str, score: Score) -> RegisteredVersion:
     """Log the model of a folder (`model.safetensors`, `config.json`, `items.parquet`) to a run and register it.
 
     It becomes `champion` if there is none, or if its validation score is above the present champion's. Scores compare
-    only if metric and data set digest are the same: otherwise the alias stays, and moving it is up to the user.
+    only if they were measured alike on the same data: otherwise the alias stays, and moving it is up to the user.
     A model that the run has registered before gives that version again. Raises TrackingError if the server fails.
     """
     digest = digest_of({file: file_digest(str(model_folder / file)) for file in MODEL_FILES})
-    tags = {TAG_SCORE: repr(score), TAG_METRIC: metric, TAG_DATA: tracker.data_digest, TAG_MODEL: digest}
+    tags = {TAG_SCORE: repr(score.value), TAG_METRIC: score.metric, TAG_DATA: score.data, TAG_MODEL: digest}
     with store.as_tracking_error(tracker.uri), store.settings():
         run_id = tracker.run_id(run)
         found = _find_version(tracker.client, name, run_id, digest)
@@ -130,9 +137,9 @@ def _compare(tags: Mapping[str, str], present: ModelVersion | None, candidate: s
         return True, "there was no champion"
     if str(present.version) == str(candidate):
         return True, "it is the champion already"
-    champion, metric = f"the champion, version {present.version},", tags[TAG_METRIC]
-    if (present.tags.get(TAG_DATA), present.tags.get(TAG_METRIC)) != (tags[TAG_DATA], metric):
-        return (False, f"{champion} was measured on other data or by another metric, so their scores do not compare")
+    champion = f"the champion, version {present.version},"
+    if any(present.tags.get(tag) != tags[tag] for tag in (TAG_DATA, TAG_METRIC)):
+        return (False, f"{champion} was measured on other data or in another way, so their scores do not compare")
     score, best = float(tags[TAG_SCORE]), float(present.tags[TAG_SCORE])
     verb = "beats" if score > best else "does not beat"
-    return (score > best, f"its validation {metric} {score:.4f} {verb} {best:.4f} of {champion.rstrip(',')}")
+    return (score > best, f"its validation score {score:.4f} {verb} {best:.4f} of {champion.rstrip(',')}")

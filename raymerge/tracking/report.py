@@ -19,7 +19,6 @@ from raymerge.tracking.page import TEMPLATE
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 SIGNIFICANCE = 0.05
 COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
-MERGED = ("merged", "fine-tuned")
 Kind = Literal["base", "member", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
 ROLES = {
     "base": "the base that members start from",
@@ -99,25 +98,24 @@ class Data(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class Results(TypedDict):
-    """All that the printed table shows, of one run or of several."""
+    """All that the printed table shows, of one run or of several; `final` names the model to serve."""
 
     schema: int
     protocol: Protocol
     rows: list[Row]
     comparisons: list[Comparison]
     data: Data
+    final: str
 
 
 @with_config(ConfigDict(extra="allow"))
 class Report(Results):
     """The results of a run and where they come from.
 
-    `final` is the name of the model to serve, `artifacts` are places by name, told from the output folder on, and
-    `timings` are seconds by model.
+    `artifacts` are places by name, told from the output folder on, and `timings` are seconds by model.
     """
 
     merge: Merge
-    final: str
     artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]
     versions: dict[str, str]
@@ -211,19 +209,16 @@ def describe(protocol: Protocol) -> str:
 
 
 def verdict(report: Results) -> list[str]:
-    """In plain words: which merged model is best, and whether it differs from each reference by more than chance."""
-    metric, ranking = COLUMNS[0], report["protocol"]["ranking"]
-    merged = [row for row in report["rows"] if row["kind"] in MERGED]
-    if not merged:
-        return ["No merged model was measured."]
-    best = max(merged, key=lambda row: row["metrics"][ranking][metric]["mean"])
-    score = f"{metric.upper()} {best['metrics'][ranking][metric]['mean']:.4f}"
-    references = list(_references(report, best["name"]))
+    """In plain words: which merged model validates best, and whether it differs from references by more than chance."""
+    metric, ranking, final = COLUMNS[0], report["protocol"]["ranking"], report["final"]
+    [measured] = [row["metrics"][ranking][metric] for row in report["rows"] if row["name"] == final]
+    references = list(_references(report, final))
     several = sum(kind == "member" for kind, _ in references) > 1
     roles = ROLES | ({"member": "member"} if several else {})
     judgements = [_judge(one, roles[kind]) for kind, one in references]
     closing = "p values are corrected after Holm." if judgements else "It was not compared with other models."
-    return [f"{best['name']} is the best merged model: {score}.", *judgements, closing]
+    opening = f"{final} validates best of the merged models: {metric.upper()} {measured['mean']:.4f} on test."
+    return [opening, *judgements, closing]
 
 
 def _references(report: Results, candidate: str) -> Iterator[tuple[str, Comparison]]:

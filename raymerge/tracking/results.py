@@ -11,10 +11,10 @@ from torch import Tensor
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, open_artifact
 from raymerge.merging.methods import shares
+from raymerge.outages import redact
 from raymerge.tracking import plots, report
-from raymerge.tracking.registration import RegisteredVersion, register
+from raymerge.tracking.registration import RegisteredVersion, Score, register
 from raymerge.tracking.runs import PIPELINE, Tracker
-from raymerge.tracking.store import redact
 
 
 def figures(content: report.Report, output: str) -> dict[str, plots.Figure]:
@@ -55,7 +55,7 @@ def log_results(
     report_url: str,
     drawn: Mapping[str, plots.Figure],
     model: Artifact,
-    score: float,
+    score: Score,
     model_name: str,
 ) -> RegisteredVersion:
     """Upload report, configuration and plots to the pipeline's run and register the model."""

@@ -19,8 +19,9 @@ from typing_extensions import Self
 
 from raymerge import storage
 from raymerge.events import Event
+from raymerge.outages import redact
 from raymerge.tracking import store
-from raymerge.tracking.store import call, default_uri, flatten, metric_name, redact, resolve_uri, ui_command
+from raymerge.tracking.store import call, default_uri, flatten, metric_name, resolve_uri, ui_command
 
 __all__ = ["PIPELINE", "Tracker", "default_uri", "resolve_uri", "ui_command"]
 

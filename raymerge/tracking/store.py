@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from raymerge import storage
 from raymerge.errors import ConfigError, TrackingError
+from raymerge.outages import redact
 
 REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 5, 120, 8
 PARAM_LENGTH, KEY_LENGTH = 6000, 250  # MLflow's limits
@@ -64,15 +65,6 @@ def ui_command(uri: str) -> str:
     beside = Path(sys.executable).with_name("mlflow")
     mlflow = "mlflow" if shutil.which("mlflow") == str(beside) else f"{python} -m mlflow"
     return f"{mlflow} ui --backend-store-uri {shlex.quote(redact(uri))}"
-
-
-def redact(text: str) -> str:
-    """The text with user, password and query taken out of each URL in it.
-
-    >>> redact("no answer from https://me:secret@host/api?token=x after 5 s")
-    'no answer from https://host/api after 5 s'
-    """
-    return re.sub(r"(?<=://)[^/\s@'\"]*@", "", re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
 
 
 def metric_name(key: str) -> str:

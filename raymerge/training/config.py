@@ -40,7 +40,6 @@ class TrainingConfig:
     patience: int = 10  # epochs without a better validation NDCG@10 before it stops; 0 never stops
     windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
     stride: int | None = None  # items between the ends of a history's windows; None: as many as the encoder reads
-    filter_seen: bool = True  # in validation, as in evaluation
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast where that is faster
     seed: int = 0
 

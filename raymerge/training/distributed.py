@@ -53,6 +53,7 @@ class Job:
     training: TrainingConfig
     start: str | None = None  # URL of the model to start from; without it from scratch
     catalogue: str | None = None  # URL of the items, of which not all are on offer; without it all are
+    filter_seen: bool = True  # in validation
     workers: int = 1
     threads: int = 1
 
@@ -140,7 +141,7 @@ def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> T
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[NoteExhaustion(job.run, log)],
+            callbacks=[NoteExhaustion(job.run, log)],  # type: ignore[list-item] # annotated as Ray Tune's
         ),
     )
     result = trainer.fit()
@@ -197,6 +198,7 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
         build_objective(job.objective, encoder.config),
         [read_partition(url) for url in job.partitions[rank::world]],
         job.training,
+        filter_seen=job.filter_seen,
         offered=worker_offered(job.catalogue),
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,

@@ -8,8 +8,8 @@ Memory of a rank: its partitions, 8 bytes an interaction and about 60 a user; 40
 is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
 the last state, 4 while the next one replaces it, and once while it is written; and what one batch takes, where
-positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps. In smaller chunks
-(`raymerge.memory`) a batch takes an eighth, and its activations are computed twice; the dropout masks are others then.
+positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps. In smaller
+chunks (`raymerge.memory`) a batch takes an eighth, its activations are computed twice, and dropout masks are others.
 """
 
 import math
@@ -76,6 +76,7 @@ def train(
     partitions: Sequence[Sequences],
     config: TrainingConfig,
     *,
+    filter_seen: bool = True,
     offered: Tensor | None = None,
     resume: TrainingState | None = None,
     on_epoch: OnEpoch | None = None,
@@ -85,9 +86,10 @@ def train(
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
     All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
-    ranking). Softmax and validation are over the items that are `offered`, bool[V], all if None. `on_epoch` gets each
-    epoch's report and a state that `resume` continues to the bit. Raises InputError if no rank has anything to train
-    on, ScoreError if a loss is not a finite number, after `on_bad_step` had its batch.
+    ranking, without items of the history if `filter_seen`). Softmax and validation are over the items that are
+    `offered`, bool[V], all if None. `on_epoch` gets each epoch's report and a state that `resume` continues to the bit.
+    Raises InputError if no rank has anything to train on, ScoreError if a loss is not a finite number, after
+    `on_bad_step` had its batch.
     """
     device = encoder.item_embedding.weight.device
     encoder.training_chunks = memory.pieces()
@@ -103,7 +105,7 @@ def train(
         epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps, pool=pool)
         epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
-        score = validate(encoder, partitions, filter_seen=config.filter_seen, offered=offered)
+        score = validate(encoder, partitions, filter_seen=filter_seen, offered=offered)
         report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
         state = state.after_epoch(report, encoder, objective, stepper.optimizer)
         if on_epoch is not None:

@@ -82,7 +82,7 @@ def _lowest(targets: Tensor, priorities: Tensor, candidates: int) -> Tensor:
     order = priorities.argsort(stable=True)
     order = order[targets[order].argsort(stable=True)]
     sorted_targets = targets[order]
-    rank = torch.arange(len(order)) - torch.searchsorted(sorted_targets, sorted_targets)
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(sorted_targets, sorted_targets)
     return order[rank < candidates]
 
 

@@ -176,6 +176,66 @@ def test_job_past_its_deadline_is_stopped(found: dict) -> None:
     assert "RUNNING" not in found["states"]
 
 
+THROUGH_A_CUT = """
+import json, socket, sys, threading
+from raymerge import submission
+from raymerge.runtime import Deadline
+
+direct = sys.argv[1]
+host, port = direct.removeprefix("http://").split(":")
+server, ends, passable = socket.create_server(("127.0.0.1", 0)), [], threading.Event()
+
+def copy(one, other):
+    try:
+        while data := one.recv(65536):
+            other.sendall(data)
+    except OSError:
+        pass
+    other.close()
+
+def serve():
+    while True:
+        near, _ = server.accept()
+        if not passable.is_set():
+            near.close()
+            continue
+        far = socket.create_connection((host, int(port)))
+        ends.extend([near, far])
+        for pair in ((near, far), (far, near)):
+            threading.Thread(target=copy, args=pair, daemon=True).start()
+
+def cut():
+    passable.clear()
+    for end in ends:
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+passable.set()
+threading.Thread(target=serve, daemon=True).start()
+submission.OUTAGE_S = 1.0
+threading.Timer(6, cut).start()
+threading.Timer(14, passable.set).start()
+written, said = [], []
+code = submission.run_job(
+    submission.Job("sleep 20; echo through"), address=f"http://127.0.0.1:{server.getsockname()[1]}", retries=60,
+    deadline=Deadline(120), write=written.append, say=said.append, wait_s=0.5)
+jobs = [job.submission_id for job in submission.connect(direct).list_jobs() if job.entrypoint.startswith("sleep 20")]
+print("FOUND" + json.dumps([code, "".join(written), said, jobs]))
+"""
+
+
+@pytest.mark.chaos
+def test_job_that_goes_on_through_a_long_silence_is_found_again_and_not_doubled(head: Head) -> None:
+    done = head.run("-c", THROUGH_A_CUT, head.dashboard)
+    assert done.returncode == 0, done.stderr
+    code, log, said, jobs = json.loads(done.stdout.partition("FOUND")[2])
+    assert (code, len(jobs)) == (0, 1)
+    assert any("the job was lost" in line for line in said), "the silence was longer than one connection stands"
+    assert log.endswith("through\n")
+
+
 def start(head: Head, data: str, output: Path) -> subprocess.Popen[str]:
     """`raymerge submit train`, which can be interrupted."""
     command = [sys.executable, "-m", "raymerge", "submit", "--address", head.dashboard, "--retries", "0", "train"]

@@ -18,6 +18,10 @@ def test_hash_is_splitmix64_once_a_counter(first: int, second: int) -> None:
     assert int(hashed(Stream.ROW, first, torch.tensor(second))) & wrap == expected
 
 
+def test_words_lie_where_the_counters_do() -> None:
+    assert hashed(Stream.VIEW, 3, torch.zeros(2, dtype=torch.int64, device="meta"), 1).device.type == "meta"
+
+
 def test_uniform_numbers_fill_the_unit_interval_and_streams_differ() -> None:
     counters = torch.arange(20000)
     drawn = uniform(Stream.ROW, 0, counters)

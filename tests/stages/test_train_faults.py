@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from hungry import Hungry
+from hungry import HUNGRY, Hungry
 from processes import named
 from safetensors import safe_open
 
@@ -17,7 +17,7 @@ from raymerge.data.sequences import Sequences
 from raymerge.errors import ResourceError, ScoreError
 from raymerge.events import Message, Progress
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
 from raymerge.stages.context import Context
 from raymerge.stages.train import Plan, train
 from raymerge.training import loop
@@ -61,10 +61,16 @@ def figures(report: dict) -> dict:
     return {key: value for key, value in report.items() if not key.endswith("seconds")}
 
 
+@pytest.fixture
+def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objectives that only some tests know."""
+    for name, kind in HUNGRY.items():
+        monkeypatch.setitem(OBJECTIVES._entries, name, kind)
+
+
+@pytest.mark.usefixtures("hungry")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_out_of_memory_go_on_in_smaller_chunks(
-    make_context: MakeContext, data: Artifact, workers: int
-) -> None:
+def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext, data: Artifact, workers: int) -> None:
     settings = TrainingConfig(epochs=2, batch_size=64, precision="float32")
     notes: list[str] = []
 
@@ -80,6 +86,7 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(
     assert any("in smaller chunks after running out of memory" in text for text in notes)
 
 
+@pytest.mark.usefixtures("hungry")
 def test_workers_out_of_memory_in_smaller_chunks_too_are_given_up(make_context: MakeContext, data: Artifact) -> None:
     plan = Plan("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
     with pytest.raises(ResourceError, match=r"train/insatiable: .* in chunks of 1/8 .*lower training.batch_size"):

@@ -1,5 +1,6 @@
-"""A report such as a run writes."""
+"""A report and a score such as a run has."""
 
+from raymerge.tracking.registration import Score
 from raymerge.tracking.report import Comparison, Kind, Measured, Report, Row
 
 
@@ -26,6 +27,10 @@ def comparison(reference: str, difference: float, *, p_holm: float) -> Compariso
     }
 
 
+def scored(value: float) -> Score:
+    return Score(value, "NDCG@10, seen items filtered", "of all data")
+
+
 def example_report() -> Report:
     return {
         "schema": 1,
@@ -47,10 +52,10 @@ def example_report() -> Report:
             "power": 1.0,
             "validation_score": 0.15,
         },
-        "final": "Fisher merge",
+        "final": "merge + fine-tuning",
         "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
         "artifacts": {
-            "models": {"duorec": "train/0123", "Fisher merge": "merge/4567"},
+            "models": {"duorec": "train/0123", "merge + fine-tuning": "train/4567"},
             "diagonals": {"bert4rec": "fisher/1", "duorec": "fisher/2"},
         },
         "timings": {"prepare": 2.5, "train": 100.0},

@@ -79,7 +79,7 @@ def test_the_table_fits_an_80_column_terminal() -> None:
 
 def test_the_verdict_names_each_reference_and_whether_the_difference_is_significant() -> None:
     assert report.verdict(example_report()) == [
-        "merge + fine-tuning is the best merged model: NDCG@10 0.1400.",
+        "merge + fine-tuning validates best of the merged models: NDCG@10 0.1400 on test.",
         "Significantly better than the best single model (duorec): +0.0100, +7.7% (+0.0050 to +0.0150, p = 0.004).",
         "Not significantly different from the uniform average: +0.0040, +2.9% (-0.0010 to +0.0090, p = 0.12).",
         "p values are corrected after Holm.",
@@ -92,8 +92,12 @@ def test_the_verdict_says_worse_where_it_is_worse_and_nothing_where_nothing_was_
     assert report.verdict(content)[1].startswith("Significantly worse than the best single model (duorec): -0.0100")
     content["comparisons"] = []
     assert report.verdict(content)[1:] == ["It was not compared with other models."]
-    content["rows"] = [row for row in content["rows"] if row["kind"] == "member"]
-    assert report.verdict(content) == ["No merged model was measured."]
+
+
+def test_the_verdict_is_of_the_model_that_validates_best_even_if_another_is_better_on_test() -> None:
+    content = example_report()
+    content["final"] = "Fisher merge"
+    assert report.verdict(content)[0] == "Fisher merge validates best of the merged models: NDCG@10 0.1380 on test."
 
 
 class Page(HTMLParser):

@@ -13,7 +13,7 @@ from raymerge.tracking import report
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
 from tests.tracking.conftest import save_random_model
-from tests.tracking.examples import example_report
+from tests.tracking.examples import example_report, scored
 
 MEMBERS = ("bert4rec", "duorec")
 
@@ -77,7 +77,7 @@ def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
             report_url=str(tmp_path / "report.json"),
             drawn=figures(report_of(output, {"duorec": model}, {}), output.url),
             model=model,
-            score=0.15,
+            score=scored(0.15),
             model_name="results",
         )
     client = MlflowClient(tracker.uri)

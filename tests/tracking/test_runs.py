@@ -15,6 +15,7 @@ from raymerge.tracking import runs
 from raymerge.tracking.registration import register
 from raymerge.tracking.runs import Tracker
 from tests.tracking.conftest import DATASET, save_random_model
+from tests.tracking.examples import scored
 
 NewTracker = Callable[..., Tracker]
 
@@ -215,7 +216,9 @@ def test_the_default_store_keeps_everything_in_the_output_folder_and_is_silent(
     with tracker:
         tracker(Event("prepare", "users", 0, 7))
         tracker.log_artifacts("prepare", [output / "report.json"])
-        register(tracker, "merge", save_random_model(tmp_path / "model", [1, 2, 3]), name="recommender", score=0.1)
+        register(
+            tracker, "merge", save_random_model(tmp_path / "model", [1, 2, 3]), name="recommender", score=scored(0.1)
+        )
     assert all_runs(tracker)["prepare"].data.metrics == {"users": 7}
     for name in ("report.json", "MLmodel"):
         assert list((output / "mlartifacts").rglob(name)), "artifacts lie in the output folder"

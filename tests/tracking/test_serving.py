@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from raymerge.events import Event
 from raymerge.tracking.registration import register, save_pyfunc
 from raymerge.tracking.runs import Tracker
 from tests.tracking.conftest import Server, save_random_model
+from tests.tracking.examples import scored
 
 NewTracker = Callable[..., Tracker]
 ITEMS = [30, 10, 20, 50, 40, 60, 80, 70]
@@ -119,7 +121,7 @@ def test_the_champion_predicts_in_a_fresh_process_without_pickle_and_without_thi
 ) -> None:
     with new_tracker() as tracker:
         tracker(Event("merge", "ndcg@10", 0, 0.2))
-        registered = register(tracker, "merge", folder, name="recommender", score=0.2)
+        registered = register(tracker, "merge", folder, name="recommender", score=scored(0.2))
     assert registered.champion
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "False"
@@ -142,14 +144,14 @@ def test_a_registered_version_says_where_it_comes_from_and_pins_what_it_needs(
     new_tracker: NewTracker, server: Server, folder: Path, tmp_path: Path
 ) -> None:
     with new_tracker() as tracker:
-        registered = register(tracker, "merge", folder, name="origin", score=0.2)
-        again = register(tracker, "merge", folder, name="origin", score=0.2)
+        registered = register(tracker, "merge", folder, name="origin", score=scored(0.2))
+        again = register(tracker, "merge", folder, name="origin", score=scored(0.2))
     assert again.version == registered.version, "a restart registers nothing twice"
     client = MlflowClient(tracker.uri)
     version = client.get_model_version("origin", registered.version)
     assert version.run_id == tracker.run_id("merge")
     assert version.tags["raymerge.validation_score"] == "0.2"
-    assert version.tags["raymerge.data_digest"] == tracker.data_digest
+    assert version.tags["raymerge.data_digest"] == scored(0.2).data
     [output] = client.get_run(version.run_id).outputs.model_outputs
     assert version.source == client.get_logged_model(output.model_id).artifact_location
     requirements = download_artifacts(
@@ -168,15 +170,15 @@ def test_the_champion_changes_only_for_a_better_score_on_the_same_data(new_track
         return str(MlflowClient(tracker.uri).get_model_version_by_alias("title", "champion").version)
 
     with new_tracker() as tracker:
-        first = register(tracker, "merge", folder, name="title", score=0.2)
+        first = register(tracker, "merge", folder, name="title", score=scored(0.2))
         assert (first.champion, champion()) == (True, first.version)
-        worse = register(tracker, "merge", other, name="title", score=0.1)
+        worse = register(tracker, "merge", other, name="title", score=scored(0.1))
         assert (worse.champion, champion()) == (False, first.version)
         assert "0.1000 does not beat 0.2000" in worse.reason
-        better = register(tracker, "merge", third, name="title", score=0.3)
+        better = register(tracker, "merge", third, name="title", score=scored(0.3))
         assert (better.champion, champion()) == (True, better.version)
-    elsewhere = {"name": "demo", "digest": "another", "source": "log.csv"}
-    with new_tracker(identity="elsewhere", dataset=elsewhere) as tracker:
-        incomparable = register(tracker, "merge", folder, name="title", score=0.9)
-        assert (incomparable.champion, champion()) == (False, better.version)
-        assert "other data" in incomparable.reason
+    for other in (replace(scored(0.9), data="of a smaller catalogue"), replace(scored(0.9), metric="unfiltered")):
+        with new_tracker(identity=str(other)) as tracker:
+            incomparable = register(tracker, "merge", folder, name="title", score=other)
+            assert (incomparable.champion, champion()) == (False, better.version)
+            assert "on other data or in another way" in incomparable.reason

@@ -48,8 +48,8 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_every_objective_learns(name: str) -> None:
     encoder, objective = make(name)
     before = validate(encoder, cyclic(), filter_seen=False)
-    config = replace(CONFIG, epochs=30, batch_size=16, learning_rate=1e-2, patience=0, filter_seen=False)
-    state = train(encoder, objective, cyclic(), config)
+    config = replace(CONFIG, epochs=30, batch_size=16, learning_rate=1e-2, patience=0)
+    state = train(encoder, objective, cyclic(), config, filter_seen=False)
     assert state.best_ndcg > max(0.6, before + 0.2)
     assert state.history[-1].loss < state.history[0].loss
     assert validate(encoder, cyclic(), filter_seen=False) == pytest.approx(state.best_ndcg)
