@@ -152,7 +152,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.get(section), dict):
             if tree.get(section, {}) is not None or section not in tree:
                 known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
-                raise ConfigError(f"unknown section {section!r} in --set {override}; known: {known}")
+                cure = (
+                    f"; to name all anew: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
+                )
+                raise ConfigError(f"unknown section {section!r} in --set {override}; known: {known or 'none'}{cure}")
             tree[section] = {}
         tree = tree[section]
     try:
