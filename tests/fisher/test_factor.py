@@ -81,6 +81,19 @@ def test_what_all_items_share_does_not_cancel_the_covariance_in_float32() -> Non
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
+def test_a_user_who_is_nearly_certain_beside_others_who_are_not_keeps_its_covariance_in_float32() -> None:
+    exact = scores(items=300, dim=20)
+    exact = Scores(exact.head, exact.hidden * torch.tensor([20.0, 0.3, 1.0])[:, None, None], exact.stream)
+    head = Head(exact.head.weight.float(), exact.head.bias.float())
+    p = exact.probabilities(slice(None))
+    doubt = 1 - p.amax(1)
+    assert doubt[0] < 1e-5
+    assert doubt[1] > 0.9
+    found = covariance(Scores(head, exact.hidden.float(), exact.stream)).double()
+    for one, expected in zip(found, by_definition(exact, p), strict=True):
+        assert (one - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_rows_read_twice_are_added_up() -> None:
     positions = torch.tensor([[0, 0, 4, 2, 4], [0, 3, 3, 3, 9]])
     rows = InputRows.of(positions)
