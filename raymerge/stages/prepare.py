@@ -74,7 +74,8 @@ def partitions_of(data: Artifact) -> list[str]:
 
 def restricted_catalogue(data: Artifact) -> str | None:
     """URL of the catalogue if not all of its items are on offer in these data, else None."""
-    return data.file(ITEMS_FILE) if items_on_offer(data) < data.counts["items"] else None
+    restricted = "offered" in data.counts and items_on_offer(data) < data.counts["items"]
+    return data.file(ITEMS_FILE) if restricted else None
 
 
 def items_on_offer(data: Artifact) -> int:

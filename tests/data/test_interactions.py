@@ -140,8 +140,10 @@ def refused(path, match, **options):
 def test_what_is_no_log_is_refused_in_one_line(tmp_path):
     refused(tmp_path / "none.csv", r"no such file: .*none\.csv")
     refused(write(tmp_path / "empty.csv", ""), r"empty\.csv is empty")
-    refused(write(tmp_path / "a.csv", "who,item,timestamp\n1,2,3\n"), "no column 'user', it has who, item, timestamp;")
-    refused(write(tmp_path / "b.csv", CONTENT["csv"]), "no column 'shop', it has timestamp, item", market="shop")
+    refused(
+        write(tmp_path / "a.csv", "who,item,timestamp\n1,2,3\n"), "no column 'user', it has 'who', 'item', 'timestamp';"
+    )
+    refused(write(tmp_path / "b.csv", CONTENT["csv"]), "no column 'shop', it has 'timestamp', 'item'", market="shop")
     refused(
         write(tmp_path / "a.dat", CONTENT["movielens"]),
         "is of format movielens, which says nothing of markets",

@@ -172,11 +172,9 @@ def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, 
     for num_items in (5, 17, 513):
         weight = torch.randn(1, dim, generator=generator).expand(num_items, dim).contiguous()
         module = SimpleNamespace(head=lambda w=weight: (w, None, None))
+        made = States(module, num_items, states, states)
         targets = torch.randint(1, num_items + 1, (users,), generator=generator)
-        assert (
-            ranking._full_ranks(module, States(module, states, states), targets, None, 1 << 28).tolist()
-            == [num_items] * users
-        )
+        assert ranking._full_ranks(module, made, targets, None, 1 << 28).tolist() == [num_items] * users
 
 
 class LargestTensor(TorchDispatchMode):
@@ -304,7 +302,7 @@ def test_popular_negatives_need_counts():
         ({"ks": (5, 5)}, r"none twice, got \[5, 5\]"),
         ({"ks": (0,)}, "evaluation.ks must be between 1 and 1000000, got 0"),
         ({"replicates": 1}, "evaluation.replicates must be between 100"),
-        ({"confidence": 95}, "evaluation.confidence must lie between 0 and 1, got 95"),
+        ({"confidence": 95}, "evaluation.confidence must be at least .5 and below 1, got 95"),
         ({"seed": -1}, "evaluation.seed"),
         ({"memory_mib": 0}, "evaluation.memory_mib"),
     ],

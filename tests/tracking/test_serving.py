@@ -177,8 +177,8 @@ def test_the_champion_changes_only_for_a_better_score_on_the_same_data(new_track
         assert "0.1000 does not beat 0.2000" in worse.reason
         better = register(tracker, "merge", third, name="title", score=scored(0.3))
         assert (better.champion, champion()) == (True, better.version)
-    for other in (replace(scored(0.9), data="of a smaller catalogue"), replace(scored(0.9), metric="unfiltered")):
-        with new_tracker(identity=str(other)) as tracker:
-            incomparable = register(tracker, "merge", folder, name="title", score=other)
+    for change in ({"data": "of a smaller catalogue"}, {"metric": "NDCG@10, seen items not filtered"}):
+        with new_tracker(identity=f"another {'-'.join(change)}") as tracker:
+            incomparable = register(tracker, "merge", folder, name="title", score=replace(scored(0.9), **change))
             assert (incomparable.champion, champion()) == (False, better.version)
             assert "on other data or in another way" in incomparable.reason
