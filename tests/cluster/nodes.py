@@ -1,7 +1,7 @@
 """Several real raylets on this machine, started and killed in a process of their own; run as a module, that process.
 
-Each node has an address, a home, temporary folders, a hash seed and a time zone of its own: what is common to them
-lies in an object store.
+Each node has an address, a home, temporary folders, a hash seed, a time zone and a clock of its own, which is a day off
+the next one's: what is common to them lies in an object store.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from cluster.head import CHECKOUT, PATIENCE
 
+DAY_S = 86400
 NOTICED_SOON = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
 """That a node is gone is noticed in seconds: by default Ray takes about half a minute."""
 
@@ -70,7 +71,8 @@ def start_nodes(folder: Path, count: int) -> Iterator[Nodes]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = kept | token | PATIENCE | NOTICED_SOON | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
-    environment |= {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}", "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
+    paths = (CHECKOUT, CHECKOUT / "tests", CHECKOUT / "tests" / "cluster" / "clock")
+    environment |= {"PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
     environment |= _own_places(folder / "driver")
     pipe = subprocess.PIPE
     with open(folder / "nodes.log", "w") as log:
@@ -109,6 +111,7 @@ def serve(folder: Path, count: int) -> None:
     def add(cpus: int) -> None:
         nonlocal number
         os.environ |= _own_places(folder / f"n{number}") | {"PYTHONHASHSEED": str(number), "TZ": f"UTC-{number}"}
+        os.environ["CLOCK_OFF_S"] = str(DAY_S * (number - 1))  # see clock/
         cluster.add_node(
             num_cpus=cpus,
             temp_dir=str(folder / f"r{number}"),
