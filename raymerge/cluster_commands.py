@@ -18,7 +18,7 @@ from raymerge.artifacts import open_artifact
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
-from raymerge.outages import holds_credentials, redact
+from raymerge.outages import credentials_in, redact
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
@@ -71,7 +71,7 @@ def say(text: str) -> None:
 def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
     """Refuse what would not mean the same on the cluster, or would be shown there to everybody."""
     for argument in arguments:
-        if holds_credentials(argument):
+        if credentials_in(argument):
             raise ConfigError(
                 f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
                 "leave it out and set it in the environment of the cluster's processes"
@@ -125,7 +125,7 @@ def _requirements(file: str) -> list[str]:
 def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
     """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
     ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not holds_credentials(ours) else None)
+    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not credentials_in(ours) else None)
 
 
 def _where_runs_are(tracking: str | None, output: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
+from raymerge.explained import explained
 from raymerge.given import (
     check_catalogue,
     chosen_model,
@@ -255,7 +255,7 @@ def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")
         return
-    click.echo(yaml.safe_dump(configure(recipe, tuple(overrides)).plain(), sort_keys=False), nl=False)
+    click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
 
 
 def _some_items(data: Artifact) -> str:

@@ -196,12 +196,12 @@ def _known(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         fields = getattr(kind, "model_fields", None) or {}
         if part in fields:
-            kind = _inner(fields[part].annotation)
+            kind = class_in(fields[part].annotation)
     names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
     return list(names)
 
 
-def _inner(annotation: Any) -> Any:
+def class_in(annotation: Any) -> Any:
     """The class in `Class | None`, `dict[str, Class]` or `Class`."""
     options = [one for one in getattr(annotation, "__args__", ()) if one not in (str, type(None))]
     return options[0] if options else annotation

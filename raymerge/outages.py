@@ -72,9 +72,10 @@ def redact(text: str) -> str:
     return QUERY.sub(r"\1", USER.sub("", text))
 
 
-def holds_credentials(text: str) -> bool:
-    """Whether a URL in the text has a user or password."""
-    return USER.search(text) is not None
+def credentials_in(text: str) -> str:
+    """User and password of a URL in the text, with the @ after them; empty if there are none."""
+    found = USER.search(text)
+    return found[0] if found else ""
 
 
 def without_credentials(url: str) -> str:

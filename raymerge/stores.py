@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from raymerge.errors import InputError
-from raymerge.outages import MISSING, plain_errors, retried, without_credentials
+from raymerge.outages import MISSING, credentials_in, plain_errors, retried, without_credentials
 
 WEB = ("http", "https")
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
@@ -50,7 +50,8 @@ def refuse_secrets(url: str) -> None:
     except ValueError as error:
         raise InputError(f"not a URL that can be read: {url} ({error})") from None
     query = "=" in parts.query and parts.scheme not in WEB
-    if query or ":" in parts.netloc.rpartition("@")[0]:
+    user = parts.netloc.rpartition("@")[0] if parts.scheme in WEB else credentials_in(url)  # these have no ports
+    if query or ":" in user:
         raise InputError(
             f"{without_credentials(url)} was given with {'a query' if query else 'a password'} in its URL; "
             "take it out and set credentials in the environment"

@@ -341,6 +341,14 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
     assert yaml.safe_load(file.read_text())["recipe"] == name
 
 
+def test_printed_configuration_says_what_settings_are(capsys: pytest.CaptureFixture[str]) -> None:
+    cli(["config", "--recipe", "demo"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  norm: pre  # pre | post; before or after attention and feed-forward" in lines
+    assert any(line.startswith("  patience: ") and line.endswith("; 0 never stops") for line in lines)
+    assert "  epsilon: 1.0e-06  # ε, in units of a diagonal's mean: a number or search" in lines
+
+
 @pytest.mark.parametrize("command", list(cli.commands))
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli([command, "--help"], standalone_mode=False)

@@ -43,13 +43,13 @@ class LogConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    format: str = "auto"
-    user: str = "user"
+    format: str = "auto"  # csv | tsv | parquet | movielens | sequences, or auto: by the first bytes
+    user: str = "user"  # the columns' names
     item: str = "item"
-    timestamp: str | None = "timestamp"
-    market: str | None = None
-    column_names: tuple[str, ...] = ()
-    delimiter: str | None = None
+    timestamp: str | None = "timestamp"  # null if the rows are in order of time
+    market: str | None = None  # column that says in which market it happened, for markets.by column
+    column_names: tuple[str, ...] = ()  # of a CSV or TSV without a header line
+    delimiter: str | None = None  # of a CSV, if it is not the usual one
 
     def __post_init__(self) -> None:
         if self.format != "auto":

@@ -36,10 +36,10 @@ class MarketsConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     count: int = 3
-    by: By = "items"
-    shared: float = 0.4
+    by: By = "items"  # what a market has of its own; column: as prepare.market says
+    shared: float = 0.4  # share of the items that all markets have, with by items
     names: tuple[str | int | bool, ...] = ()  # YAML reads some names as numbers, and no as false
-    base: Base = "all"
+    base: Base = "all"  # what the common base has seen; old: the older half of each history
     seed: int = 0
 
     def __post_init__(self) -> None:

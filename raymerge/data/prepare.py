@@ -56,13 +56,13 @@ class PrepareConfig(LogConfig):
     was asked for; they are dropped and counted.
     """
 
-    duplicates: Duplicates = "keep"
-    core: Core = "iterated"
-    min_item_count: int = 5
+    duplicates: Duplicates = "keep"  # repetitions of a user with an item
+    core: Core = "iterated"  # once drops rare items, then users; iterated goes on until none is rare
+    min_item_count: int = 5  # interactions that an item needs
     min_user_count: int = 5
-    partitions: int = 8
+    partitions: int = 8  # of users, the units of work
     catalogue: str | None = None  # URL of prepared data or of its items.parquet
-    max_bad_share: float = 0.01
+    max_bad_share: float = 0.01  # of rows that may lack a user, an item or a time that parses
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,13 +31,17 @@ class EvaluationConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
-    rankings: tuple[str, ...] = ("full", "uni100", "pop100")
-    filter_seen: bool = True
-    ks: tuple[int, ...] = (5, 10, 20)
-    replicates: int = 1000
+    rankings: tuple[str, ...] = (
+        "full",
+        "uni100",
+        "pop100",
+    )  # among all items, or N uniform or popular negatives; the first is printed
+    filter_seen: bool = True  # leave out what a user had, here and in validation
+    ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
+    replicates: int = 1000  # of the bootstrap over users
     confidence: float = 0.95
     seed: int = 0
-    memory_mib: int = 256
+    memory_mib: int = 256  # for scores, in each process
 
     def __post_init__(self) -> None:
         for name in ("rankings", "ks"):

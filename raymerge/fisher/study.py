@@ -34,10 +34,10 @@ class StudyConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    samples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 50)
-    seeds: int = 3
-    users: int | None = None
-    batch_size: int | None = None
+    samples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 50)  # n that are compared
+    seeds: int = 3  # for estimators that draw at random
+    users: int | None = None  # at most; null: all
+    batch_size: int | None = None  # adds the batch-wise forms of so many users
 
     def __post_init__(self) -> None:
         if not self.samples or min(self.samples) < 1 or len(set(self.samples)) < len(self.samples):

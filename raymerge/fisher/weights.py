@@ -89,11 +89,11 @@ class FisherConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    estimator: str = "exact"
-    samples: int | None = None
-    temperature: float = 1.0
-    batch_size: int | None = None
-    align: Literal["identity", "rank"] = "rank"
+    estimator: str = "exact"  # exact, or a way to sample: see the README
+    samples: int | None = None  # n of an estimator that samples
+    temperature: float = 1.0  # of the logits
+    batch_size: int | None = None  # B of the paper's batch-wise form; null: each user alone
+    align: Literal["identity", "rank"] = "rank"  # items across users of a batch
     seed: int = 0
 
     def __post_init__(self) -> None:

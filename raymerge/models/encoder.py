@@ -28,15 +28,15 @@ class EncoderConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
-    attention: Literal["bidirectional", "causal"] = "bidirectional"
-    max_length: int = 50
-    dim: int = 64
+    attention: Literal["bidirectional", "causal"] = "bidirectional"  # bert4rec needs bidirectional, next_item causal
+    max_length: int = 50  # L, items that are read
+    dim: int = 64  # d
     blocks: int = 2
     heads: int = 2
     feed_forward: int = 256
     dropout: float = 0.2
     activation: Literal["gelu", "relu", "silu"] = "gelu"
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post"] = "pre"  # before or after attention and feed-forward
     output_bias: bool = True
     distance_bias: bool = False  # attention also knows how far apart two items are: a learned bias a head and distance
     repeat_direction: bool = False  # items that the encoder reads score as a learned direction says (models.repeats)

@@ -117,8 +117,8 @@ class ObjectiveConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    name: str = "bert4rec"
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: str = "bert4rec"  # bert4rec | next_item | cl4srec | duorec
+    settings: dict[str, Any] = field(default_factory=dict)  # what differs from its defaults, such as {weight: 0.05}
 
     def __post_init__(self) -> None:
         self.resolved()

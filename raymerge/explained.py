@@ -1,0 +1,59 @@
+"""A configuration as YAML in which each setting says what it does and what it may be: as its class says it."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from raymerge.config import Config, class_in
+
+SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
+
+
+def explained(config: Config) -> str:
+    """The whole configuration; what `--recipe` takes."""
+    return "".join(f"{line}\n" for line in _lines(config.plain(), Config, ""))
+
+
+def _lines(values: Mapping[str, Any], kind: Any, indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        inner = _annotations(kind).get(key, kind)  # a name that is no field is the user's, such as a member's
+        comment = f"  # {_notes(kind)[key]}" if key in _notes(kind) else ""
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{_yaml(key)}:{comment}"
+            yield from _lines(value, class_in(inner), indent + "  ")
+        else:
+            yield f"{indent}{_yaml(key)}: {_yaml(value)}{comment}"
+
+
+def _yaml(value: Any) -> str:
+    """On one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+
+
+@cache
+def _annotations(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind) if inspect.isclass(kind) and kind.__module__.startswith("raymerge.") else {}
+
+
+@cache
+def _notes(kind: Any) -> dict[str, str]:
+    """What stands beside each field of a class, after the values that it may have if these are few."""
+    notes: dict[str, str] = {}
+    for one in reversed(kind.__mro__ if inspect.isclass(kind) else ()):
+        if one.__module__.startswith("raymerge."):
+            found = (SETTING.fullmatch(line) for line in inspect.getsource(one).splitlines())
+            notes |= {match[1]: match[2] for match in found if match}
+    for name, annotation in _annotations(kind).items():
+        choices = _choices(annotation)
+        if choices and not notes.get(name, "").startswith(choices[0]):
+            notes[name] = "; ".join(filter(None, (" | ".join(choices), notes.get(name))))
+    return notes
+
+
+def _choices(annotation: Any) -> list[str]:
+    """All values of a literal type."""
+    return [_yaml(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
