@@ -183,7 +183,7 @@ def log(url: str, tracking_uri: str | None) -> None:
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
 def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
     """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
-    from raymerge.commands import print_config
+    from raymerge.explained import print_config
 
     print_config(recipe, overrides, listing)
 

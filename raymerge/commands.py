@@ -16,7 +16,6 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
-from raymerge.explained import explained
 from raymerge.given import (
     check_catalogue,
     chosen_model,
@@ -32,7 +31,7 @@ from raymerge.merging.methods import METHODS
 from raymerge.outages import redact
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
-from raymerge.recipes import RECIPES, configure, default_recipe
+from raymerge.recipes import default_recipe
 from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
@@ -247,15 +246,6 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
     Console().print(reports.render(reports.results(pooled)))
-
-
-def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:
-    """`raymerge config`."""
-    if listing:
-        for name in RECIPES:
-            click.echo(f"{name:<10} {RECIPES[name].about}")
-        return
-    click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
 
 
 def _some_items(data: Artifact) -> str:

@@ -2,15 +2,26 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import click
 import yaml
 
 from raymerge.config import Config, class_in
+from raymerge.recipes import RECIPES, configure
 
 SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
+
+
+def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:
+    """`raymerge config`."""
+    if listing:
+        for name in RECIPES:
+            click.echo(f"{name:<10} {RECIPES[name].about}")
+        return
+    click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
 
 
 def explained(config: Config) -> str:

@@ -38,7 +38,7 @@ def test_what_another_try_may_cure_has_an_exit_code_of_its_own(
     def lost(*_: object, **__: object) -> None:
         raise LostError("s3://shop/out did not answer")
 
-    monkeypatch.setattr("raymerge.commands.print_config", lost)
+    monkeypatch.setattr("raymerge.explained.print_config", lost)
     with pytest.raises(SystemExit) as ended:
         main(["config", "--list"])
     assert ended.value.code == 75
