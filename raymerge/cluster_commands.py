@@ -71,11 +71,7 @@ def say(text: str) -> None:
 def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
     """Refuse what would not mean the same on the cluster, or would be shown there to everybody."""
     for argument in arguments:
-        if credentials_in(argument):
-            raise ConfigError(
-                f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
-                "leave it out and set it in the environment of the cluster's processes"
-            )
+        _refuse_credentials(argument)
     if given["address"]:
         raise ConfigError("--address of the cluster goes before the command: raymerge submit --address URL run …")
     for name in PLACES:
@@ -122,8 +118,17 @@ def _requirements(file: str) -> list[str]:
     return [line for line in wanted if line and not re.match(r"ray\b(?!-)", line)]
 
 
+def _refuse_credentials(argument: str) -> None:
+    if credentials_in(argument):
+        raise ConfigError(
+            f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
+            "leave it out and set it in the environment of the cluster's processes"
+        )
+
+
 def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
     """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
+    _refuse_credentials(config.tracking.uri or "")
     ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
     return given["tracking_uri"] or config.tracking.uri or (ours if ours and not credentials_in(ours) else None)
 

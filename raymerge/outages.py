@@ -74,7 +74,7 @@ def redact(text: str) -> str:
 
 def credentials_in(text: str) -> str:
     """User and password of a URL in the text, with the @ after them; empty if there are none."""
-    found = USER.search(text)
+    found = re.search(r"(?<=://)(?:[^:/\s@]*:(?!\d+/)\S*|[^/\s@'\"]*)@", text)  # a port is no password
     return found[0] if found else ""
 
 

@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +21,9 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from raymerge.errors import InputError
-from raymerge.outages import MISSING, credentials_in, plain_errors, retried, without_credentials
+from raymerge.outages import MISSING, credentials_in, plain_errors, redact, retried, without_credentials
 
-WEB = ("http", "https")
+WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
@@ -48,7 +49,7 @@ def refuse_secrets(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"not a URL that can be read: {url} ({error})") from None
+        raise InputError(f"not a URL that can be read: {redact(url)} ({error})") from None
     query = "=" in parts.query and parts.scheme not in WEB
     user = parts.netloc.rpartition("@")[0] if parts.scheme in WEB else credentials_in(url)  # these have no ports
     if query or ":" in user:
@@ -103,7 +104,17 @@ class Store:
 
     def info(self, path: str) -> dict[str, Any]:
         """Name, `type` (file or directory) and size; FileNotFoundError if nothing lies there."""
-        return dict(self._call("info", path))
+        return dict(self._whole(self._web_info, path) if self.protocol in WEB else self._call("info", path))
+
+    def _web_info(self, path: str) -> Any:
+        """Of a web server; fsspec calls every answer but the one that was wanted a missing file."""
+        try:
+            return self._filesystem.info(path)
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in GONE:
+                raise
+            raise cause from None
 
     def kind(self, path: str) -> str | None:
         """`file`, `directory`, or None if nothing lies there; fsspec's own `isfile` says no in an outage."""
@@ -178,23 +189,10 @@ class Store:
         if mode == "wb":
             return _Whole(self, path)
         if self.protocol in WEB:
-            return self._fetched(path)
+            return _copy_of(self._url).open("rb")
         if self.protocol not in OBJECT_STORES:
             return self._call("open", path, mode)
         return io.BufferedReader(_Pieces(self, path), BLOCK_BYTES)
-
-    def _fetched(self, path: str) -> Any:
-        """A file of a web server, which need not give parts of it: in a temporary file of this machine."""
-        file = tempfile.TemporaryFile()  # noqa: SIM115 # whoever opened it closes it
-
-        def fetch() -> None:
-            file.seek(0)
-            file.truncate()
-            self._filesystem.get_file(path, file)
-
-        self._whole(fetch)
-        file.seek(0)
-        return file
 
     def piece(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to before `end` of a file that has them."""
@@ -209,6 +207,20 @@ class Store:
     def url_of(self, path: str) -> str:
         """The URL of a path that this store gave."""
         return path if is_local(self._url) else str(self._filesystem.unstrip_protocol(path))
+
+
+@cache
+def _copy_of(url: str) -> Path:
+    """A file of a web server, which need not give parts of it, as it was when this process first asked for it."""
+    store, file = Store(url), Path(_copies().name) / uuid.uuid4().hex
+    store.get(store.path, file)
+    return file
+
+
+@cache
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    """Goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="raymerge-")
 
 
 class _Pieces(io.RawIOBase):

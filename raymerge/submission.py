@@ -21,6 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
 
 from raymerge.errors import ConfigError, ResourceError
+from raymerge.outages import PASSING_STATUSES
 from raymerge.runtime import Deadline
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -31,6 +32,7 @@ FINAL_CODES = (0, 2)  # done, and a mistake of the user's, which another try wou
 EXIT_LOST, EXIT_STOPPED = 1, 130
 CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # each has a level
 NO_ANSWER = (OSError, aiohttp.ClientError)
+UNKNOWN_JOB = "status code 404"  # Ray's client says no more of an answer than this
 Say = Callable[[str], None]
 
 
@@ -50,6 +52,7 @@ class Outcome:
     exit_code: int
     reason: str
     lost: bool
+    silent: bool = False  # nobody knows whether it has ended
 
 
 def outcome_of(status: JobStatus, exit_code: int | None, message: str | None) -> Outcome:
@@ -93,9 +96,16 @@ def run_job(
         before_sleep=announce,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
-    outcome: Outcome = attempts(_Submission(client, job, deadline, write, say).run)
+    submission = _Submission(client, job, deadline, write, say)
+    try:
+        outcome: Outcome = attempts(submission.run)
+    except (KeyboardInterrupt, ResourceError):
+        submission.stop()
+        raise
     if outcome.exit_code:
         say(f"the job failed: {outcome.reason}")
+    if outcome.silent:
+        submission.stop()
     return outcome.exit_code
 
 
@@ -115,10 +125,7 @@ def connect(address: str) -> JobSubmissionClient:
         with _address(address):
             return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise ResourceError(
-            f"the Ray cluster at {address} wants its token ({_first_line(error)}); set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
-        ) from None
+        raise _wants_token(address, error) from None
     except (*NO_ANSWER, RuntimeError) as error:
         raise ResourceError(
             f"no Ray cluster at {address} ({_first_line(error)}); start one or give --address"
@@ -146,49 +153,68 @@ class _Submission:
 
     def __init__(self, client: JobSubmissionClient, job: Job, deadline: Deadline, write: Say, say: Say) -> None:
         self._client, self._job, self._deadline, self._write, self._say = client, job, deadline, write, say
-        self._name = _new_name()
+        self._sent = False  # whether there may be a job of the name below
+        self._rename()
+
+    def _rename(self) -> None:
+        self._name = f"raymerge-{secrets.token_hex(6)}"
+        self._follower = _Follower(self._client, self._name, self._deadline, self._write)
 
     def run(self) -> Outcome:
-        """Submit the job unless it is there, and follow it to its end; an interrupt stops it."""
+        """Submit the job unless it is there, and follow it to its end."""
         try:
-            if not self._is_there():
-                _submit(self._client, self._job, self._name)
+            if not (self._sent and self._is_there()):
+                self._submit()
             self._say(f"job {self._name} at {self._client.get_address()}/#/jobs/{self._name}")
-            return asyncio.run(_Follower(self._client, self._name, self._deadline, self._write).follow())
+            return asyncio.run(self._follower.follow())
         except NO_ANSWER as error:
-            return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
-        except (KeyboardInterrupt, ResourceError):
+            return _silence(error)
+        except AuthenticationError as error:
+            raise _wants_token(self._client.get_address(), error) from None
+
+    def stop(self) -> None:
+        """Stop the job if there may be one."""
+        if self._sent:
             _stop(self._client, self._name, self._say)
-            raise
 
     def _is_there(self) -> bool:
         """Whether the cluster has the job; one that it lost is to be submitted by another name."""
         try:
             found = self._client.get_job_info(self._name)
-        except NO_ANSWER:
-            raise
-        except RuntimeError:  # it knows none of this name
-            return False
+        except RuntimeError as error:
+            if UNKNOWN_JOB in str(error):
+                return False
+            raise ConnectionError(_first_line(error)) from error  # something that stands in front of the cluster
         lost = found.status.is_terminal() and outcome_of(found.status, found.driver_exit_code, found.message).lost
         if lost:
-            self._name = _new_name()
+            self._rename()
         return not lost
 
+    def _submit(self) -> None:
+        self._sent = True
+        try:
+            self._client.submit_job(
+                entrypoint=self._job.entrypoint,
+                runtime_env=dict(self._job.runtime_env),
+                metadata=dict(self._job.metadata),
+                submission_id=self._name,
+            )
+        except (RuntimeError, ValueError) as error:
+            if any(f"status code {status}" in str(error) for status in PASSING_STATUSES):
+                raise ConnectionError(_first_line(error)) from error
+            self._sent = False
+            raise ResourceError(f"the cluster does not take the job: {_first_line(error)}") from error
 
-def _new_name() -> str:
-    return f"raymerge-{secrets.token_hex(6)}"
+
+def _silence(error: BaseException) -> Outcome:
+    return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True, silent=True)
 
 
-def _submit(client: JobSubmissionClient, job: Job, name: str) -> None:
-    try:
-        client.submit_job(
-            entrypoint=job.entrypoint,
-            runtime_env=dict(job.runtime_env),
-            metadata=dict(job.metadata),
-            submission_id=name,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ResourceError(f"the cluster does not take the job: {_first_line(error)}") from error
+def _wants_token(address: str, error: BaseException) -> ResourceError:
+    return ResourceError(
+        f"the Ray cluster at {address} wants its token ({_first_line(error)}); set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+    )
 
 
 def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
@@ -199,7 +225,7 @@ def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
         while not client.get_job_status(name).is_terminal() and time.monotonic() < end:
             time.sleep(POLL_S)
         say(f"job {name} is stopped; the same command goes on where it was")
-    except (*NO_ANSWER, RuntimeError) as error:
+    except (*NO_ANSWER, RuntimeError, AuthenticationError) as error:
         say(f"job {name} could not be stopped ({_first_line(error)}): ray job stop {name}")
 
 
@@ -224,7 +250,7 @@ class _Follower:
                     return outcome_of(found.status, found.driver_exit_code, found.message)
             except (*NO_ANSWER, RuntimeError) as error:
                 if time.monotonic() - answered > OUTAGE_S:
-                    return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True)
+                    return _silence(error)
             await asyncio.sleep(POLL_S)
 
     async def _copy(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,29 @@ def _committed(record: Record, place: str) -> Artifact | None:
     return open_artifact(url) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
 
 
+def default_name(recipe: str) -> str:
+    """What a model is called in the registry, which takes some characters in no name.
+
+    >>> default_name("recipes/shop v2.1.yaml"), default_name("ml-1m")
+    ('raymerge-shop v2-1', 'raymerge-ml-1m')
+    """
+    return "raymerge-" + re.sub(r"[/:.%\"']", "-", Path(recipe).stem)
+
+
 def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any], report: Artifact) -> RegisteredVersion:
     """Upload the report of a run, its configuration and plots, and register the model that it chose."""
     content = reports.loads(storage.read_bytes(report.file("report.json")))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
     protocol = content["protocol"]
     seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    markets = f", markets {json.dumps(configuration['markets'])}" if configuration.get("markets") else ""
+    metric = f"{protocol.get('validation')}, seen items {seen}{markets}"
     return log_results(
         tracker,
         configuration=configuration,
         report_url=report.file("report.json"),
         drawn=figures(content, output),
         model=model,
-        score=Score(model.counts[SCORE], f"{protocol.get('validation')}, seen items {seen}", content["data"]["digest"]),
-        model_name=configuration["tracking"]["model_name"] or f"raymerge-{Path(configuration['recipe']).stem}",
+        score=Score(model.counts[SCORE], metric, content["data"]["digest"]),
+        model_name=configuration["tracking"]["model_name"] or default_name(configuration["recipe"]),
     )

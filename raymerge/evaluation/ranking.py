@@ -31,11 +31,7 @@ class EvaluationConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
-    rankings: tuple[str, ...] = (
-        "full",
-        "uni100",
-        "pop100",
-    )  # among all items, or N uniform or popular negatives; the first is printed
+    rankings: tuple[str, ...] = ("full", "uni100", "pop100")  # all items, or N uniform or popular ones
     filter_seen: bool = True  # leave out what a user had, here and in validation
     ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
     replicates: int = 1000  # of the bootstrap over users

@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 
 from raymerge.fisher.draws import integers
-from raymerge.fisher.scores import TILE, Scores
+from raymerge.fisher.scores import Scores
 
-WORKING_SET = 1 << 20
-"""Bytes of products of output weights formed at once on a CPU: small enough to stay in a core's cache."""
-
-STRIP = 16
-"""Rows of C that are formed at a time, each from its diagonal on: of a symmetric matrix half is enough."""
+WORKING_SET = 4 << 20
+"""Bytes of centred output weights formed at once: small enough to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -130,42 +127,21 @@ def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
 
 
 def covariance(scores: Scores) -> Tensor:
-    """C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ for each user: [B, d, d].
-
-    With w_j = W_j - m around the users' common m the products w_j w_jᵀ are formed once for all users, and summed for
-    them by one matrix product. Let t be a user's most probable item, q = 1 - p_t, and s the mean of all others' w. Then
-    C = Σ_j≠t p_j w_j w_jᵀ - q s sᵀ + q p_t (w_t - s)(w_t - s)ᵀ: all terms are of the order of q, so that nothing
-    cancels for a user who is nearly certain.
-    """
-    common = scores.mean.mean(0)
-    total = _second_moments(scores, common)
-    mean, rest = scores.mean_of_others
-    others = torch.where(rest > 0, mean / rest, common) - common
-    top = scores.weights_of(scores.top_items)[:, 0] - common - others
-    total -= rest[..., None] * others[:, :, None] * others[:, None]
-    return total.add_((rest * (1 - rest))[..., None] * top[:, :, None] * top[:, None])
-
-
-def _second_moments(scores: Scores, common: Tensor) -> Tensor:
-    """Σ p_j w_j w_jᵀ over all items but each user's most probable one: [B, d, d]."""
-    dim, total = scores.dim, scores.flat.new_zeros(len(scores.flat), scores.dim, scores.dim)
-    strips = [slice(first, min(first + STRIP, dim)) for first in range(0, dim, STRIP)]
-    sums = [total.new_zeros(len(total), (rows.stop - rows.start) * (dim - rows.start)) for rows in strips]
-    step = max(1, WORKING_SET // (STRIP * dim * total.element_size())) if total.device.type == "cpu" else TILE
-    for run in scores.tiles():
-        p = scores.probabilities_of_others(run)
+    """C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ for each user: [B, d, d]; centred first, as the difference would cancel."""
+    weight, mean = scores.head.weight, scores.mean
+    total = mean.new_zeros(len(mean), scores.dim, scores.dim)
+    for columns in scores.tiles():
+        roots = scores.probabilities(columns).sqrt_()[..., None]
         if scores.had is not None:
-            p.masked_fill_(scores.run_had(run), 0)  # these have weights of their own, see below
-        for w, weights in zip((scores.head.weight[run] - common).split(step), p.split(step, dim=1), strict=True):
-            for rows, part in zip(strips, sums, strict=True):
-                part.addmm_(weights, (w[:, rows, None] * w[:, None, rows.start :]).flatten(1))
-    for rows, part in zip(strips, sums, strict=True):
-        strip = part.view(len(total), -1, dim - rows.start)
-        total[:, rows, rows.start :], total[:, rows.start :, rows] = strip, strip.transpose(1, 2)
+            roots.masked_fill_(scores.run_had(columns)[..., None], 0)  # these have weights of their own, see below
+        users = max(1, WORKING_SET // (weight[columns].numel() * weight.element_size()))
+        for start in range(0, len(mean), users):
+            part = slice(start, start + users)
+            centred = (weight[columns] - mean[part, None]).mul_(roots[part])
+            total[part].baddbmm_(centred.transpose(1, 2), centred)
     if scores.had is not None:
-        p = scores.had_probabilities.masked_fill(scores.had == scores.top_items, 0)
-        w = (scores.weights_of(scores.had.clamp_min(0)) - common).mul_(p.sqrt_()[..., None])
-        total.baddbmm_(w.transpose(1, 2), w)
+        centred = scores.centred(scores.had.clamp_min(0)).mul_(scores.had_probabilities.sqrt()[..., None])
+        total.baddbmm_(centred.transpose(1, 2), centred)
     return total
 
 

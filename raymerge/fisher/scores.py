@@ -135,21 +135,6 @@ class Scores:
             logits += self.has_had(items) * self._shift[:, None]
         return (logits / self.head.temperature - self._log_total[:, None]).exp_()
 
-    def probabilities_of_others(self, columns: slice) -> Tensor:
-        """p of a run of columns, 0 for each user's most probable item: [B, columns]."""
-        index = torch.arange(columns.start, columns.stop, device=self.flat.device)
-        return self.probabilities(columns).masked_fill_(index == self._top[:, None], 0)
-
-    @property
-    def top_items(self) -> Tensor:
-        """Column of each user's most probable item: int64[B, 1]."""
-        return self._top[:, None]
-
-    @property
-    def mean_of_others(self) -> tuple[Tensor, Tensor]:
-        """Over all items but the most probable Σ p_j W_j and Σ p_j: [B, d] and [B, 1]."""
-        return self._others[:2]
-
     def variances(self, columns: slice) -> Tensor:
         """p (1 - p) of a run of columns: [B, columns]."""
         p = self.probabilities(columns)
@@ -180,7 +165,8 @@ class Scores:
         mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
         new = torch.zeros_like(total)
         for columns in self.tiles():
-            p = self.probabilities_of_others(columns)
+            index = torch.arange(columns.start, columns.stop, device=mean.device)
+            p = self.probabilities(columns).masked_fill_(index == self._top[:, None], 0)
             mean.addmm_(p, self.head.weight[columns])
             total += p.sum(1, keepdim=True)
             if self.had is not None:

@@ -91,7 +91,7 @@ class MergeConfig:
     coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"  # λ: search | equal | a list
     normalise: Literal["none", "model", "tensor", "search"] = "search"  # scale of diagonals
     epsilon: float | Literal["search"] = 1e-6  # ε, in units of a diagonal's mean: a number or search
-    power: float | Literal["search"] = 1.0  # of each diagonal, 0 being equal weights: a number or search
+    power: float | Literal["search"] = 1.0  # of each diagonal, near 0 almost equal weights: a number or search
     budget: int = 48  # trials of a search
 
     def __post_init__(self) -> None:

@@ -94,7 +94,10 @@ def train_all(
                 else:
                     raise _named(message.run, message.error)
             for future in done:
-                job, state = running.pop(future), _result(future)
+                job = running.pop(future)
+                state = _result(
+                    future, exhausted=bool(future.exception()) and ray.get(log.was_exhausted.remote(job.run))
+                )
                 if job.run not in failed:
                     on_trained(job, state)
         if failed:
@@ -115,14 +118,21 @@ def trainings_at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> 
     return max(1, min(jobs, int(room)))
 
 
-def _result(future: "Future[TrainingState]") -> TrainingState:
+def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingState:
     error = future.exception()
-    return future.result() if error is None or isinstance(error, UserError) else _raise(error)
-
-
-def _raise(error: BaseException) -> TrainingState:
+    if error is None or isinstance(error, UserError):
+        return future.result()
     reason = str(error).strip().rpartition("\n")[2]
+    if exhausted:
+        raise _exhaustion(reason) from error
     raise LostError(f"training was given up after {MAX_FAILURES} restarts of its workers: {reason}") from error
+
+
+def _exhaustion(reason: str) -> ResourceError:
+    return ResourceError(
+        f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({reason}); "
+        "lower training.batch_size, have fewer trainings at the same time (cluster.gpus), or larger machines"
+    )
 
 
 def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
@@ -178,11 +188,7 @@ def _work(arguments: dict[str, Any]) -> None:
         if not (smaller and memory.is_exhausted(error)):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        mistake = ResourceError(
-            f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({reason}); "
-            "lower training.batch_size, or have larger machines"
-        )
-        ray.get(log.add.remote([Mistake(run, mistake)]))
+        ray.get(log.add.remote([Mistake(run, _exhaustion(reason))]))
 
 
 def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
