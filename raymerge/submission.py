@@ -102,10 +102,10 @@ def run_job(
     except (KeyboardInterrupt, ResourceError):
         submission.stop()
         raise
-    if outcome.exit_code:
-        say(f"the job failed: {outcome.reason}")
     if outcome.silent:
         submission.stop()
+    if outcome.exit_code:
+        say(f"the job failed: {outcome.reason}")
     return outcome.exit_code
 
 

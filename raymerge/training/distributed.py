@@ -95,9 +95,7 @@ def train_all(
                     raise _named(message.run, message.error)
             for future in done:
                 job = running.pop(future)
-                state = _result(
-                    future, exhausted=bool(future.exception()) and ray.get(log.was_exhausted.remote(job.run))
-                )
+                state = _result(future, exhausted=ray.get(log.was_exhausted.remote(job.run)))
                 if job.run not in failed:
                     on_trained(job, state)
         if failed:
