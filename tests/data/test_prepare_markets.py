@@ -5,7 +5,7 @@ import json
 import oracles_data as naive
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
@@ -20,6 +20,7 @@ def loose(**options):
 
 
 @settings(max_examples=40, deadline=None)
+@example(rows=[(0, 0, 0, "z"), (0, 0, 0, "ü"), (0, 0, 0, "z")], duplicates="keep")
 @given(
     rows=st.lists(st.tuples(*[st.integers(0, 5)] * 3, st.sampled_from("üzà")), min_size=1, max_size=40),
     duplicates=st.sampled_from(["keep", "exact", "first", "last"]),
@@ -29,7 +30,8 @@ def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
     text = "user,item,timestamp,shop\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     (folder / "log.csv").write_text(text, encoding="utf-8")
     counts = prepare([str(folder / "log.csv")], loose(duplicates=duplicates), folder / "out")
-    in_order = sorted(rows, key=lambda row: row[2])
+    numbered = [(*row, line) for line, row in enumerate(rows)]  # or repetitions could not be told apart
+    in_order = sorted(numbered, key=lambda row: row[2])
     apart = [naive.without_duplicates([row for row in in_order if row[3] == shop], duplicates) for shop in "üzà"]
     kept = sorted((row for rows in apart for row in rows), key=in_order.index)
     expected = {user: [row[3] for row in kept if row[0] == user] for user in {row[0] for row in kept}}
