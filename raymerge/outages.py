@@ -59,7 +59,9 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-USER = re.compile(r"(?<=://)(?:[^:/\s@]*:\S*|[^/\s@'\"]*)@")  # a password may hold what a URL should not: /, ?, @, '
+_USER = r"(?<=://)(?:[^:/\s@]*:%s\S*|[^/\s@'\"]*)@"  # a password may hold what a URL should not: /, ?, @, '
+USER = re.compile(_USER % "")  # to be hidden: rather too much
+REFUSED_USER = re.compile(_USER % r"(?!\d+/)")  # to be refused: a port is no password
 QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
 
 
@@ -74,7 +76,7 @@ def redact(text: str) -> str:
 
 def credentials_in(text: str) -> str:
     """User and password of a URL in the text, with the @ after them; empty if there are none."""
-    found = re.search(r"(?<=://)(?:[^:/\s@]*:(?!\d+/)\S*|[^/\s@'\"]*)@", text)  # a port is no password
+    found = REFUSED_USER.search(text)
     return found[0] if found else ""
 
 

@@ -30,6 +30,7 @@ from raymerge.evaluation.distributed import worker_offered
 from raymerge.events import Emit, Event, Mistake, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
+from raymerge.outages import reason
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, launch_event_log
 from raymerge.training.config import TrainingConfig
 from raymerge.training.loop import BadStep, StepReport, train
@@ -120,15 +121,15 @@ def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingStat
     error = future.exception()
     if error is None or isinstance(error, UserError):
         return future.result()
-    reason = str(error).strip().rpartition("\n")[2]
+    last = str(error).strip().rpartition("\n")[2]
     if exhausted:
-        raise _exhaustion(reason) from error
-    raise LostError(f"training was given up after {MAX_FAILURES} restarts of its workers: {reason}") from error
+        raise _exhaustion(last) from error
+    raise LostError(f"training was given up after {MAX_FAILURES} restarts of its workers: {last}") from error
 
 
-def _exhaustion(reason: str) -> ResourceError:
+def _exhaustion(what: str) -> ResourceError:
     return ResourceError(
-        f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({reason}); "
+        f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({what}); "
         "lower training.batch_size, have fewer trainings at the same time (cluster.gpus), or larger machines"
     )
 
@@ -185,8 +186,7 @@ def _work(arguments: dict[str, Any]) -> None:
     except Exception as error:
         if not (smaller and memory.is_exhausted(error)):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        ray.get(log.add.remote([Mistake(run, _exhaustion(reason))]))
+        ray.get(log.add.remote([Mistake(run, _exhaustion(reason(error)))]))
 
 
 def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
