@@ -23,7 +23,6 @@ from raymerge.costs import (
     parameters,
 )
 from raymerge.data.size import DataSize
-from raymerge.data.split import HELD_OUT
 from raymerge.errors import ResourceError
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
@@ -92,7 +91,8 @@ class _Planner:
         self.gpus = capacity.usable_gpus(config.cluster)
         self.cores = self.gpus * RATES.gpu_cores or max(1.0, capacity.cpus)
         self.length = min(config.encoder.max_length, max(1.0, size.interactions / max(1, size.users)))
-        self.tokens = max(0, size.interactions - HELD_OUT["validation"] * size.users)
+        self.validating = min(size.users, config.prepare.validation_users or size.users)
+        self.tokens = max(0, size.interactions - size.users - self.validating)
         self.parameters = parameters(config.encoder, size.items)
         self.data_bytes = 4.0 * size.interactions + 64.0 * size.users
 
@@ -157,7 +157,7 @@ class _Planner:
         """Seconds of one core for all epochs, the validation after each included."""
         windows = 1.0 if training.windows == "all" else min(1.0, self.size.users * self.length / max(1, self.tokens))
         cost = self._token_work(objective, training) * self.tokens * windows / RATES.training
-        return training.epochs * (cost + self._ranking_work())
+        return training.epochs * (cost + self._ranking_work(self.validating))
 
     def _token_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
         """Multiply-adds of one token: its encoding, once more for each contrastive view, and its scores."""
@@ -217,7 +217,7 @@ class _Planner:
         models, settings = len(self.config.all_members), self.config.merge
         trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals))
         diagonals = models if METHODS[settings.method].needs_diagonals else 0
-        work = trials * (self._ranking_work() + self.parameters * models * 4 / RATES.ranking)
+        work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
         memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES
         stage = self._pool("merge", work, self.config.prepare.partitions, memory, start=False)
         return replace(stage, seconds=stage.seconds + trials * RATES.trial_s)
@@ -228,13 +228,15 @@ class _Planner:
         models = 2 * members + 3 + rivals + (2 + rivals if self.config.after_merge else 0)
         models += self.config.rounds - 1 + (self.config.markets is not None)
         memory = 4.0 * self.parameters * models + SCORES_BYTES
-        return self._pool("evaluate", models * self._ranking_work(), self.config.prepare.partitions, memory, start=True)
+        return self._pool(
+            "evaluate", models * self._ranking_work(self.size.users), self.config.prepare.partitions, memory, start=True
+        )
 
-    def _ranking_work(self) -> float:
-        """Seconds of one core to rank the target of every user."""
+    def _ranking_work(self, users: int) -> float:
+        """Seconds of one core to rank a target of each of so many users."""
         encoder = self.config.encoder
         user = self.length * encoding(encoder, self.length) + self.size.items * encoder.dim
-        return self.size.users * user / RATES.ranking
+        return users * user / RATES.ranking
 
 
 def _unschedulable(config: Config, capacity: Capacity) -> list[str]:

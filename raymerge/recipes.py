@@ -84,11 +84,13 @@ def demo_config() -> Config:
 def default_config() -> Config:
     """A causal encoder, next items at every position, and two contrastive members beside the plain one.
 
-    Members train on at the base's own rate, which keeps them apart; the merged model ends on a falling one.
+    Members train on at the base's own rate, which keeps them apart; the merged model ends on a falling one. No more
+    users validate than it takes to choose, so that of most the newest item but one trains.
     """
     settings = {"weight": 0.005}  # ten times more pulled a well-trained base down
     return Config(
         recipe="default",
+        prepare=PrepareConfig(validation_users=5000),
         encoder=EncoderConfig(
             attention="causal", max_length=50, dropout=0.2, distance_bias=True, repeat_direction=True
         ),
@@ -120,7 +122,7 @@ def ml_1m_config() -> Config:
     return config.model_copy(
         update={
             "recipe": "ml-1m",
-            "prepare": ML_1M_CLEANING,
+            "prepare": replace(ML_1M_CLEANING, validation_users=2048),  # as in the reproduction of BERT4Rec
             "encoder": replace(config.encoder, max_length=200, dropout=0.1),
             "training": TrainingConfig(epochs=14, batch_size=8),
             "fine_tuning": TrainingConfig(epochs=4, batch_size=8),

@@ -72,11 +72,13 @@ def prepare(rows: list[tuple], *, duplicates: str, kind: str, min_item: int, min
     return histories, {item: (place, trained.count(place)) for item, place in index.items()}
 
 
-def examples(histories: list[list[int]], held_out: int, max_length: int) -> list[tuple]:
-    """(padded history, target, seen items) of each history with at least three items."""
+def examples(
+    histories: list[list[int]], held_out: int, max_length: int, asked: list[bool] | None = None
+) -> list[tuple]:
+    """(padded history, target, seen items) of each history with at least three items, or of those that are asked."""
     found = []
-    for history in histories:
-        if len(history) >= 3:
+    for history, wanted in zip(histories, asked or [True] * len(histories), strict=True):
+        if len(history) >= 3 and wanted:
             seen, target = history[:-held_out], history[-held_out]
             last = seen[-max_length:]
             found.append(([0] * (max_length - len(last)) + last, target, seen))

@@ -117,9 +117,3 @@ def keep_frequent(histories: Histories, item_counts: np.ndarray, *, min_item: in
     kept = frequent & stay[owners]
     users = histories.users.filter(pa.array(stay))
     return Histories(users, lengths[stay], histories.items[kept], histories.markets[kept])
-
-
-def training_counts(histories: Histories, num_items: int) -> np.ndarray:
-    """Interactions with each item but each user's last two, which validate and test: int64[num_items]."""
-    from_end = histories.offsets[1:][histories.owners] - np.arange(len(histories.items))
-    return np.bincount(histories.items[from_end > 2], minlength=num_items)

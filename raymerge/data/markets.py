@@ -6,7 +6,7 @@ items.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -125,5 +125,5 @@ def _keep(sequences: Sequences, kept: Tensor) -> Sequences:
     before = bounds(kept.long())[sequences.offsets]
     users = before.diff().nonzero().squeeze(1)
     markets = None if sequences.markets is None else sequences.markets[kept]
-    rest = Sequences(sequences.items[kept], before, sequences.keys, sequences.users, markets)
+    rest = replace(sequences, items=sequences.items[kept], offsets=before, markets=markets)
     return rest.select(users, before[users], before[users + 1])

@@ -22,12 +22,13 @@ import pyarrow as pa
 import torch
 from pyarrow import compute as pc
 
-from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories, training_counts
+from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories
 from raymerge.data.ids import own_ids, stable_keys
 from raymerge.data.intake import MAX_MARKETS, Intake
 from raymerge.data.interactions import LogConfig, open_log
 from raymerge.data.sequences import Items, Sequences, read_items, write_items, write_partition
 from raymerge.data.spill import Spill
+from raymerge.data.split import drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import ConfigError, InputError
 from raymerge.storage import join, list_files
 
@@ -53,7 +54,8 @@ class PrepareConfig(LogConfig):
     and interactions with other items are dropped and counted, so that models trained on both can be merged; those
     of its items that the log has are on offer here, and a model that starts from a given one learns to choose among
     them alone. Up to `max_bad_share` of the rows may lack a user, an item, a timestamp that parses or a market that
-    was asked for; they are dropped and counted.
+    was asked for; they are dropped and counted. Of more than `validation_users` users about so many are drawn, by the
+    hash of their id; the last item but one of the others trains.
     """
 
     duplicates: Duplicates = "keep"  # repetitions of a user with an item
@@ -63,6 +65,7 @@ class PrepareConfig(LogConfig):
     partitions: int = 8  # of users, the units of work
     catalogue: str | None = None  # URL of prepared data or of its items.parquet
     max_bad_share: float = 0.01  # of rows that may lack a user, an item or a time that parses
+    validation_users: int | None = None  # about how many; the last item but one of all others trains; null: all users
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +74,8 @@ class PrepareConfig(LogConfig):
                 raise ConfigError(f"prepare.{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.partitions <= MAX_PARTITIONS:
             raise ConfigError(f"prepare.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
+        if self.validation_users is not None and self.validation_users < 1:
+            raise ConfigError(f"prepare.validation_users must be at least 1 or null, got {self.validation_users}")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"prepare.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
         for name, known in (("duplicates", get_args(Duplicates)), ("core", get_args(Core))):
@@ -84,16 +89,16 @@ def prepare(
     """Write `partitions/part-*.parquet` and `items.parquet` below a local folder; return what was counted.
 
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
-    history in order of time as item indices 1..V), sorted by user. `items.parquet` has `index`, `item` (own id, in
-    whose order the indices are) and `count` (interactions without each user's last two); with a catalogue that is given
-    also `offered` (whether the log has the item). With a column of markets, partitions have `markets` (list<int16>)
-    too, numbers from 1 of the names in `markets.json`, in their order, of which any interaction is left. The bytes
-    depend on the log and the configuration alone.
+    history in order of time as item indices 1..V), sorted by user, and where not all users validate `validates` (bool).
+    `items.parquet` has `index`, `item` (own id, in whose order the indices are) and `count` (interactions that train);
+    with a catalogue that is given also `offered` (whether the log has the item). With a column of markets, partitions
+    have `markets` (list<int16>) too, numbers from 1 of the names in `markets.json`, in their order, of which any
+    interaction is left. The bytes depend on the log and the configuration alone.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps`, `bad_markets` and
     `unknown_items`, then `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions`
-    that are left; with a catalogue that is given, how many of its items are `offered`, and with a column of markets,
-    how many `markets` are left.
+    that are left, and the `validation_users`; with a catalogue that is given, how many of its items are `offered`, and
+    with a column of markets, how many `markets` are left.
 
     Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
     row is left.
@@ -112,9 +117,10 @@ def prepare(
         partitions = [Path(scratch) / f"histories-{number:05d}.arrow" for number in range(config.partitions)]
         counts = _sort(intake, partitions, config, report)
         interactions = int(counts.sum())
-        counts = _keep_core(partitions, counts, config, report)
+        counts, users = _keep_core(partitions, counts, config, report)
+        validating = 1.0 if config.validation_users is None else min(1.0, config.validation_users / users)
         markets = _markets(partitions, intake) if config.market is not None else None
-        written = _write(partitions, intake, counts, markets, folder, report)
+        written = _write(partitions, intake, counts, markets, validating, folder, report)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
     return {"files": len(files), **intake.counts, **dropped, **written}
 
@@ -152,22 +158,25 @@ def _each(partitions: list[Path], what: str, report: Progress) -> Iterable[Path]
         report(what, number + 1, len(partitions))
 
 
-def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress) -> np.ndarray:
-    """Drop rare items and users from all partitions, once or until none is rare; the counts that are left."""
+def _keep_core(
+    partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress
+) -> tuple[np.ndarray, int]:
+    """Drop rare items and users from all partitions, once or until none is rare; item counts and users left."""
     least = 1 if config.catalogue else config.min_item_count  # a catalogue that is given keeps its items
     while True:
-        left = np.zeros_like(counts)
+        left, users = np.zeros_like(counts), 0
         for path in _each(partitions, "filter", report):
             histories = keep_frequent(Histories.load(path), counts, min_item=least, min_user=config.min_user_count)
             histories.save(path)
             left += count_items(histories, len(left))
+            users += len(histories.users)
         if not left.any():
             raise InputError(
                 f"no item with {least} interactions and user with {config.min_user_count} is left; "
                 "lower prepare.min_item_count and prepare.min_user_count"
             )
         if config.core == "once" or left.sum() == counts.sum():
-            return left
+            return left, users
         counts = left
 
 
@@ -182,10 +191,11 @@ def _write(
     intake: Intake,
     counts: np.ndarray,
     markets: dict[str, int] | None,
+    validating: float,
     folder: Path,
     report: Progress,
 ) -> dict[str, int]:
-    """Write the partitions and the catalogue; how many users, items, interactions and partitions there are."""
+    """Write the partitions, a share `validating` of whose users validate, and the catalogue; the counts of these."""
     present = np.arange(len(counts)) if intake.closed else np.flatnonzero(counts)
     texts = pa.array(list(intake.item_codes), pa.string()).take(pa.array(present))
     items = own_ids(texts, whole_numbers=intake.whole_number_items)
@@ -196,21 +206,27 @@ def _write(
     if markets is not None:
         places = np.zeros(MAX_MARKETS, np.int16)
         places[list(markets.values())] = np.arange(1, len(markets) + 1)
-    users, training = 0, np.zeros(len(present) + 1, np.int64)
+    users, training, validation_users = 0, torch.zeros(len(present) + 1, dtype=torch.int64), 0
     (folder / PARTITIONS_FOLDER).mkdir(exist_ok=True)
     for number, path in enumerate(_each(partitions, "write", report)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
         sequences = _sequences(histories, intake, places)
+        if validating < 1:
+            sequences = replace(sequences, validates=drawn_to_validate(sequences.keys, validating))
         write_partition(sequences, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
-        training += training_counts(histories, len(training))
-        users += len(histories.users)
+        training += training_part(sequences).items.bincount(minlength=len(training))
+        users += len(sequences)
+        validation_users += len(evaluated_users(sequences, "validation"))
     totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
+    if users and validating < 1 and not validation_users:
+        raise InputError(f"of {users:,} users none was drawn to validate: raise prepare.validation_users")
+    totals["validation_users"] = validation_users
     offered = None
     if intake.closed:
         offered = torch.from_numpy(counts[present[order.to_numpy()]] > 0)
         totals["offered"] = int(offered.sum())
-    write_items(Items(items.take(order), torch.from_numpy(training[1:]), offered), folder / ITEMS_FILE)
+    write_items(Items(items.take(order), training[1:], offered), folder / ITEMS_FILE)
     if markets is not None:
         (folder / MARKETS_FILE).write_text(json.dumps(list(markets)) + "\n", encoding="utf-8")
         totals["markets"] = len(markets)

@@ -4,7 +4,7 @@ Shapes: U users, n interactions, L columns, V items. Item indices are 1..V; 0 is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +24,8 @@ class Sequences:
 
     `items` int32[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1]; `keys` int64[U] are the
     stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]). `markets` int16[n] are the places,
-    from 1, of the interactions' markets among the log's; None if it has no such column.
+    from 1, of the interactions' markets among the log's; None if it has no such column. `validates` bool[U] says whose
+    last item but one is kept from training; None if everybody's is.
     """
 
     items: Tensor
@@ -32,6 +33,7 @@ class Sequences:
     keys: Tensor
     users: pa.Array
     markets: Tensor | None = None
+    validates: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,8 +46,15 @@ class Sequences:
     def select(self, users: Tensor, starts: Tensor, ends: Tensor) -> "Sequences":
         """Some users, each with the part of `items` from `starts` to before `ends`: three int64[S] → S users."""
         items, offsets = slices(self.items, starts, ends)
-        markets = None if self.markets is None else slices(self.markets, starts, ends)[0]
-        return Sequences(items, offsets, self.keys[users], self.users.take(pa.array(users.numpy())), markets)
+        return replace(
+            self,
+            items=items,
+            offsets=offsets,
+            keys=self.keys[users],
+            users=self.users.take(pa.array(users.numpy())),
+            markets=None if self.markets is None else slices(self.markets, starts, ends)[0],
+            validates=None if self.validates is None else self.validates[users],
+        )
 
 
 @dataclass(frozen=True)
@@ -81,16 +90,18 @@ class Items:
 
 def read_partition(url: str) -> Sequences:
     """Read a partition that `prepare` wrote; ArtifactError if it is not one."""
-    table = _read_table(url, ["user", "key", "items"], optional="markets")
+    table = _read_table(url, ["user", "key", "items"], optional=["markets", "validates"])
     lists = table["items"].combine_chunks()
     lengths = pc.list_value_length(lists)
     markets = table["markets"].combine_chunks().flatten() if "markets" in table.column_names else None
+    validates = table["validates"].combine_chunks() if "validates" in table.column_names else None
     return Sequences(
         items=_tensor(lists.flatten(), pa.int32()),
         offsets=bounds(_tensor(lengths, pa.int64())),
         keys=_tensor(table["key"].combine_chunks(), pa.int64()),
         users=table["user"].combine_chunks(),
         markets=None if markets is None else _tensor(markets, pa.int16()),
+        validates=None if validates is None else _tensor(validates, pa.bool_()),
     )
 
 
@@ -104,12 +115,14 @@ def write_partition(sequences: Sequences, path: Path) -> None:
     }
     if sequences.markets is not None:
         columns["markets"] = pa.ListArray.from_arrays(starts, sequences.markets.numpy())
+    if sequences.validates is not None:
+        columns["validates"] = sequences.validates.numpy()
     pq.write_table(pa.table(columns), path)
 
 
 def read_items(url: str) -> Items:
     """Read the catalogue, `items.parquet`; ArtifactError if it is not one."""
-    table = _read_table(url, ["index", "item", "count"], optional="offered")
+    table = _read_table(url, ["index", "item", "count"], optional=["offered"])
     indices = _tensor(table["index"].combine_chunks(), pa.int64())
     if not torch.equal(indices, torch.arange(1, len(indices) + 1)):
         raise ArtifactError(f"{without_credentials(url)} does not number its items 1, 2, …; prepare the log again")
@@ -127,12 +140,12 @@ def write_items(items: Items, path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _read_table(url: str, columns: list[str], optional: str | None = None) -> pa.Table:
+def _read_table(url: str, columns: list[str], *, optional: list[str]) -> pa.Table:
     with open_file(url) as file:
         try:
             found = pq.ParquetFile(file)
-            more = [optional] if optional in found.schema_arrow.names else []
-            return found.read(columns=columns + more).select(columns + more)
+            columns = columns + [name for name in optional if name in found.schema_arrow.names]
+            return found.read(columns=columns).select(columns)
         except (pa.ArrowException, OSError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ArtifactError(
@@ -147,12 +160,14 @@ def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
 def concatenate(parts: Sequence[Sequences]) -> Sequences:
     """All users of several partitions, at least one, in the order given."""
     markets = [part.markets for part in parts if part.markets is not None]
+    validates = [part.validates for part in parts if part.validates is not None]
     return Sequences(
         items=torch.cat([part.items for part in parts]),
         offsets=bounds(torch.cat([part.lengths for part in parts])),
         keys=torch.cat([part.keys for part in parts]),
         users=pa.concat_arrays([part.users for part in parts]),
         markets=torch.cat(markets) if len(markets) == len(parts) else None,
+        validates=torch.cat(validates) if len(validates) == len(parts) else None,
     )
 
 

@@ -44,9 +44,9 @@ def _worker_sequences(partition: str) -> Sequences:
 
 
 @lru_cache(maxsize=2)
-def worker_examples(partition: str, split: Split, max_length: int) -> Examples:
-    """Examples of a partition; the last ones are kept between pieces of work."""
-    return examples(_worker_sequences(partition), split, max_length)
+def worker_examples(partition: str, split: Split, max_length: int, *, everyone: bool = False) -> Examples:
+    """`examples` of a partition; the last ones are kept between pieces of work."""
+    return examples(_worker_sequences(partition), split, max_length, everyone=everyone)
 
 
 @lru_cache(maxsize=8)
@@ -73,7 +73,7 @@ def rank_partition(
     module = first if len(models) == 1 else _worker_ensemble(models)
     found = worker_examples(partition, split, first.config.max_length)
     sequences = _worker_sequences(partition)
-    users = sequences.users.take(pa.array(evaluated_users(sequences).numpy()))
+    users = sequences.users.take(pa.array(evaluated_users(sequences, split).numpy()))
     config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
 

@@ -69,9 +69,9 @@ class Shard:
 
 
 def make_shard(output: str, plan: ShardPlan) -> Shard:
-    """Sum over the users of one partition, at the position that predicts their validation item (runs in a worker)."""
+    """Sum over the users of one partition, at the position that predicts their last item but one (runs in a worker)."""
     module = worker_model(plan.model)
-    found = worker_examples(plan.partition, "validation", module.config.max_length)
+    found = worker_examples(plan.partition, "validation", module.config.max_length, everyone=True)
     _warm_up(next(module.parameters()).device)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # CPUs may be shared with others
     began = clock()

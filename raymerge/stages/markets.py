@@ -10,13 +10,12 @@ from raymerge.artifacts import Artifact
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
 from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
-from raymerge.data.split import HELD_OUT, training_part
+from raymerge.data.split import training_lengths, training_part
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
 from raymerge.training.batches import SHORTEST
 
-LEARNABLE = SHORTEST + HELD_OUT["validation"]  # items of a user who gives training a window
 Part = Callable[[Sequences], Sequences]
 
 
@@ -90,14 +89,14 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
             write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
             counts["users"] += len(kept)
             counts["interactions"] += len(kept.items)
-            learnable |= bool((kept.lengths >= LEARNABLE).any())
+            learnable |= bool((training_lengths(kept) >= SHORTEST).any())
             had += kept.items.bincount(minlength=len(had))
             training += training_part(kept).items.bincount(minlength=len(had))
         write_items(Items(whole.ids, training[1:], had[1:] > 0), making.folder / ITEMS_FILE)
         if not learnable:
             raise InputError(
-                f"{name} has no user with {LEARNABLE} items or more to learn from, of {counts['interactions']:,} "
-                "interactions: leave it out, or merge it in later"
+                f"{name} has no user with {SHORTEST} items to learn from beside those held out, of "
+                f"{counts['interactions']:,} interactions: leave it out, or merge it in later"
             )
         counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)

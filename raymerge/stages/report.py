@@ -129,7 +129,8 @@ def _content(
             "max_length": config.encoder.max_length,
             "ranking": config.evaluation.rankings[0],
             "users": bootstrap.users,
-            "validation": _validation(config),
+            "validation": _validation(config, data),
+            "validation_users": data.counts["validation_users"],
         },
         "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
         "comparisons": comparisons(kinds, best_member(kinds, scores), bootstrap, config.evaluation),
@@ -145,11 +146,13 @@ def _content(
     }
 
 
-def _validation(config: Config) -> str:
+def _validation(config: Config, data: Artifact) -> str:
     """On what models were chosen."""
+    users = data.counts["validation_users"]
+    whose = "each user" if users == data.counts["users"] else f"{users:,} users"
     if config.markets is None:
-        return "each user's last item but one, full ranking, NDCG@10"
-    part = "the last item but one of each user in each market's own part of the training data"
+        return f"the last item but one of {whose}, full ranking, NDCG@10"
+    part = f"the last item but one of {whose} in each market's own part of the training data"
     return f"{part}, ranked among the items that the market has, NDCG@10"
 
 

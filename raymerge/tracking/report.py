@@ -73,6 +73,7 @@ class Protocol(TypedDict):
     ranking: str
     users: int
     validation: NotRequired[Any]
+    validation_users: NotRequired[int]  # if not all of them validate; the others' last item but one trains
     runs: NotRequired[int]  # of other seeds, over which the metrics are means
 
 
@@ -202,9 +203,11 @@ def describe(protocol: Protocol) -> str:
     """The protocol in one line."""
     seen = "filtered" if protocol["seen_filtered"] else "not filtered"
     runs = f", mean of {protocol['runs']} runs" if protocol.get("runs", 1) > 1 else ""
+    validating = protocol.get("validation_users", protocol["users"])
+    some = f", {validating:,} of whom validate" if validating < protocol["users"] else ""
     return (
         f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, seen items {seen}, "
-        f"last {protocol['max_length']} items, {protocol['users']:,} users{runs}"
+        f"last {protocol['max_length']} items, {protocol['users']:,} users{some}{runs}"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raymerge.data.sequences import Sequences
-from raymerge.data.split import HELD_OUT
+from raymerge.data.split import training_lengths
 from raymerge.models.draws import Stream, hashed, uniform
 from raymerge.models.recommendation import Batch
 from raymerge.training.same_target import SameTargetIndex
@@ -27,7 +27,7 @@ SHORTEST = 2  # an item and one to predict
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of the training part (all but the last two items) of a rank's users.
+    """The windows of the training part (`raymerge.data.split`) of a rank's users.
 
     A user of n ≥ 2 training items has 1 + ⌈max(n − W, 0) / stride⌉ windows. They end at every `stride`-th item counted
     back from the last, all shifted by one random offset a user and epoch, and are moved to lie wholly inside the
@@ -69,7 +69,7 @@ def make_windows(
     items = torch.cat([part.items for part in partitions] or [torch.zeros(0, dtype=torch.int32)])
     keys = torch.cat([part.keys for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
     whole = torch.cat([part.offsets.diff() for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
-    lengths = (whole - HELD_OUT["validation"]).clamp(min=0)
+    lengths = torch.cat([training_lengths(part) for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
     counts = 1 + ((lengths - width).clamp(min=0) + stride - 1) // stride
     counts = torch.ones_like(counts) if last_only else counts
     counts[lengths < SHORTEST] = 0

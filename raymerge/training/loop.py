@@ -122,7 +122,7 @@ def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
 def validate(
     encoder: SequenceEncoder, partitions: Sequence[Sequences], *, filter_seen: bool, offered: Tensor | None = None
 ) -> float:
-    """Mean NDCG@10 of every user's validation item, ranked among all items or those offered, over all ranks."""
+    """Mean NDCG@10 of the validation items, ranked among all items or those offered, over all ranks."""
     total = torch.zeros(2, dtype=torch.float64)
     for partition in partitions:
         asked = examples(partition, "validation", encoder.config.max_length)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raymerge.data.sequences import Sequences
-from raymerge.data.split import HELD_OUT
+from raymerge.data.split import training_lengths
 from raymerge.models.draws import Stream, hashed, uniform
 
 
@@ -49,7 +49,7 @@ class SameTargetIndex:
 
 
 def index_same_targets(partitions: Sequence[Sequences], *, length: int, candidates: int, seed: int) -> SameTargetIndex:
-    """Index the training part (all but the last two items) of these partitions, one after the other.
+    """Index the training part of these partitions, one after the other.
 
     Histories keep their last `length` items. Working memory is a small multiple of the largest partition.
     """
@@ -65,7 +65,7 @@ def _empty(length: int, candidates: int, seed: int) -> SameTargetIndex:
 def _index_partition(part: Sequences, *, length: int, candidates: int, seed: int) -> SameTargetIndex:
     users = torch.repeat_interleave(torch.arange(len(part.keys)), part.offsets.diff())
     places = torch.arange(len(part.items)) - part.offsets[users]  # items before each one in its history
-    inside = (places >= 1) & (places < part.offsets.diff()[users] - HELD_OUT["validation"])
+    inside = (places >= 1) & (places < training_lengths(part)[users])
     at = inside.nonzero()[:, 0]
     targets = part.items[at].long()
     priorities = hashed(Stream.SAME_TARGET_PRIORITY, seed, part.keys[users[at]], places[at])

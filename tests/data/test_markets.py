@@ -42,6 +42,16 @@ def test_a_market_sees_its_own_and_the_shared_part_of_what_trains_and_nothing_el
         assert by_key(seen_by_market(whole, market, config)) == expected
 
 
+def test_a_market_knows_who_validates() -> None:
+    whole = replace(from_lists([[1, 2, 3, 4], [5, 6, 7, 8]]), validates=torch.tensor([True, False]))
+    config = MarketsConfig(count=2, shared=0.5, seed=3)
+    parts = [seen_by_market(whole, market, config) for market in (1, 2)]
+    known = dict(zip(whole.keys.tolist(), (True, False), strict=True))
+    for part in parts:
+        assert part.validates.tolist() == [known[key] for key in part.keys.tolist()]
+    assert {item for part in parts for item in part.items.tolist()} == {1, 2, 5, 6, 7}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), max_size=9), min_size=1, max_size=6))
 def test_a_market_of_a_column_sees_what_happened_in_it(histories: list[list[tuple[int, int]]]) -> None:

@@ -186,13 +186,40 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
     assert counts == {
         "files": 1, "rows": 96, "malformed_rows": 1, "bad_ids": 2, "bad_timestamps": 3, "bad_markets": 0,
         "unknown_items": 0, "duplicates": 0, "rare": 0,
-        "users": 9, "items": 10, "interactions": 90, "partitions": 2,
+        "users": 9, "items": 10, "interactions": 90, "partitions": 2, "validation_users": 9,
     }  # fmt: skip
     assert list(prepared(tmp_path / "out")[1]) == list(range(10))
     match = r"6 of 96 rows are bad \(malformed_rows 1, bad_ids 2, bad_timestamps 3\), more than the share 0.01"
     with pytest.raises(InputError, match=match):
         prepare([source], loose(), tmp_path / "refused")
     assert list((tmp_path / "refused").iterdir()) == []
+
+
+def test_of_many_users_some_validate_and_the_counts_are_of_what_trains(tmp_path):
+    rows = [(user, (user + step) % 50, step) for user in range(400) for step in range(6)]
+    source = write_csv(tmp_path / "log.csv", rows)
+    counts = prepare([source], loose(validation_users=100), tmp_path / "some")
+    whole = concatenate([read_partition(str(path)) for path in sorted((tmp_path / "some" / "partitions").iterdir())])
+    drawn = int(whole.validates.sum())
+    assert counts["validation_users"] == drawn and 60 < drawn < 140
+    histories, catalogue = prepared(tmp_path / "some")
+    trained = [
+        item
+        for history, validates in zip(histories.values(), whole.validates.tolist(), strict=True)
+        for item in history[: -2 if validates else -1]
+    ]
+    assert all(count == trained.count(index) for index, count in catalogue.values())
+    again = prepare([source], loose(validation_users=100, partitions=5), tmp_path / "again")
+    assert again["validation_users"] == drawn, "whoever is drawn is so in any number of partitions"
+    for number in (None, 400):
+        assert prepare([source], loose(validation_users=number), tmp_path / str(number))["validation_users"] == 400
+    assert digests(tmp_path / "None") == digests(tmp_path / "400")
+
+
+def test_nobody_drawn_to_validate_is_an_error(tmp_path):
+    source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(100, 140) for item in range(3)])
+    with pytest.raises(InputError, match="of 40 users none was drawn to validate: raise prepare.validation_users"):
+        prepare([source], loose(validation_users=1), tmp_path / "out")
 
 
 def test_a_log_of_bad_rows_only_leaves_nothing(tmp_path):
@@ -285,6 +312,7 @@ def peak_of_preparing(users, *, partitions, folder):
     ("options", "match"),
     [
         ({"min_item_count": 0}, "prepare.min_item_count must be at least 1, got 0"),
+        ({"validation_users": 0}, "prepare.validation_users must be at least 1 or null, got 0"),
         ({"min_user_count": -3}, "prepare.min_user_count must be at least 1, got -3"),
         ({"partitions": 0}, "prepare.partitions must be between 1 and 65536, got 0"),
         ({"max_bad_share": 1.5}, "prepare.max_bad_share must be between 0 and 1, got 1.5"),

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import oracles_data as naive
 import pyarrow as pa
@@ -17,8 +18,9 @@ from raymerge.data.sequences import (
     read_partition,
     slices,
     write_items,
+    write_partition,
 )
-from raymerge.data.split import Examples, evaluated_users, examples, training_part
+from raymerge.data.split import Examples, drawn_to_validate, evaluated_users, examples, training_lengths, training_part
 from raymerge.errors import ArtifactError, ConfigError, InputError
 
 HISTORIES = st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=8)
@@ -40,7 +42,34 @@ def test_examples_equal_the_naive_ones(histories, split, max_length):
     assert list(zip(found.histories.tolist(), found.targets.tolist(), seen, strict=True)) == expected
     users = [1 + place for place, history in enumerate(histories) if len(history) >= 3]
     assert found.keys.tolist() == [naive.stable_key(str(user)) for user in users]
-    assert sequences.users.take(pa.array(evaluated_users(sequences).numpy())).to_pylist() == users
+    assert sequences.users.take(pa.array(evaluated_users(sequences, split[0]).numpy())).to_pylist() == users
+
+
+@settings(max_examples=40, deadline=None)
+@given(HISTORIES, st.data())
+def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(histories, data):
+    validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
+    sequences = replace(from_lists(histories), validates=torch.tensor(validates, dtype=torch.bool))
+    for split, held_out, asked in (("validation", 2, validates), ("test", 1, None)):
+        expected = [target for _, target, _ in naive.examples(histories, held_out, 5, asked)]
+        assert examples(sequences, split, 5).targets.tolist() == expected
+    everyone = [target for _, target, _ in naive.examples(histories, 2, 5)]
+    assert examples(sequences, "validation", 5, everyone=True).targets.tolist() == everyone
+    trained = [
+        history[: -2 if mine else -1] if len(history) >= 3 else []
+        for history, mine in zip(histories, validates, strict=True)
+    ]
+    assert training_lengths(sequences).tolist() == [len(history) for history in trained]
+    part = training_part(sequences)
+    assert as_lists(part) == [history for history in trained if history]
+    assert part.validates.tolist() == [mine for mine, history in zip(validates, trained, strict=True) if history]
+
+
+def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_among_more():
+    keys = from_lists([[]] * 4000).keys
+    few, many = drawn_to_validate(keys, 0.1), drawn_to_validate(keys, 0.6)
+    assert abs(int(few.sum()) - 400) < 80 and abs(int(many.sum()) - 2400) < 150
+    assert (many | ~few).all() and torch.equal(drawn_to_validate(keys[5:], 0.1), few[5:])
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,6 +131,16 @@ def test_a_partition_reads_back_as_written(tmp_path):
         torch.int64,
     )
     assert sequences.keys.tolist() == [-5, 2**62] and sequences.users.to_pylist() == ["a", "b"]
+
+
+def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_path):
+    markets, validates = torch.tensor([1, 2, 1], dtype=torch.int16), torch.tensor([True, False])
+    sequences = replace(from_lists([[1, 2], [3]]), markets=markets, validates=validates)
+    write_partition(sequences, tmp_path / "part.parquet")
+    for found in (read_partition(str(tmp_path / "part.parquet")), concatenate([sequences])):
+        assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
+    plain = concatenate([sequences, from_lists([[4]])])
+    assert plain.markets is None and plain.validates is None
 
 
 def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Windows and batches: what they cover, and that no split over ranks changes them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,6 +44,13 @@ def test_windows_are_whole_parts_of_the_training_part(width: int, stride: int, s
     for row in found:
         sources = [h[:-2] for h in histories if any(h[i : i + len(row)] == row for i in range(len(h) - 1 - len(row)))]
         assert any(len(row) == min(width, len(source)) for source in sources)
+
+
+def test_windows_reach_the_last_item_but_one_of_who_does_not_validate() -> None:
+    validates = torch.tensor([True, False])
+    part = replace(from_lists([[1, 2, 3, 4, 5], [6, 7, 8, 9]]), validates=validates)
+    rows = [row[1:] for batch in batches_of(windows_of([part], last_only=True), steps=2) for row in rows_of(batch)]
+    assert sorted(rows) == [(1, 2, 3), (6, 7, 8)]
 
 
 def test_over_the_epochs_every_item_is_seen_and_windows_end_everywhere() -> None:

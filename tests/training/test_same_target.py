@@ -1,5 +1,7 @@
 """The index of histories by the item that followed them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,6 +36,12 @@ def test_without_a_bound_it_holds_every_history_of_each_target(seed: int, parts:
     expected = same_target_histories(histories, length=4)
     found = contents(build(histories, parts))
     assert {t: sorted(rows) for t, rows in found.items()} == {t: sorted(rows) for t, rows in expected.items()}
+
+
+def test_it_holds_the_last_item_but_one_of_who_does_not_validate() -> None:
+    part = replace(from_lists([[1, 2, 3, 4], [5, 6, 7, 8]]), validates=torch.tensor([True, False]))
+    index = index_same_targets([part], length=4, candidates=8, seed=3)
+    assert contents(index) == {2: [[1]], 6: [[5]], 7: [[5, 6]]}
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
