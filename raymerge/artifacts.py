@@ -23,7 +23,7 @@ from torch import Tensor
 
 import raymerge
 from raymerge import storage
-from raymerge.errors import ArtifactError, InputError
+from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
 FORMAT = 3  # raised when a change of the numerics or of the files makes older artifacts another thing
@@ -260,7 +260,7 @@ def load_model(url: str) -> SequenceEncoder:
         ) from None
     except (RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ArtifactError(
-            f"the model at {storage.without_credentials(url)} cannot be read: {_first_line(error)}"
+            f"the model at {storage.without_credentials(url)} cannot be read: {first_line(error)}"
         ) from None
     return module.eval()
 
@@ -277,7 +277,3 @@ def model_folder(url: str) -> str:
 def load_diagonal(url: str) -> dict[str, Tensor]:
     """Load a Fisher diagonal (mean over users, by parameter name) from its artifact."""
     return load_tensors(open_artifact(url, stage="fisher").file("diagonal.safetensors"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

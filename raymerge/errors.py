@@ -44,3 +44,12 @@ class LostError(ResourceError):
 
 class TrackingError(UserError):
     """A tracking server that cannot be reached, or that does not accept us."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its type where it says nothing.
+
+    >>> first_line(OSError("no answer\\nand a long trace")), first_line(TimeoutError())
+    ('no answer', 'TimeoutError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raymerge import memory
-from raymerge.errors import LostError, ResourceError, UserError
+from raymerge.errors import LostError, ResourceError, UserError, first_line
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
@@ -74,7 +74,7 @@ class _Work:
     def again(self, call: _Call, error: RayError) -> None:
         """Let a piece whose process is gone wait again; LostError if that has happened too often."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
-            happened, reason = "died", str(error).strip().splitlines()[0]
+            happened, reason = "died", first_line(error)
             if call.hangs:
                 happened, reason = "gave no result in time", "raise cluster.piece_hours if it needs longer"
             raise LostError(
@@ -88,8 +88,7 @@ class _Work:
         ResourceError if it was and the memory was its `own` to ask for, or what others took was missing too often.
         """
         if call.key in self._smaller and (own or self._attempts[call.key] >= MAX_ATTEMPTS):
-            cause = getattr(error, "cause", error)
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            reason = first_line(getattr(error, "cause", error))
             raise ResourceError(
                 f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{memory.SMALLER} of their size too "
                 f"({reason}); have fewer processes at work at the same time (cluster.actors), or larger machines"
@@ -184,8 +183,8 @@ class Pool:
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS:
-                reason = str(error).strip().splitlines()[0]
-                raise LostError(f"{doing}: {MAX_ATTEMPTS} processes died at their start ({reason})") from error
+                what = f"{MAX_ATTEMPTS} processes died at their start ({first_line(error)})"
+                raise LostError(f"{doing}: {what}") from error
         else:
             self._failed_starts = 0
             self._idle.append(actor)

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.errors import ConfigError, ResourceError
+from raymerge.errors import ConfigError, ResourceError, first_line
 from raymerge.events import Event, Mistake, Progress
 
 POLL_S = 0.25
@@ -150,7 +150,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         ray.init(**arguments)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ResourceError(f"cannot {where}: {str(error).strip().splitlines()[0]}") from error
+        raise ResourceError(f"cannot {where}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own in its place, which ends without a word
     try:

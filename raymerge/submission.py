@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
 
-from raymerge.errors import ConfigError, ResourceError
+from raymerge.errors import ConfigError, ResourceError, first_line
 from raymerge.outages import PASSING_STATUSES
 from raymerge.runtime import Deadline
 
@@ -127,9 +127,7 @@ def connect(address: str) -> JobSubmissionClient:
     except AuthenticationError as error:
         raise _wants_token(address, error) from None
     except (*NO_ANSWER, RuntimeError) as error:
-        raise ResourceError(
-            f"no Ray cluster at {address} ({_first_line(error)}); start one or give --address"
-        ) from None
+        raise ResourceError(f"no Ray cluster at {address} ({first_line(error)}); start one or give --address") from None
 
 
 @contextlib.contextmanager
@@ -184,7 +182,7 @@ class _Submission:
         except RuntimeError as error:
             if UNKNOWN_JOB in str(error):
                 return False
-            raise ConnectionError(_first_line(error)) from error  # something that stands in front of the cluster
+            raise ConnectionError(first_line(error)) from error  # something that stands in front of the cluster
         lost = found.status.is_terminal() and outcome_of(found.status, found.driver_exit_code, found.message).lost
         if lost:
             self._rename()
@@ -201,18 +199,18 @@ class _Submission:
             )
         except (RuntimeError, ValueError) as error:
             if any(f"status code {status}" in str(error) for status in PASSING_STATUSES):
-                raise ConnectionError(_first_line(error)) from error
+                raise ConnectionError(first_line(error)) from error
             self._sent = False
-            raise ResourceError(f"the cluster does not take the job: {_first_line(error)}") from error
+            raise ResourceError(f"the cluster does not take the job: {first_line(error)}") from error
 
 
 def _silence(error: BaseException) -> Outcome:
-    return Outcome(EXIT_LOST, f"no answer from the cluster: {_first_line(error)}", lost=True, silent=True)
+    return Outcome(EXIT_LOST, f"no answer from the cluster: {first_line(error)}", lost=True, silent=True)
 
 
 def _wants_token(address: str, error: BaseException) -> ResourceError:
     return ResourceError(
-        f"the Ray cluster at {address} wants its token ({_first_line(error)}); set RAY_AUTH_MODE=token and "
+        f"the Ray cluster at {address} wants its token ({first_line(error)}); set RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
     )
 
@@ -226,7 +224,7 @@ def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
             time.sleep(POLL_S)
         say(f"job {name} is stopped; the same command goes on where it was")
     except (*NO_ANSWER, RuntimeError, AuthenticationError) as error:
-        say(f"job {name} could not be stopped ({_first_line(error)}): ray job stop {name}")
+        say(f"job {name} could not be stopped ({first_line(error)}): ray job stop {name}")
 
 
 class _Follower:
@@ -260,7 +258,3 @@ class _Follower:
             if fresh:
                 self._shown += len(fresh)
                 self._write(fresh)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

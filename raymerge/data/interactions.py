@@ -20,7 +20,7 @@ from pyarrow import parquet as pq
 
 from raymerge.data.ids import check_id_type
 from raymerge.data.timestamps import check_timestamp_type
-from raymerge.errors import ConfigError, InputError
+from raymerge.errors import ConfigError, InputError, first_line
 from raymerge.registry import Registry
 from raymerge.storage import open_file, without_credentials
 
@@ -122,8 +122,7 @@ def _reading(shown: str) -> Iterator[None]:
     try:
         yield
     except CANNOT_READ as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{shown} cannot be read: {reason}; name its kind with prepare.format") from error
+        raise InputError(f"{shown} cannot be read: {first_line(error)}; name its kind with prepare.format") from error
 
 
 def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 from torch import Tensor
 
 from raymerge.data.ids import stable_keys
-from raymerge.errors import ArtifactError, InputError
+from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.storage import open_file, without_credentials
 
 
@@ -147,10 +147,8 @@ def _read_table(url: str, columns: list[str], *, optional: list[str]) -> pa.Tabl
             columns = columns + [name for name in optional if name in found.schema_arrow.names]
             return found.read(columns=columns).select(columns)
         except (pa.ArrowException, OSError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ArtifactError(
-                f"{without_credentials(url)} is not as prepared ({reason}); prepare it again"
-            ) from error
+            what = f"is not as prepared ({first_line(error)}); prepare it again"
+            raise ArtifactError(f"{without_credentials(url)} {what}") from error
 
 
 def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
