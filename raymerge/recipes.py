@@ -178,8 +178,7 @@ def paper_config() -> Config:
 def beauty_config() -> Config:
     """As `default`, with more dropout for a sparser log."""
     config = default_config()
-    encoder = replace(config.encoder, dropout=0.5, repeat_direction=False)  # as its figures were measured
-    return config.model_copy(update={"recipe": "beauty", "encoder": encoder})
+    return config.model_copy(update={"recipe": "beauty", "encoder": replace(config.encoder, dropout=0.5)})
 
 
 @recipe(
