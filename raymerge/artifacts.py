@@ -120,8 +120,12 @@ class Draft:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file that a person can read."""
-        (self.folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        """Write a JSON file that a person can read; ArtifactError for numbers that are not finite, which JSON lacks."""
+        try:
+            text = json.dumps(value, indent=1, allow_nan=False)
+        except ValueError as error:
+            raise ArtifactError(f"{name} would hold a number that is not finite ({error})") from None
+        (self.folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 class Output:

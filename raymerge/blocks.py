@@ -36,14 +36,11 @@ class Block:
         return tensor[self.start : self.stop] if tensor.ndim else tensor
 
 
-def blocks(shapes: Shapes, *, row_bytes: int = 8, most_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """All rows of all tensors in the order of their names, cut into blocks of about `most_bytes`.
-
-    `row_bytes` is the size of one value.
-    """
+def blocks(shapes: Shapes, *, most_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """All rows of all tensors in the order of their names, cut into blocks of about `most_bytes` in float64."""
     for name in sorted(shapes):
         rows, width = _rows(shapes[name])
-        step = max(1, most_bytes // max(1, width * row_bytes))
+        step = max(1, most_bytes // max(1, width * 8))
         for start in range(0, rows, step):
             yield Block(name, start, min(start + step, rows))
 

@@ -24,6 +24,7 @@ from raymerge.costs import (
 )
 from raymerge.data.size import DataSize
 from raymerge.errors import ResourceError
+from raymerge.evaluation.distributed import MODELS_KEPT
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
@@ -91,7 +92,7 @@ class _Planner:
         self.gpus = capacity.usable_gpus(config.cluster)
         self.cores = self.gpus * RATES.gpu_cores or max(1.0, capacity.cpus)
         self.length = min(config.encoder.max_length, max(1.0, size.interactions / max(1, size.users)))
-        self.validating = min(size.users, config.prepare.validation_users or size.users)
+        self.validating = size.validation_users or min(size.users, config.prepare.validation_users or size.users)
         self.tokens = max(0, size.interactions - size.users - self.validating)
         self.parameters = parameters(config.encoder, size.items)
         self.data_bytes = 4.0 * size.interactions + 64.0 * size.users
@@ -201,7 +202,7 @@ class _Planner:
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
         user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
-        memory = ENGINE_BYTES + 12.0 * self.parameters
+        memory = ENGINE_BYTES + (8.0 + 4.0 * min(models, MODELS_KEPT)) * self.parameters  # sums are in float64
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
 
@@ -218,7 +219,8 @@ class _Planner:
         trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals))
         diagonals = models if METHODS[settings.method].needs_diagonals else 0
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
-        memory = 4.0 * self.parameters * (models + diagonals + 1) + SCORES_BYTES
+        kept = min(models, MODELS_KEPT) if diagonals else 0  # by the same processes for the diagonals
+        memory = 4.0 * self.parameters * (models + diagonals + 1 + kept) + SCORES_BYTES
         stage = self._pool("merge", work, self.config.prepare.partitions, memory, start=False)
         return replace(stage, seconds=stage.seconds + trials * RATES.trial_s)
 
@@ -227,7 +229,7 @@ class _Planner:
         rivals = len(self.config.rivals)
         models = 2 * members + 3 + rivals + (2 + rivals if self.config.after_merge else 0)
         models += self.config.rounds - 1 + (self.config.markets is not None)
-        memory = 4.0 * self.parameters * models + SCORES_BYTES
+        memory = 4.0 * self.parameters * min(models, MODELS_KEPT + members) + SCORES_BYTES
         return self._pool(
             "evaluate", models * self._ranking_work(self.size.users), self.config.prepare.partitions, memory, start=True
         )

@@ -1,7 +1,7 @@
 """Markets: parts of a log that may not meet, and what each of them may learn from.
 
 A log is divided by a column of its own or by a seeded draw, so that what merging is worth without sharing data can be
-measured: everybody's last two items test and validate the whole, and no market sees them. Shapes: n interactions, V
+measured: what is held out of the whole (`raymerge.data.split`) is seen by no market. Shapes: n interactions, V
 items.
 """
 

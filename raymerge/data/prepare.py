@@ -28,7 +28,7 @@ from raymerge.data.intake import MAX_MARKETS, Intake
 from raymerge.data.interactions import LogConfig, open_log
 from raymerge.data.sequences import Items, Sequences, read_items, write_items, write_partition
 from raymerge.data.spill import Spill
-from raymerge.data.split import drawn_to_validate, evaluated_users, training_part
+from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import ConfigError, InputError
 from raymerge.storage import join, list_files
 
@@ -101,7 +101,7 @@ def prepare(
     with a column of markets, how many `markets` are left.
 
     Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
-    row is left.
+    row or nobody to validate is left.
     """
     report = progress or (lambda what, done, total: None)
     catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
@@ -117,8 +117,8 @@ def prepare(
         partitions = [Path(scratch) / f"histories-{number:05d}.arrow" for number in range(config.partitions)]
         counts = _sort(intake, partitions, config, report)
         interactions = int(counts.sum())
-        counts, users = _keep_core(partitions, counts, config, report)
-        validating = 1.0 if config.validation_users is None else min(1.0, config.validation_users / users)
+        counts, evaluated = _keep_core(partitions, counts, config, report)
+        validating = 1.0 if config.validation_users is None else config.validation_users / max(1, evaluated)
         markets = _markets(partitions, intake) if config.market is not None else None
         written = _write(partitions, intake, counts, markets, validating, folder, report)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
@@ -161,22 +161,22 @@ def _each(partitions: list[Path], what: str, report: Progress) -> Iterable[Path]
 def _keep_core(
     partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress
 ) -> tuple[np.ndarray, int]:
-    """Drop rare items and users from all partitions, once or until none is rare; item counts and users left."""
+    """Drop rare items and users from all partitions, once or until none is; counts of items and evaluated users."""
     least = 1 if config.catalogue else config.min_item_count  # a catalogue that is given keeps its items
     while True:
-        left, users = np.zeros_like(counts), 0
+        left, evaluated = np.zeros_like(counts), 0
         for path in _each(partitions, "filter", report):
             histories = keep_frequent(Histories.load(path), counts, min_item=least, min_user=config.min_user_count)
             histories.save(path)
             left += count_items(histories, len(left))
-            users += len(histories.users)
+            evaluated += int((histories.lengths >= MIN_LENGTH).sum())
         if not left.any():
             raise InputError(
                 f"no item with {least} interactions and user with {config.min_user_count} is left; "
                 "lower prepare.min_item_count and prepare.min_user_count"
             )
         if config.core == "once" or left.sum() == counts.sum():
-            return left, users
+            return left, evaluated
         counts = left
 
 
@@ -219,7 +219,7 @@ def _write(
         users += len(sequences)
         validation_users += len(evaluated_users(sequences, "validation"))
     totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
-    if users and validating < 1 and not validation_users:
+    if validating < 1 and not validation_users:
         raise InputError(f"of {users:,} users none was drawn to validate: raise prepare.validation_users")
     totals["validation_users"] = validation_users
     offered = None

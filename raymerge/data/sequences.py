@@ -158,14 +158,16 @@ def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
 def concatenate(parts: Sequence[Sequences]) -> Sequences:
     """All users of several partitions, at least one, in the order given."""
     markets = [part.markets for part in parts if part.markets is not None]
-    validates = [part.validates for part in parts if part.validates is not None]
+    validates = [
+        torch.ones_like(part.keys, dtype=torch.bool) if part.validates is None else part.validates for part in parts
+    ]
     return Sequences(
         items=torch.cat([part.items for part in parts]),
         offsets=bounds(torch.cat([part.lengths for part in parts])),
         keys=torch.cat([part.keys for part in parts]),
         users=pa.concat_arrays([part.users for part in parts]),
         markets=torch.cat(markets) if len(markets) == len(parts) else None,
-        validates=torch.cat(validates) if len(validates) == len(parts) else None,
+        validates=None if all(part.validates is None for part in parts) else torch.cat(validates),
     )
 
 

@@ -14,16 +14,17 @@ SAMPLE_ROWS = 2_000_000
 
 @dataclass(frozen=True)
 class DataSize:
-    """Users, items of the catalogue and interactions."""
+    """Users, items of the catalogue, interactions and, of prepared data, the users who validate."""
 
     users: int
     items: int
     interactions: int
+    validation_users: int | None = None
 
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> "DataSize":
         """From the counts of prepared data."""
-        return cls(counts["users"], counts["items"], counts["interactions"])
+        return cls(counts["users"], counts["items"], counts["interactions"], counts["validation_users"])
 
 
 def measure(files: Sequence[str], config: LogConfig, *, sample_rows: int = SAMPLE_ROWS) -> DataSize:

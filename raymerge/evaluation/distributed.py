@@ -17,6 +17,8 @@ from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.ensemble import Ensemble
 from raymerge.pool import Pool
 
+MODELS_KEPT = 8  # in the memory of a process, for the next piece of work
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -32,7 +34,7 @@ class Ranks:
         return pa.table({"user": self.users, "key": self.keys.numpy(), **columns})
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=MODELS_KEPT)
 def worker_model(url: str) -> SequenceEncoder:
     """The model at a URL, on this process' GPU where it has one; kept between pieces of work."""
     return load_model(url).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,15 +67,13 @@ def _worker_ensemble(urls: tuple[str, ...]) -> Ensemble:
     return Ensemble([worker_model(url) for url in urls])
 
 
-def rank_partition(
-    models: tuple[str, ...], partition: str, items: str, split: Split, config: EvaluationConfig
-) -> Ranks:
-    """Rank the targets of one partition under a model, or under several together (runs in a worker)."""
+def rank_partition(models: tuple[str, ...], partition: str, items: str, config: EvaluationConfig) -> Ranks:
+    """Rank the test items of one partition under a model, or under several together (runs in a worker)."""
     first = worker_model(models[0])
     module = first if len(models) == 1 else _worker_ensemble(models)
-    found = worker_examples(partition, split, first.config.max_length)
+    found = worker_examples(partition, "test", first.config.max_length)
     sequences = _worker_sequences(partition)
-    users = sequences.users.take(pa.array(evaluated_users(sequences, split).numpy()))
+    users = sequences.users.take(pa.array(evaluated_users(sequences, "test").numpy()))
     config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
 
@@ -84,16 +84,15 @@ def rank_users(
     *,
     partitions: Sequence[str],
     items: str,
-    split: Split,
     config: EvaluationConfig,
     on_partition: Callable[[str, Ranks], None],
 ) -> None:
-    """Rank the targets of all users, partition by partition; `on_partition(url, ranks)` in order of completion.
+    """Rank the test items of all users, partition by partition; `on_partition(url, ranks)` in order of completion.
 
     `models` are the URLs of one model, or of several whose logits are averaged.
     What is in memory is one partition in each process, whatever the number of users.
     """
-    pieces: Mapping[str, tuple[tuple[str, ...], str, str, Split, EvaluationConfig]] = {
-        partition: (models, partition, items, split, config) for partition in partitions
+    pieces: Mapping[str, tuple[tuple[str, ...], str, str, EvaluationConfig]] = {
+        partition: (models, partition, items, config) for partition in partitions
     }
     pool.run(rank_partition, pieces, doing=f"evaluating {', '.join(models)}", on_result=on_partition)

@@ -91,16 +91,6 @@ class Bootstrap:
         for some_keys, some_columns in zip(keys.split(chunk), table.split(chunk, dim=1), strict=True):
             self.sums += some_columns @ poisson(self.seed, Stream.BOOTSTRAP, some_keys, replicate).T
 
-    def add(self, other: "Bootstrap") -> None:
-        """Take in the users of another part; raises InputError unless columns, replicates and seed are the same."""
-        mine, theirs = ((part.columns, part.replicates, part.seed) for part in (self, other))
-        if mine != theirs:
-            raise InputError(
-                f"bootstraps of different columns, replicates or seed cannot be added: {mine} and {theirs}"
-            )
-        self.totals += other.totals
-        self.sums += other.sums
-
     def interval(self, column: str, *, confidence: float = 0.95) -> Interval:
         """Mean of a column and its interval; raises InputError when there are no users."""
         mean, replicated = self._mean(column)

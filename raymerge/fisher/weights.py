@@ -208,7 +208,7 @@ def topk(scores: Scores, request: Request) -> Probes:
 
 @estimator("target", formula="w_j = 1 on the observed next item", unbiased=False, passes="1", alignments=("rank",))
 def target(scores: Scores, request: Request) -> Probes:
-    """The item that did follow: the empirical Fisher."""
+    """The item that did follow: the empirical Fisher. Of users who do not validate the model was trained on it."""
     assert request.targets is not None
     return _evenly(scores, request, request.targets.reshape(-1, 1))
 

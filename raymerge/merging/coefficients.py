@@ -1,4 +1,4 @@
-"""Choose how much each model counts, on data that none of them was trained on.
+"""Choose how much each model counts, by a score on data that none of them should have been trained on.
 
 The score of a point λ of the simplex is any function, such as the validation NDCG@10 of the merge that λ gives. It is
 piecewise constant and dear, so the search uses no gradients and few trials, and it is deterministic.
@@ -29,11 +29,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice(Generic[S]):
-    """The best setting with what was found under it, and what was found under each, in the order given."""
+    """The best setting with what was found under it."""
 
     setting: S
     found: Found
-    searches: tuple[tuple[S, Found], ...]
 
 
 class _OutOfBudget(Exception):
@@ -105,14 +104,13 @@ def search_settings(
     """
     if not 1 <= len(settings) <= budget:
         raise ConfigError(f"a search needs 1 trial or more for each setting, got {budget} for {len(settings)} settings")
-    searches: list[tuple[S, Found]] = []
+    searches: list[Choice[S]] = []
     known: dict[Point, float] = {}
     for setting in settings:
         found = search(partial(score, setting), members, budget=budget // len(settings), known=known)
         known |= {point: value for point, value in found.trials if max(point) == 1}
-        searches.append((setting, found))
-    setting, found = max(searches, key=lambda entry: entry[1].score)
-    return Choice(setting, found, tuple(searches))
+        searches.append(Choice(setting, found))
+    return max(searches, key=lambda choice: choice.found.score)
 
 
 def _rounded(point: Point) -> Point:

@@ -8,12 +8,9 @@ from operator import add
 import torch
 from torch import Tensor
 
-from raymerge import memory
 from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.distributed import worker_examples, worker_offered
-from raymerge.evaluation.metrics import ndcg
-from raymerge.evaluation.ranking import full_ranks
-from raymerge.evaluation.scoring import MEMORY_BYTES
+from raymerge.evaluation.validation import validation_gains
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
@@ -68,17 +65,15 @@ def validate_partition(candidate: Candidate, partition: str, catalogue: str | No
     `catalogue` is the URL of the items if not all of them are on offer in the partition's data.
     """
     module = merged_model(candidate)
-    found = worker_examples(partition, "validation", module.config.max_length)
-    seen, offered = found.seen if filter_seen else None, worker_offered(catalogue)
-    budget = memory.budget(MEMORY_BYTES)
-    ranks = full_ranks(module, found.histories, found.targets, seen=seen, offered=offered, memory_bytes=budget)
-    return folded(ndcg(ranks, 10), found.keys)
+    asked = worker_examples(partition, "validation", module.config.max_length)
+    gains = validation_gains(module, asked, filter_seen=filter_seen, offered=worker_offered(catalogue))
+    return folded(gains, asked.keys)
 
 
 def validate(
     pool: Pool, candidate: Candidate, partitions: Mapping[str, str | None], *, filter_seen: bool
 ) -> FoldedScore:
-    """Validation NDCG@10 of all users of partitions, each with its catalogue as `validate_partition` has it.
+    """Validation NDCG@10 over all partitions, each with its catalogue as `validate_partition` has it.
 
     Sums are added in the order of the partitions.
     """

@@ -53,7 +53,6 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
             tuple(model.file("model") for model in models),
             partitions=partitions,
             items=data.file(ITEMS_FILE),
-            split="test",
             config=settings,
             on_partition=write,
         )

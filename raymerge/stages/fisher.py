@@ -27,9 +27,9 @@ def check_samples(config: Config, data: Sequence[Artifact]) -> None:
 
 
 def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """Fisher diagonals of models on the validation histories, by name; shards that are committed are used again.
+    """Fisher diagonals of models on all histories up to the last item but one, by name.
 
-    The shards of all models are made at the same time, partition by partition.
+    Shards that are committed are used again; those of all models are made at the same time, partition by partition.
     """
     done: dict[str, Artifact] = {}
     for name, model in models.items():

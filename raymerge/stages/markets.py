@@ -10,7 +10,7 @@ from raymerge.artifacts import Artifact
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
 from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
-from raymerge.data.split import training_lengths, training_part
+from raymerge.data.split import evaluated_users, training_lengths, training_part
 from raymerge.errors import InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of
@@ -83,12 +83,14 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
         had, training = torch.zeros(2, len(whole) + 1, dtype=torch.int64)
         learnable = False
         counts = {"users": 0, "items": len(whole), "interactions": 0, "partitions": len(partitions)}
+        counts["validation_users"] = 0
         for number, partition in enumerate(partitions):
             making.progress(number, len(partitions))
             kept = part(read_partition(partition))
             write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
             counts["users"] += len(kept)
             counts["interactions"] += len(kept.items)
+            counts["validation_users"] += len(evaluated_users(kept, "validation"))
             learnable |= bool((training_lengths(kept) >= SHORTEST).any())
             had += kept.items.bincount(minlength=len(had))
             training += training_part(kept).items.bincount(minlength=len(had))
@@ -98,6 +100,8 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
                 f"{name} has no user with {SHORTEST} items to learn from beside those held out, of "
                 f"{counts['interactions']:,} interactions: leave it out, or merge it in later"
             )
+        if not counts["validation_users"]:
+            raise InputError(f"none of {name}'s {counts['users']:,} users validates: raise prepare.validation_users")
         counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)
         for key, value in counts.items():

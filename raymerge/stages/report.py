@@ -129,9 +129,8 @@ def _content(
             "max_length": config.encoder.max_length,
             "ranking": config.evaluation.rankings[0],
             "users": bootstrap.users,
-            "validation": _validation(config, data),
-            "validation_users": data.counts["validation_users"],
-        },
+        }
+        | _validation(config, data, bootstrap.users),
         "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
         "comparisons": comparisons(kinds, best_member(kinds, scores), bootstrap, config.evaluation),
         "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon", "power")}
@@ -146,14 +145,16 @@ def _content(
     }
 
 
-def _validation(config: Config, data: Artifact) -> str:
-    """On what models were chosen."""
-    users = data.counts["validation_users"]
-    whose = "each user" if users == data.counts["users"] else f"{users:,} users"
+def _validation(config: Config, data: Artifact, users: int) -> dict[str, Any]:
+    """On what models were chosen, in words, and how many of the `users` validated if they did so together."""
+    validating = data.counts["validation_users"]
+    whose = "each user" if validating == users else f"{validating:,} users"
     if config.markets is None:
-        return f"the last item but one of {whose}, full ranking, NDCG@10"
+        words = f"the last item but one of {whose}, full ranking, NDCG@10"
+        return {"validation": words, "validation_users": validating}
+    whose = "each user" if validating == users else "users drawn to validate"
     part = f"the last item but one of {whose} in each market's own part of the training data"
-    return f"{part}, ranked among the items that the market has, NDCG@10"
+    return {"validation": f"{part}, ranked among the items that the market has, NDCG@10"}
 
 
 def _within(context: Context, artifact: Artifact) -> str:

@@ -31,7 +31,7 @@ def run_of(model: str) -> str:
 
 
 def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model: Artifact) -> Artifact:
-    """Compare every registered estimator's diagonal with the exact one on the validation histories: `study.json`.
+    """Compare every registered estimator's diagonal with the exact one, on `fisher`'s histories: `study.json`.
 
     Each candidate is done partition by partition; once all its shards are there, what came of it is committed and
     its shards are removed, so that the disk holds the shards of a few candidates at a time.

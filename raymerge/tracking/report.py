@@ -73,7 +73,7 @@ class Protocol(TypedDict):
     ranking: str
     users: int
     validation: NotRequired[Any]
-    validation_users: NotRequired[int]  # if not all of them validate; the others' last item but one trains
+    validation_users: NotRequired[int]  # how many of them; the others' last item but one trains
     runs: NotRequired[int]  # of other seeds, over which the metrics are means
 
 
@@ -120,16 +120,6 @@ class Report(Results):
     artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]
     versions: dict[str, str]
-
-
-def dumps(report: Report) -> str:
-    """The content of `report.json`; ArtifactError for what `loads` would refuse, such as a value that is not finite."""
-    try:
-        text = json.dumps(report, indent=1, allow_nan=False)
-    except ValueError as error:
-        raise ArtifactError(f"the report holds a value that is no finite number ({error})") from None
-    loads(text)
-    return text + "\n"
 
 
 def results(content: Mapping[str, Any]) -> Results:

@@ -21,9 +21,7 @@ from raymerge import storage
 from raymerge.events import Event
 from raymerge.outages import redact
 from raymerge.tracking import store
-from raymerge.tracking.store import call, default_uri, flatten, metric_name, resolve_uri, ui_command
-
-__all__ = ["PIPELINE", "Tracker", "default_uri", "resolve_uri", "ui_command"]
+from raymerge.tracking.store import call, flatten, metric_name
 
 PIPELINE = ""  # the name of the parent among the runs
 TAG_IDENTITY, TAG_RUN, TAG_DATA = ("raymerge.identity", "raymerge.run", "raymerge.data_digest")

@@ -25,14 +25,12 @@ from raymerge import memory
 from raymerge.data.sequences import Sequences
 from raymerge.data.split import examples
 from raymerge.errors import InputError, ScoreError
-from raymerge.evaluation.metrics import ndcg
-from raymerge.evaluation.ranking import full_ranks
-from raymerge.evaluation.scoring import MEMORY_BYTES
+from raymerge.evaluation.validation import validation_gains
 from raymerge.models.draws import Stream, hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
 from raymerge.models.recommendation import Batch, Term
-from raymerge.training.batches import EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
+from raymerge.training.batches import SHORTEST, EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
@@ -126,10 +124,7 @@ def validate(
     total = torch.zeros(2, dtype=torch.float64)
     for partition in partitions:
         asked = examples(partition, "validation", encoder.config.max_length)
-        seen = asked.seen if filter_seen else None
-        budget = memory.budget(MEMORY_BYTES)
-        ranks = full_ranks(encoder, asked.histories, asked.targets, seen=seen, offered=offered, memory_bytes=budget)
-        gains = ndcg(ranks, 10)
+        gains = validation_gains(encoder, asked, filter_seen=filter_seen, offered=offered)
         total += torch.tensor([float(gains.sum()), len(gains)], dtype=torch.float64)
     gain, users = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
     return gain / max(users, 1.0)
@@ -145,7 +140,10 @@ def _windows(
     windows = make_windows(partitions, width=objective.window, stride=stride, last_only=last_only, device=device)
     count, parts = sum_over_ranks(torch.tensor([len(windows), len(partitions)], device=device)).tolist()
     if count == 0:
-        raise InputError("training needs users with at least 4 items (2 to learn from, 2 held out), found none")
+        raise InputError(
+            f"training needs users with at least {SHORTEST} items beside those held out "
+            "(2 of a user who validates, else 1), found none"
+        )
     pool = pool_steps(partitions=parts, batch_size=config.batch_size)
     return windows, math.ceil(count / config.batch_size), pool
 

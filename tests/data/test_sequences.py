@@ -139,8 +139,8 @@ def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_p
     write_partition(sequences, tmp_path / "part.parquet")
     for found in (read_partition(str(tmp_path / "part.parquet")), concatenate([sequences])):
         assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
-    plain = concatenate([sequences, from_lists([[4]])])
-    assert plain.markets is None and plain.validates is None
+    mixed = concatenate([sequences, from_lists([[4]])])
+    assert mixed.markets is None and mixed.validates.tolist() == [True, False, True]
 
 
 def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):

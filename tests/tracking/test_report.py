@@ -26,7 +26,7 @@ def line_of(text: str, start: str) -> str:
 
 
 def test_a_report_survives_its_file() -> None:
-    assert report.loads(report.dumps(example_report())) == example_report()
+    assert report.loads(json.dumps(example_report())) == example_report()
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,9 @@ def test_a_wrong_report_is_refused_by_the_name_of_the_key(change, message: str) 
         report.loads(json.dumps(content))
 
 
-def test_a_truncated_file_and_a_value_that_is_not_finite_are_refused() -> None:
+def test_a_truncated_file_is_refused() -> None:
     with pytest.raises(ArtifactError, match="cut off"):
-        report.loads(report.dumps(example_report())[:-20])
-    content = example_report()
-    content["comparisons"][0]["difference"] = float("nan")
-    with pytest.raises(ArtifactError, match="no finite number"):
-        report.dumps(content)
+        report.loads(json.dumps(example_report())[:-20])
 
 
 def test_the_table_shows_the_three_metrics_and_marks_the_best_but_no_ensemble() -> None:

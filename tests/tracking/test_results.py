@@ -69,7 +69,7 @@ def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
     new_tracker: Callable[..., Tracker], output: Output, tmp_path: Path
 ) -> None:
     model = trained(output, "merged")
-    (tmp_path / "report.json").write_text(report.dumps(example_report()))
+    (tmp_path / "report.json").write_text(json.dumps(example_report()))
     with new_tracker() as tracker:
         registered = log_results(
             tracker,
