@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 
 SMALLER = 8
+SIGNS = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+"""What torch says where it has no class of its own: on a CPU, beside others on a GPU, and in CUDA's libraries."""
 _divisor = 1
 
 
@@ -32,4 +34,4 @@ def chunks(smaller: bool) -> Iterator[None]:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, on the machine or its GPU."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)

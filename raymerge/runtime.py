@@ -20,8 +20,10 @@ from raymerge.errors import ConfigError, ResourceError, first_line
 from raymerge.events import Event, Mistake, Progress
 
 POLL_S = 0.25
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads of torch that wait asleep. Where processes share CPUs, waiting in a loop made steps 2 to 7 times slower."""
+WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting in a loop made steps of processes that share CPUs 2 to 7 times slower
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that was given no GPU sees none
+}
 log = logging.getLogger(__name__)
 
 
@@ -138,11 +140,11 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
-        arguments |= {"address": address, "runtime_env": {"env_vars": PATIENT_THREADS}}
+        arguments |= {"address": address, "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
     else:
         # "local": Ray would otherwise join whatever another head on this machine has left a note of
         arguments |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        os.environ |= PATIENT_THREADS | os.environ  # inherited by the workers
+        os.environ |= WORKER_ENVIRONMENT | os.environ  # inherited by the workers
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     handler = signal.getsignal(signal.SIGTERM)

@@ -11,7 +11,7 @@ from raymerge.splitmix import GAMMA, mix_, shifted, signed
 
 def streams(seed: int, keys: Tensor) -> Tensor:
     """One stream of numbers a key: int64[B] → int64[B]."""
-    start = mix_(torch.tensor(signed(seed), device=keys.device) + GAMMA)
+    start = mix_(torch.full((), signed(seed), dtype=torch.int64, device=keys.device) + GAMMA)
     return mix_(keys ^ start)
 
 

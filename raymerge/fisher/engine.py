@@ -105,7 +105,7 @@ class Engine:
             if not groups.numel():
                 continue
             if self.backward.skips_padding:
-                groups = groups[_lengths(users.histories)[groups].amax(1).argsort(stable=True)]
+                groups = groups[_lengths(users.histories).cpu()[groups].amax(1).argsort(stable=True)]
             many = max(1, self._users_at_a_time(users.histories.shape[1]) // size)
             for some in groups.split(many):
                 yield users.take(some.flatten()), groups.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from raymerge.fisher.factor import Choice, Probes
 from raymerge.fisher.model import HeadNames
 from raymerge.fisher.scores import Head, Scores
-from raymerge.fisher.sums import Sink
+from raymerge.fisher.sums import Sink, add_at_rows
 
 
 def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
@@ -97,7 +97,7 @@ def _add_group(side: _OutputSide, scores: Scores, choice: Choice, group: int) ->
         return_inverse=True
     )
     aligned = extended.new_zeros(len(pairs), extended.shape[1])
-    aligned.index_add_(0, where.flatten(), extended.repeat_interleave(items.shape[1], dim=0))
+    add_at_rows(aligned, where.flatten(), extended.repeat_interleave(items.shape[1], dim=0))
     rank, item = pairs // scores.head.items, pairs % scores.head.items
     single, back = item.unique(return_inverse=True)
     mean = scores.probabilities(single, users).t() @ extended

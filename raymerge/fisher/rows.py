@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raymerge.fisher.sums import add_at_rows
+
 PADDING = 0
 
 
@@ -42,7 +44,7 @@ class InputRows:
         groups, distinct = self.rows.shape
         flat = self.slots + distinct * torch.arange(groups, device=self.slots.device)[:, None]
         total = gradients.new_zeros((groups * distinct, *gradients.shape[2:]))
-        total.index_add_(0, flat.flatten(), gradients.flatten(0, 1))
+        add_at_rows(total, flat.flatten(), gradients.flatten(0, 1))
         return total.view(groups, distinct, *gradients.shape[2:])
 
     def part(self, groups: slice) -> "InputRows":

@@ -8,6 +8,7 @@ the catalogue do not depend on how users are chunked.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -72,16 +73,20 @@ class Scores:
         """Column of each user's most probable item, log of the sum over all others, log of the sum over all: [B]."""
         best = self.flat.new_full((len(self.flat),), -torch.inf)
         rest, where = best.clone(), torch.zeros_like(best, dtype=torch.int64)
+        extrema: list[Tensor] = []
         for columns in self.tiles():
             logits = self.logits(columns)
-            if not bool(torch.isfinite(logits).all()):
-                bad = logits[~torch.isfinite(logits)][0].item()
-                raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower rate")
+            extrema += torch.aminmax(logits)
             high, index = logits.max(dim=1)
             others = logits.scatter_(1, index[:, None], -torch.inf).logsumexp(dim=1)
             where = torch.where(high > best, index + columns.start, where)
             rest = torch.logaddexp(torch.logaddexp(rest, others), torch.minimum(best, high))
             best = torch.maximum(best, high)
+        bad = [
+            value for value in torch.stack(extrema).tolist() if not isfinite(value)
+        ]  # one wait for a GPU, at the end
+        if bad:
+            raise ScoreError(f"a score is {bad[0]}, not a finite number: train the model again with a lower rate")
         return where, rest, torch.logaddexp(best, rest)
 
     def logits(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:

@@ -20,6 +20,14 @@ class Sink(Protocol):
         """Add squares [n, ...] to rows int64[n], which may repeat."""
 
 
+def add_at_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add values [n, ...] to the rows int64[n] of a total, which may repeat, in the order given also on a GPU."""
+    if total.is_cuda:  # index_add_ adds in any order there
+        total.index_put_((rows,), values, accumulate=True)
+    else:
+        total.index_add_(0, rows, values)
+
+
 class SquareSums:
     """A Sink with one float64 tensor a parameter, 0 at first."""
 
@@ -42,10 +50,7 @@ class SquareSums:
         if name not in self.tensors:
             return
         total = self.tensors[name]
-        if total.is_cuda:  # index_add_ adds in any order there
-            total.index_put_((rows,), squares.to(total.dtype), accumulate=True)
-        else:
-            total.index_add_(0, rows, squares.to(total.dtype))
+        add_at_rows(total, rows, squares.to(total.dtype))
 
     def result(self) -> dict[str, Tensor]:
         """The sums. A sum of squares that rounding left below 0 is 0."""

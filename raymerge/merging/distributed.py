@@ -37,7 +37,7 @@ def _members(
 
 @lru_cache(maxsize=1)
 def merged_model(candidate: Candidate) -> SequenceEncoder:
-    """The merged model of a candidate; members stay in memory for the next one."""
+    """The merged model of a candidate, on the CPU; members stay in memory for the next one."""
     modules, diagonals = _members(candidate.models, candidate.diagonals)
     parameters = merge(
         modules,
@@ -50,12 +50,19 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
     )
     merged = SequenceEncoder(modules[0].num_items, modules[0].config)
     merged.load_state_dict(parameters)
-    return merged.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return merged.eval()
+
+
+@lru_cache(maxsize=1)
+def _worker_merged(candidate: Candidate) -> SequenceEncoder:
+    """The same on this process' GPU where it has one."""
+    return merged_model(candidate).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def forget() -> None:
     """Let go of the members and the merged model, which would stay in memory for a next candidate."""
     merged_model.cache_clear()
+    _worker_merged.cache_clear()
     _members.cache_clear()
 
 
@@ -64,7 +71,7 @@ def validate_partition(candidate: Candidate, partition: str, catalogue: str | No
 
     `catalogue` is the URL of the items if not all of them are on offer in the partition's data.
     """
-    module = merged_model(candidate)
+    module = _worker_merged(candidate)
     asked = worker_examples(partition, "validation", module.config.max_length)
     gains = validation_gains(module, asked, filter_seen=filter_seen, offered=worker_offered(catalogue))
     return folded(gains, asked.keys)

@@ -33,10 +33,9 @@ class Stream(IntEnum):
 
 def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:
     """One 64-bit word for each combination of the broadcast int64 counters: int64."""
-    state = torch.tensor(int(stream))
+    device = next((counter.device for counter in counters if isinstance(counter, Tensor)), None)
+    state = torch.full((), int(stream), dtype=torch.int64, device=device)  # made there: a copy would wait for a GPU
     for counter in counters:
-        if isinstance(counter, Tensor):
-            state = state.to(counter.device)
         state = mix_((state ^ counter) + GAMMA)
     return state
 

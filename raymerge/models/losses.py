@@ -180,7 +180,7 @@ def _info_nce(
     positive = torch.stack([logits[0, own, 1, own + offset], logits[1, own, 0, own + offset]])
     negatives = logits.masked_fill(excluded[None, :, None, :], -torch.inf).flatten(2)
     total = torch.cat([positive[..., None], negatives], dim=-1).logsumexp(-1).sum() - positive.sum()
-    return total, torch.tensor(2 * len(first), device=first.device)
+    return total, torch.full((), 2 * len(first), device=first.device)
 
 
 def _excluded(rows: Tensor, world_rows: int, targets: Tensor | None) -> Tensor:
@@ -200,7 +200,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    counts = [int(size) for size in sizes]
+    counts = torch.cat(sizes).tolist()
     return _GatherRows.apply(x, counts), sum(counts[: dist.get_rank()])
 
 

@@ -158,4 +158,4 @@ def _recommendation(
         if offered is not None:
             weight, bias = weight[offered], None if bias is None else bias[offered]
         total = catalogue_cross_entropy(states, columns, weight, bias, repeats=repeats, logit_bytes=logit_bytes)
-    return Term("recommendation", 1.0, total, torch.tensor(len(states), device=states.device))
+    return Term("recommendation", 1.0, total, torch.full((), len(states), device=states.device))

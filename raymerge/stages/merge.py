@@ -74,7 +74,7 @@ def merge(
 
         making.progress(0, settings.trials)
         setting, point = _settle(making, pool, data, settings, candidate, len(models), filter_seen)
-        module = merged_model(candidate(setting, point)).cpu()
+        module = merged_model(candidate(setting, point))
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
         forget()
         write_items(_merged_items(models.values()), making.folder / "model" / ITEMS_FILE)

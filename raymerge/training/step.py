@@ -1,5 +1,6 @@
 """One step of the optimizer, and what it came to, over all ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -30,13 +31,18 @@ class StepFigures:
     @property
     def loss(self) -> Tensor:
         """Σ weight · mean: scalar."""
-        weights = torch.tensor([term.weight for term in self.terms], device=self.totals.device)
-        return (weights * self.totals / self.counts).sum()
+        return weighted_sum(self.terms, self.totals, self.counts)
 
     @property
     def summands(self) -> Tensor:
         """What an epoch adds up: each term's mean, the first one's count, tokens and columns: float64[T + 3]."""
         return torch.cat([self.totals / self.counts, torch.stack([self.counts[0], self.tokens, self.columns])]).double()
+
+
+def weighted_sum(terms: Sequence[Term], totals: Tensor, counts: Tensor) -> Tensor:
+    """Σ weight · total / count: scalar; weights stay numbers, as a tensor of them would wait for a GPU."""
+    means = [term.weight * total / count for term, total, count in zip(terms, totals, counts, strict=True)]
+    return torch.stack(means).sum()
 
 
 class Stepper:
@@ -74,8 +80,7 @@ class Stepper:
             terms = self.objective(self.encoder, batch)
         counts = sum_over_ranks(torch.stack([term.count for term in terms])).clamp(min=1)
         totals = torch.stack([term.total for term in terms])
-        weights = torch.tensor([term.weight for term in terms], device=totals.device)
-        (weights * totals / counts).sum().backward()
+        weighted_sum(terms, totals, counts).backward()
         figures = torch.cat([totals.detach(), self._columns(batch).to(totals.dtype)])
         sum_gradients(self.parameters, figures)
         terms = [replace(term, total=term.total.detach()) for term in terms]  # else each step's graph would live on
@@ -96,8 +101,10 @@ class Stepper:
 
 @cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether products are faster in bf16 there: on CUDA, and on a CPU that has instructions for them."""
+    """Whether products are faster in bf16 there: on a GPU or CPU that has instructions for them."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
     if device != "cpu":
-        return device == "cuda"
+        return False
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -16,7 +16,7 @@ from machine import in_fresh_process, peak_mib
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.models.recommendation import Batch
-from raymerge.runtime import PATIENT_THREADS  # as Ray's workers have it
+from raymerge.runtime import WORKER_ENVIRONMENT
 from raymerge.training.config import TrainingConfig
 from raymerge.training.step import Stepper
 
@@ -66,7 +66,7 @@ def main() -> None:
     print(f"\na training step, {options.batch} windows of {LENGTH}")
     for loss in options.losses:
         for items in options.catalogues:
-            found = in_fresh_process(__file__, (items, loss, options.batch, options.steps), **PATIENT_THREADS)
+            found = in_fresh_process(__file__, (items, loss, options.batch, options.steps), **WORKER_ENVIRONMENT)
             figures = "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items())
             print(f"{loss:8s}{items:10,d} items   {figures}", flush=True)
 
