@@ -122,7 +122,7 @@ def ml_1m_config() -> Config:
     return config.model_copy(
         update={
             "recipe": "ml-1m",
-            "prepare": replace(ML_1M_CLEANING, validation_users=2048),  # as in the reproduction of BERT4Rec
+            "prepare": ML_1M_CLEANING,
             "encoder": replace(config.encoder, max_length=200, dropout=0.1),
             "training": TrainingConfig(epochs=14, batch_size=8),
             "fine_tuning": TrainingConfig(epochs=4, batch_size=8),
