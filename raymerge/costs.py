@@ -32,6 +32,7 @@ GIB = 2**30
 PROCESS_BYTES = 600 * 2**20  # of a worker that has imported torch and Ray; 560 to 750 MiB were seen
 NODE_BYTES = 1 * GIB  # of Ray's own processes on a node
 TRAINING_COPIES = 13  # of a model, the most that a training holds (see raymerge.training.loop)
+AVERAGE_COPIES = 3  # and more where epochs are averaged
 SCORE_PASSES = 4  # over a user's logits in any Fisher estimator: twice for the softmax, its mean, the output weights
 ATTENTION = 6  # float32 matrices L × L that training keeps for each head and block
 ACTIVATIONS = 24  # float32 of width d that training keeps for each position and block

@@ -13,6 +13,7 @@ from raymerge.config import Config
 from raymerge.costs import (
     ACTIVATIONS,
     ATTENTION,
+    AVERAGE_COPIES,
     NODE_BYTES,
     PROCESS_BYTES,
     RATES,
@@ -180,7 +181,8 @@ class _Planner:
         items = self._softmax_items(settings, training.batch_size * encoder.max_length)
         position = ACTIVATIONS * encoder.dim + ATTENTION * encoder.heads * encoder.max_length
         activations = 4.0 * views * rows * encoder.max_length * encoder.blocks * position
-        held = TRAINING_COPIES * 4 * self.parameters + 2 * self.data_bytes / workers
+        models = TRAINING_COPIES + (AVERAGE_COPIES if training.average_epochs > 1 else 0)
+        held = models * 4 * self.parameters + 2 * self.data_bytes / workers
         return PROCESS_BYTES + held + activations + min(LOGIT_BYTES, 8.0 * rows * encoder.max_length * items)
 
     def _pool_size(self) -> int:

@@ -13,6 +13,7 @@ _CHOICES = {
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6),
+    "average_epochs": (1, 10**6),
     "batch_size": (1, 10**7),
     "learning_rate": (0, 100),
     "weight_decay": (0, 100),
@@ -31,6 +32,7 @@ class TrainingConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     epochs: int = 30
+    average_epochs: int = 1  # the last of them, whose parameters are averaged; 1: as the best epoch leaves them
     batch_size: int = 128  # windows a step, over all ranks
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of AdamW, on matrices only
@@ -51,6 +53,16 @@ class TrainingConfig:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def averaged_before(config: TrainingConfig, epoch: int) -> int | None:
+    """How many epochs' parameters are in the average before this epoch, from 1, adds its own; None if it does not.
+
+    >>> [averaged_before(TrainingConfig(epochs=5, average_epochs=3), epoch) for epoch in range(1, 6)]
+    [None, None, 0, 1, 2]
+    """
+    before = epoch - 1 - max(0, config.epochs - config.average_epochs)
+    return before if config.average_epochs > 1 and before >= 0 else None
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:

@@ -7,14 +7,16 @@ counts over ranks. A base model and a fine-tune differ only in the encoder that 
 Memory of a rank: its partitions, 8 bytes an interaction and about 60 a user; 40 bytes a window (some 100 while an epoch
 is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
-the last state, 4 while the next one replaces it, and once while it is written; and what one batch takes, where
-positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of steps. In smaller
-chunks (`raymerge.memory`) a batch takes an eighth, its activations are computed twice, and dropout masks are others.
+the last state, 4 while the next one replaces it, and once while it is written, where epochs are averaged 3 times more;
+and what one batch takes, where positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the
+number of steps. In smaller chunks (`raymerge.memory`) a batch takes an eighth, its activations are computed twice, and
+dropout masks are others.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -32,9 +34,9 @@ from raymerge.models.objectives import Objective
 from raymerge.models.recommendation import Batch, Term
 from raymerge.training.batches import SHORTEST, EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
-from raymerge.training.config import TrainingConfig, learning_rate
+from raymerge.training.config import TrainingConfig, averaged_before, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
-from raymerge.training.state import EpochReport, TrainingState
+from raymerge.training.state import EpochReport, TrainingState, copies
 from raymerge.training.step import StepFigures, Stepper
 
 CHECK_STEPS = 20  # losses are looked at every so many steps, because each look waits for the device
@@ -84,7 +86,8 @@ def train(
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
     All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
-    ranking, without items of the history if `filter_seen`). Softmax and validation are over the items that are
+    ranking, without items of the history if `filter_seen`); in the last `average_epochs` each epoch's are the average
+    since these began, while training goes on from its own. Softmax and validation are over the items that are
     `offered`, bool[V], all if None. `on_epoch` gets each epoch's report and a state that `resume` continues to the bit.
     Raises InputError if no rank has anything to train on, ScoreError if a loss is not a finite number, after
     `on_bad_step` had its batch.
@@ -103,13 +106,29 @@ def train(
         epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps, pool=pool)
         epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
-        score = validate(encoder, partitions, filter_seen=filter_seen, offered=offered)
+        average = state.averaged_with(encoder, averaged_before(config, state.epoch + 1))
+        with _holding(encoder, average):
+            score = validate(encoder, partitions, filter_seen=filter_seen, offered=offered)
         report = epoch.report(score, best=state.best_ndcg, validation_seconds=time.perf_counter() - began)
-        state = state.after_epoch(report, encoder, objective, stepper.optimizer)
+        state = state.after_epoch(report, encoder, objective, stepper.optimizer, average)
         if on_epoch is not None:
             on_epoch(report, state)
     encoder.load_state_dict(state.best)
     return state
+
+
+@contextmanager
+def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """The encoder with other parameters, if there are any, inside the block."""
+    if not parameters:
+        yield
+        return
+    own = copies(encoder.state_dict())
+    encoder.load_state_dict(parameters)
+    try:
+        yield
+    finally:
+        encoder.load_state_dict(own)
 
 
 def is_finished(state: TrainingState, config: TrainingConfig) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raymerge.errors import ArtifactError
 
-_SECTIONS = ("encoder", "objective", "optimizer", "best")
+_SECTIONS = ("encoder", "objective", "optimizer", "average", "best")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class TrainingState:
     encoder: dict[str, Tensor] = field(default_factory=dict)
     objective: dict[str, Tensor] = field(default_factory=dict)  # parameters of the objective itself, if it has any
     optimizer: dict[str, Tensor] = field(default_factory=dict)  # by "moment/parameter"
-    best: dict[str, Tensor] = field(default_factory=dict)  # the encoder's parameters of the best epoch
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the encoder's parameters, if epochs are averaged
+    best: dict[str, Tensor] = field(default_factory=dict)  # what the best epoch gave: its average, if it has one
     history: tuple[EpochReport, ...] = ()
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -76,11 +77,26 @@ class TrainingState:
             epoch, best_epoch, best_ndcg = (numbers[name] for name in ("epoch", "best_epoch", "best_ndcg"))
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError(f"not the state of a training ({error!r}): start this training anew") from None
-        encoder, own, optimizer, best = (sections[part] for part in _SECTIONS)
-        return cls(epoch, best_epoch, best_ndcg, encoder, own, optimizer, best, history)
+        encoder, own, optimizer, average, best = (sections[part] for part in _SECTIONS)
+        return cls(epoch, best_epoch, best_ndcg, encoder, own, optimizer, average, best, history)
+
+    def averaged_with(self, encoder: nn.Module, before: int | None) -> dict[str, Tensor]:
+        """The average of `before` epochs' parameters with these, on the CPU; empty for None.
+
+        Averaging at a constant rate is stochastic weight averaging (Izmailov et al., UAI 2018).
+        """
+        if before is None:
+            return {}
+        parameters = copies(encoder.state_dict())
+        return {name: self.average[name].lerp(p, 1 / (before + 1)) if before else p for name, p in parameters.items()}
 
     def after_epoch(
-        self, report: EpochReport, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        report: EpochReport,
+        encoder: nn.Module,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: dict[str, Tensor],
     ) -> "TrainingState":
         """The state one epoch on, with copies of what was trained."""
         parameters = copies(encoder.state_dict())
@@ -91,7 +107,8 @@ class TrainingState:
             epoch=report.epoch,
             best_epoch=report.epoch if better else self.best_epoch,
             best_ndcg=report.ndcg if better else self.best_ndcg,
-            best=parameters if better else self.best,
+            average=average,
+            best=(average or parameters) if better else self.best,
             encoder=parameters,
             objective=copies(objective.state_dict()),
             optimizer=copies({f"{m}/{n}": t for n, p in named.items() for m, t in optimizer.state[p].items()}),

@@ -72,7 +72,7 @@ def test_nothing_of_the_steps_stays_but_sums() -> None:
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_resuming_from_a_saved_state_is_as_never_having_stopped(name: str) -> None:
     settings = {"projection": True} if name == "duorec" else {}
-    config = replace(CONFIG, epochs=4, schedule="cosine", warmup_steps=3)
+    config = replace(CONFIG, epochs=4, average_epochs=3, schedule="cosine", warmup_steps=3)
     through = train(*make(name, **settings), cyclic(), config)
     saved: list[tuple[bytes, str]] = []
 
@@ -85,11 +85,32 @@ def test_resuming_from_a_saved_state_is_as_never_having_stopped(name: str) -> No
     again = TrainingState.restore(load(tensors), json.loads(numbers))
     torch.manual_seed(12345)
     resumed = train(*make(name, seed=99, **settings), cyclic(), config, resume=again)
-    for section in ("encoder", "objective", "optimizer", "best"):
+    for section in ("encoder", "objective", "optimizer", "average", "best"):
         assert equal(getattr(through, section), dict(sorted_like(getattr(resumed, section), getattr(through, section))))
     scores = [[report.ndcg for report in state.history] for state in (through, resumed)]
     assert scores[0] == scores[1] and len(scores[0]) == 4
     assert (through.best_epoch, through.best_ndcg) == (resumed.best_epoch, resumed.best_ndcg)
+
+
+def test_the_last_epochs_give_their_average_while_training_goes_on_from_its_own() -> None:
+    config = replace(CONFIG, epochs=5, learning_rate=1e-2, patience=0)
+    plain: list[TrainingState] = []
+    train(*make(), cyclic(), config, on_epoch=lambda report, state: plain.append(state))
+    encoder, objective = make()
+    averaged: list[TrainingState] = []
+    config = replace(config, average_epochs=3)
+    last = train(encoder, objective, cyclic(), config, on_epoch=lambda report, state: averaged.append(state))
+    probe, _ = make(seed=7)
+    for number, (mine, theirs) in enumerate(zip(averaged, plain, strict=True), start=1):
+        assert equal(mine.encoder, theirs.encoder)
+        given = [state.encoder for state in plain[2:number]] or [theirs.encoder]
+        mean = {name: torch.stack([one[name] for one in given]).mean(0) for name in theirs.encoder}
+        assert all(torch.allclose(mine.average[name], mean[name], atol=1e-6) for name in mine.average)
+        assert bool(mine.average) == (number >= 3)
+        probe.load_state_dict(mine.average or mine.encoder)
+        assert mine.history[-1].ndcg == validate(probe, cyclic(), filter_seen=True)
+    best = averaged[last.best_epoch - 1]
+    assert equal(last.best, best.average or best.encoder) and equal(encoder.state_dict(), last.best)
 
 
 def sorted_like(tensors: dict[str, Tensor], pattern: dict[str, Tensor]) -> dict[str, Tensor]:
