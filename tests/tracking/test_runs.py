@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from raymerge.errors import TrackingError
 from raymerge.events import Event
-from raymerge.tracking import runs
+from raymerge.tracking import runs, store
 from raymerge.tracking.registration import register
 from raymerge.tracking.runs import Tracker
 from tests.tracking.conftest import DATASET, save_random_model
@@ -211,7 +211,7 @@ def test_the_default_store_keeps_everything_in_the_output_folder_and_is_silent(
     monkeypatch.chdir(elsewhere)
     (output / "report.json").write_text("{}")
     tracker = Tracker(
-        runs.default_uri(str(output)), "raymerge", name="demo", identity="x", configuration={}, dataset=DATASET
+        store.default_uri(str(output)), "raymerge", name="demo", identity="x", configuration={}, dataset=DATASET
     )
     with tracker:
         tracker(Event("prepare", "users", 0, 7))
