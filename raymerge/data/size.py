@@ -24,7 +24,7 @@ class DataSize:
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> "DataSize":
         """From the counts of prepared data."""
-        return cls(counts["users"], counts["items"], counts["interactions"], counts["validation_users"])
+        return cls(counts["users"], counts["items"], counts["interactions"], counts.get("validation_users"))
 
 
 def measure(files: Sequence[str], config: LogConfig, *, sample_rows: int = SAMPLE_ROWS) -> DataSize:

@@ -82,11 +82,10 @@ class Scores:
             where = torch.where(high > best, index + columns.start, where)
             rest = torch.logaddexp(torch.logaddexp(rest, others), torch.minimum(best, high))
             best = torch.maximum(best, high)
-        bad = [
-            value for value in torch.stack(extrema).tolist() if not isfinite(value)
-        ]  # one wait for a GPU, at the end
-        if bad:
-            raise ScoreError(f"a score is {bad[0]}, not a finite number: train the model again with a lower rate")
+        found = torch.stack(extrema).tolist()  # looked at once, since each look waits for a GPU
+        bad = next((value for value in found if not isfinite(value)), None)
+        if bad is not None:
+            raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower rate")
         return where, rest, torch.logaddexp(best, rest)
 
     def logits(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:

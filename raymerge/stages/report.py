@@ -147,7 +147,7 @@ def _content(
 
 def _validation(config: Config, data: Artifact, users: int) -> dict[str, Any]:
     """On what models were chosen, in words, and how many of the `users` validated if they did so together."""
-    validating = data.counts["validation_users"]
+    validating = data.counts.get("validation_users", users)  # data of before it was counted: everybody
     whose = "each user" if validating == users else f"{validating:,} users"
     if config.markets is None:
         words = f"the last item but one of {whose}, full ranking, NDCG@10"
