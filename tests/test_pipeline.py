@@ -48,6 +48,7 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
     for row in content["rows"]:
         for metrics in row["metrics"].values():
             assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
+    assert 60 < content["protocol"]["validation_users"] < 140 < content["protocol"]["users"] == 300
     assert len(content["comparisons"]) == 8
     assert all(one["p_holm"] >= one["p"] for one in content["comparisons"])
 
