@@ -29,6 +29,13 @@ def commit(output: Output, text: str = "content") -> artifacts.Artifact:
     return found
 
 
+def test_a_number_that_is_not_finite_is_refused_before_the_artifact_is_committed(output: Output) -> None:
+    refused = pytest.raises(ArtifactError, match="report.json would hold a number that is not finite")
+    with refused, output.stage("report", **KEY) as draft:
+        draft.write_json("report.json", {"rows": [{"difference": float("nan")}]})
+    assert output.find("report", **KEY) is None
+
+
 def test_committed_artifact_is_found_again_with_its_counts(output: Output) -> None:
     artifact = commit(output)
     assert artifact.counts == {"users": 3}

@@ -35,7 +35,6 @@ def _members(
     return [load_model(url) for url in models], [load_diagonal(url) for url in diagonals]
 
 
-@lru_cache(maxsize=1)
 def merged_model(candidate: Candidate) -> SequenceEncoder:
     """The merged model of a candidate, on the CPU; members stay in memory for the next one."""
     modules, diagonals = _members(candidate.models, candidate.diagonals)
@@ -55,14 +54,12 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
 
 @lru_cache(maxsize=1)
 def _worker_merged(candidate: Candidate) -> SequenceEncoder:
-    """The same on this process' GPU where it has one."""
+    """The same on this process' GPU where it has one, kept for the next partition."""
     return merged_model(candidate).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def forget() -> None:
-    """Let go of the members and the merged model, which would stay in memory for a next candidate."""
-    merged_model.cache_clear()
-    _worker_merged.cache_clear()
+    """Let go of the members, which would stay in memory for a next candidate."""
     _members.cache_clear()
 
 
