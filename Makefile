@@ -1,4 +1,4 @@
-# make run [RECIPE=demo] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
+# make run [RECIPE=name] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
 # make test [TESTS=tests/fisher]                                                  the test suite
 # make chaos                                                                      more kills, a few minutes
 # make check                                                                      style, types, import contract
@@ -6,7 +6,7 @@
 # make bench                                                                      side by side timings
 PYTHON ?= python3
 VENV   ?= .venv
-RECIPE ?= demo
+RECIPE ?=
 INPUT  ?=
 OUTPUT ?= out
 ARGS   ?=
@@ -27,7 +27,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 run: install
-	@$(BIN)/raymerge run --recipe $(RECIPE) --output $(OUTPUT) $(if $(INPUT),--input $(INPUT)) $(ARGS)
+	@$(BIN)/raymerge run $(if $(RECIPE),--recipe $(RECIPE)) --output $(OUTPUT) $(if $(INPUT),--input $(INPUT)) $(ARGS)
 
 test: install
 	@$(BIN)/python -m pytest $(TESTS)

@@ -32,9 +32,12 @@ SET = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 2 yours to mend, 75 try again, 130 interrupted; a submitted job's is its own.",
+)
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 def cli(debug: bool) -> None:
     """Train several sequential recommenders, weigh them by Fisher information, merge them into one.
 
@@ -60,7 +63,7 @@ def configured(command: F) -> F:
     return command
 
 
-@cli.command()
+@cli.command(short_help="From a log to a merged model and a table of results.")
 @click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
 @configured
 def run(log: str | None, **options: Any) -> None:
@@ -70,7 +73,7 @@ def run(log: str | None, **options: Any) -> None:
     run_pipeline(log, **options)
 
 
-@cli.command()
+@cli.command(short_help="Clean a log and write it as user partitions.")
 @click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
 @configured
 def prepare(log: str | None, **options: Any) -> None:
@@ -80,7 +83,7 @@ def prepare(log: str | None, **options: Any) -> None:
     run_prepare(log, **options)
 
 
-@cli.command()
+@cli.command(short_help="Train the base, then all members at the same time.")
 @click.option("--data", required=True, help="URL of data that `raymerge prepare` wrote.")
 @click.option("--start", help="URL of a model that members start from, instead of a base of their own.")
 @configured
@@ -91,7 +94,7 @@ def train(data: str, start: str | None, **options: Any) -> None:
     run_train(data, start, **options)
 
 
-@cli.command()
+@cli.command(short_help="Compute the Fisher diagonal of each model.")
 @click.option("--data", required=True, help="URL of prepared data.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
 @configured
@@ -102,7 +105,7 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
     run_fisher(data, models, **options)
 
 
-@cli.command()
+@cli.command(short_help="How many samples are enough for a diagonal.")
 @click.option("--data", required=True, help="URL of prepared data.")
 @click.option("--model", required=True, help="URL of a trained model.")
 @click.option("--users", type=int, help="How many users at most; without it all.")
@@ -114,7 +117,7 @@ def fisher_study(data: str, model: str, users: int | None, **options: Any) -> No
     run_fisher_study(data, model, users, **options)
 
 
-@cli.command()
+@cli.command(short_help="Merge models, also of other runs, into one.")
 @click.option("--data", help="URL of prepared data; needed if there is something to choose on its validation split.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; give two or more.")
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")
@@ -126,7 +129,7 @@ def merge(data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...],
     run_merge(data, models, diagonals, **options)
 
 
-@cli.command()
+@cli.command(short_help="Rank every user's test item under each model.")
 @click.option("--data", required=True, help="URL of prepared data.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
 @configured
@@ -140,7 +143,7 @@ def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
 @cli.command()
 @click.option("--model", required=True, help="URL of a model, or of an output folder for the model that its run chose.")
 @click.option("--history", required=True, help="Own item ids, oldest first, separated by commas.")
-@click.option("--top", default=10, show_default=True, help="How many items to recommend.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many items to recommend.")
 @click.option("--include-seen", is_flag=True, help="Also recommend items of the history.")
 def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     """Recommend the next items after a history."""
@@ -149,7 +152,7 @@ def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     run_recommend(model, history, top=top, exclude_seen=not include_seen)
 
 
-@cli.command()
+@cli.command(short_help="Show a report, or several as one table.")
 @click.argument("urls", nargs=-1, required=True)
 @click.option("--html", help="File for the page; without it the table is printed.")
 @click.option("--json", "json_file", help="File for all figures of the table.")
@@ -163,7 +166,7 @@ def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> No
     run_report(urls, html, json_file)
 
 
-@cli.command()
+@cli.command(short_help="Send to MLflow what an output folder holds.")
 @click.argument("url")
 @click.option("--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db.")
 def log(url: str, tracking_uri: str | None) -> None:
@@ -177,8 +180,8 @@ def log(url: str, tracking_uri: str | None) -> None:
     run_log(url, tracking_uri=tracking_uri)
 
 
-@cli.command()
-@click.option("--recipe", default="demo", show_default=True, help="A named configuration or a YAML file.")
+@cli.command(short_help="Print all settings of a recipe, or list recipes.")
+@click.option("--recipe", default="default", show_default=True, help="A named configuration or a YAML file.")
 @SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
 def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
@@ -188,7 +191,7 @@ def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
     print_config(recipe, overrides, listing)
 
 
-@cli.command()
+@cli.command(short_help="What a run would take: processes, memory, time.")
 @RECIPE
 @SET
 @click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
@@ -204,23 +207,28 @@ def plan(log: str | None, data: str | None, **options: Any) -> None:
     run_plan(log, data, **options)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@cli.command(
+    short_help="Run a command as a job of a cluster.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.option("--address", help="The cluster's dashboard; without it RAY_ADDRESS, else http://127.0.0.1:8265.")
 @click.option("--working-dir", help="A folder that the job starts in; what its .gitignore names does not travel.")
 @click.option("--requirements", help="A file of pinned requirements, such as constraints.txt, to install for the job.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Noted beside the job; may be repeated.")
 @click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Tries after a job was lost.")
-@click.argument("command", type=click.Choice(SUBMITTED))
+@click.argument("command", type=click.Choice(SUBMITTED), metavar="COMMAND")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
     """Run a COMMAND with its ARGUMENTS as a job of a Ray cluster, and follow its log.
 
     For example: raymerge submit --address http://HEAD:8265 run --recipe ml-1m --output s3://bucket/out. Ends with the
-    job's exit code; Ctrl-C stops the job. The cluster's token is taken from RAY_AUTH_MODE and RAY_AUTH_TOKEN.
+    job's exit code; Ctrl-C stops the job. The cluster's token is taken from RAY_AUTH_MODE and RAY_AUTH_TOKEN, or
+    RAY_AUTH_TOKEN_PATH. Commands: run, plan, prepare, train, fisher, fisher-study, merge, evaluate.
     """
     from raymerge.cluster_commands import run_submit
 
-    given = cli.commands[command].make_context(command, list(arguments)).params
+    parent = click.get_current_context().parent
+    given = cli.commands[command].make_context(command, list(arguments), parent=parent).params
     sys.exit(run_submit(command, arguments, given, **options))
 
 
@@ -237,7 +245,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(EXIT_USER_ERROR)
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "raymerge"
-        click.echo(f"raymerge: {error.format_message().rstrip('.')} (see {where} --help)", err=True)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"raymerge: {message} (see {where} --help)", err=True)
         sys.exit(EXIT_USER_ERROR)
     except (UserError, click.exceptions.Abort, KeyboardInterrupt) as error:
         if "--debug" in arguments:

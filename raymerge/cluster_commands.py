@@ -18,7 +18,7 @@ from raymerge.artifacts import open_artifact
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
-from raymerge.outages import credentials_in, redact
+from raymerge.outages import credentials_in, query_in, redact
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
@@ -115,14 +115,17 @@ def _requirements(file: str) -> list[str]:
     """Lines of a file of requirements; Ray itself is left out, since a job runs on the cluster's."""
     lines = storage.read_bytes(file).decode("utf-8").splitlines()
     wanted = [line.partition("#")[0].strip() for line in lines]
+    for line in wanted:
+        _refuse_credentials(line)
     return [line for line in wanted if line and not re.match(r"ray\b(?!-)", line)]
 
 
 def _refuse_credentials(argument: str) -> None:
-    if credentials_in(argument):
+    found = "a user or password" if credentials_in(argument) else "the query of a URL" if query_in(argument) else None
+    if found:
         raise ConfigError(
-            f"{redact(argument)} holds a user or password, which the cluster's dashboard would show; "
-            "leave it out and set it in the environment of the cluster's processes"
+            f"{redact(argument)} holds {found}, which the cluster's dashboard would show; "
+            "leave it out and set credentials in the environment of the cluster's processes"
         )
 
 
@@ -136,13 +139,13 @@ def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
 def _where_runs_are(tracking: str | None, output: str) -> str:
     if tracking:
         return redact(tracking)
-    return (
-        default_uri(output) if storage.is_local(output) else "the server that MLFLOW_TRACKING_URI of the cluster names"
-    )
+    theirs = "the server that MLFLOW_TRACKING_URI of the cluster names"
+    return f"{theirs}, else {default_uri(output)}" if storage.is_local(output) else theirs
 
 
 def _pairs(metadata: Sequence[str]) -> dict[str, str]:
     for pair in metadata:
+        _refuse_credentials(pair)
         if "=" not in pair:
             raise ConfigError(f"--metadata takes key=value, got {pair!r}")
     return dict(pair.split("=", 1) for pair in metadata)

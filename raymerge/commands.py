@@ -195,7 +195,7 @@ def _merge(
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge evaluate`."""
     with working(recipe=recipe or "default", **options) as context:
-        prepared, members = open_data(data), open_models(models)
+        prepared, members = open_data(data, tests=True), open_models(models)
         check_catalogue(prepared, members)
         with working_pool(context, "evaluate", prepared) as pool:
             ranks = evaluate(context, pool, prepared, members)

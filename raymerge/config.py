@@ -3,6 +3,7 @@
 The settings of each stage are defined beside the stage; here they are put together and checked against each other.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -129,12 +130,24 @@ PLAIN = (
 )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: to 1.1, 1e-3 is text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """What a YAML document holds; raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """The configuration with `--set key.key=value` overrides applied; values are read as YAML.
 
     Raises ConfigError in one line for an unknown key, a wrong type or a value out of range.
     """
-    tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(values), sort_keys=False))
+    tree: dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
         _override(tree, override)
     try:
@@ -159,11 +172,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
             tree[section] = {}
         tree = tree[section]
     try:
-        tree[last] = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(
             f"the value in --set {override} cannot be read; put text with special signs in quotes"
         ) from None
+    if isinstance(value, bool) and type(tree.get(last)) in (int, float):
+        raise ConfigError(f"{path}: should be a number, got {text}")
+    tree[last] = value
 
 
 def _one_line(error: ValidationError) -> str:

@@ -43,11 +43,15 @@ def dataset_of(data: Artifact) -> dict[str, Any]:
     return {"name": "prepared", "digest": data.digest, "source": data.url, "counts": data.counts}
 
 
-def open_data(url: str) -> Artifact:
-    """Prepared data, of a whole log or of one market; verified."""
+def open_data(url: str, *, tests: bool = False) -> Artifact:
+    """Prepared data, of a whole log or of one market, which has none of the items that test the whole; verified."""
     artifact = open_artifact(url)
     if artifact.manifest["stage"] not in DATA_STAGES:
         raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not prepared data")
+    if tests and artifact.manifest["stage"] == "markets":
+        raise InputError(
+            f"{url} are a part of other data and hold no test items: name the data that they are a part of"
+        )
     return artifact
 
 

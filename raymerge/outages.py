@@ -80,6 +80,11 @@ def credentials_in(text: str) -> str:
     return found[0] if found else ""
 
 
+def query_in(text: str) -> bool:
+    """Whether a URL in the text has a query, which may be a signature."""
+    return bool(QUERY.search(text))
+
+
 def without_credentials(url: str) -> str:
     """The URL as it may be logged: no user, password or query.
 

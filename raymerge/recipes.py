@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from raymerge import storage
-from raymerge.config import Config, resolve
+from raymerge.config import Config, read_yaml, resolve
 from raymerge.data import demo, movielens
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
@@ -170,7 +170,7 @@ def paper_config() -> Config:
         merge=MergeConfig(coefficients="equal"),
         rivals={**sampled, "target": FisherConfig(estimator="target")},
         after_merge=fine_tuning,
-        evaluation=EvaluationConfig(filter_seen=False, ks=(10, 20), replicates=10_000),
+        evaluation=EvaluationConfig(filter_seen=False, ks=(10, 20)),
     )
 
 
@@ -199,7 +199,6 @@ def markets_config() -> Config:
         update={
             "recipe": "markets",
             "prepare": ML_1M_CLEANING,
-            "encoder": replace(config.encoder, repeat_direction=False),  # as its figures were measured
             "markets": MarketsConfig(base="old"),
             "training": TrainingConfig(epochs=12),
             "members": {"market": ObjectiveConfig("next_item")},
@@ -224,7 +223,7 @@ def configure(name: str, overrides: tuple[str, ...] = ()) -> Config:
     if not name.endswith((".yaml", ".yml", ".json")):
         return resolve(RECIPES[name].config().plain(), overrides)
     try:
-        values: Any = yaml.safe_load(storage.read_bytes(name))
+        values: Any = read_yaml(storage.read_bytes(name))
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

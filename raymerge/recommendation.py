@@ -17,8 +17,9 @@ def recommend(
 ) -> list[dict[str, list[Any]]]:
     """The next items of each history of own ids, oldest first: `{"items": own ids, "scores": logits}`, best first.
 
-    The model looks at the last `max_length` items; `exclude_seen` leaves out the whole history. Where fewer than
-    `top_k` items are left, there are fewer. InputError names an empty history or an item that is not in the catalogue.
+    The model looks at the last `max_length` items; `exclude_seen` leaves out the whole history, and the catalogue what
+    is not on offer. Where fewer than `top_k` items are left, there are fewer. InputError names an empty history or an
+    item that is not in the catalogue.
     """
     for position, history in enumerate(histories):
         if len(history) == 0:
@@ -26,7 +27,8 @@ def recommend(
     offsets = bounds(torch.tensor([len(history) for history in histories], dtype=torch.int64))
     known = items.indices([item for history in histories for item in history])
     rows = pad_left(known, offsets[:-1], offsets[1:], module.config.max_length)
-    best, scores = best_items(module, rows, top_k, exclude=Seen(known, offsets) if exclude_seen else None)
+    exclude = Seen(known, offsets) if exclude_seen else None
+    best, scores = best_items(module, rows, top_k, exclude=exclude, offered=items.offered)
     real = best != 0
     return [
         {"items": items.own_ids(row[kept]), "scores": score[kept].tolist()}

@@ -1,13 +1,14 @@
 """Ray: start or join it, know what it has, what workers say, and when to give up."""
 
 import io
+import json
 import logging
 import os
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting in a loop made steps of processes that share CPUs 2 to 7 times slower
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that was given no GPU sees none
 }
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the driver of a submitted job, by Ray itself
 log = logging.getLogger(__name__)
 
 
@@ -107,23 +109,34 @@ class Capacity:
     def share(self, config: ClusterConfig, processes: int, *, threads: int = 1) -> dict[str, float]:
         """Resources of each of so many processes that run at once, such that the nodes can hold all of them.
 
-        A GPU or an equal share of one, or else a CPU for each of its threads, fewer where there are not so many.
+        A GPU or an equal share of one and a CPU beside it, or else a CPU for each of its threads, fewer where there are
+        not so many. ResourceError if there is no such share.
         """
-        cpus = [node.cpus for node in self.nodes]
         gpus = int(self.usable_gpus(config))
-        if gpus:
-            return {"GPU": _share([1.0] * gpus, processes, most=1), "CPU": _share(cpus, processes, most=1)}
-        return {"CPU": _share(cpus, processes, most=threads)}
+        if not gpus:
+            cpu = _share(lambda share: sum(_held(node.cpus, share) for node in self.nodes), processes, most=threads)
+            return {"CPU": cpu}
+        gpu = _share(lambda share: gpus * _held(1, share), processes)
+        room = [(node.cpus, int(node.gpus) * _held(1, gpu)) for node in self.nodes]
+        cpu = _share(lambda share: sum(min(_held(cpus, share), most) for cpus, most in room), processes)
+        return {"GPU": gpu, "CPU": cpu}
 
 
-def _share(amounts: Sequence[float], processes: int, *, most: int) -> float:
-    """The largest share of which these amounts, none of which can be put together, hold so many.
-
-    It is a whole number up to `most`, or below 1 a multiple of 1/100, and that at the least.
-    """
+def _share(holds: Callable[[float], int], processes: int, *, most: int = 1) -> float:
+    """The largest share, a whole number up to `most` or a multiple of 1/100, of which the nodes hold enough."""
     shares = [*map(float, range(most, 0, -1)), *(hundredths / 100 for hundredths in range(99, 0, -1))]
-    fitting = (share for share in shares if sum(int(amount / share + 1e-9) for amount in amounts) >= processes)
-    return next(fitting, shares[-1])
+    fitting = next((share for share in shares if holds(share) >= processes), None)
+    if fitting is None:
+        raise ResourceError(
+            f"the cluster's nodes hold {holds(shares[-1]):,} processes at most, {processes:,} were asked for; "
+            "lower cluster.actors, cluster.base_workers and cluster.member_workers, or have more nodes"
+        )
+    return fitting
+
+
+def _held(amount: float, share: float) -> int:
+    """How many shares of an amount there are."""
+    return int(amount / share + 1e-9)
 
 
 @contextmanager
@@ -140,7 +153,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
-        arguments |= {"address": address, "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
+        arguments |= {"address": address, "runtime_env": {"env_vars": _unset_by_job(WORKER_ENVIRONMENT)}}
     else:
         # "local": Ray would otherwise join whatever another head on this machine has left a note of
         arguments |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -160,6 +173,12 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
             yield cluster_capacity(config)
     finally:
         ray.shutdown()
+
+
+def _unset_by_job(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that the job was not submitted with: Ray refuses one that both set, even alike."""
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}")).get("runtime_env") or {}
+    return {name: value for name, value in environment.items() if name not in job.get("env_vars", {})}
 
 
 class _LogStream(io.TextIOBase):

@@ -26,7 +26,8 @@ from raymerge.runtime import Deadline
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # what Ray looks at first, before any argument
-CONNECT_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 1.0, 20.0
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 60.0, 1.0, 20.0
+LOG_CONNECTION_S = 120.0  # after which a log is asked for anew: a connection can be gone without a word
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
 FINAL_CODES = (0, 2)  # done, and a mistake of the user's, which another try would repeat
 EXIT_LOST, EXIT_STOPPED = 1, 130
@@ -110,7 +111,7 @@ def run_job(
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's jobs API; ResourceError within seconds if nobody answers or the token is not right."""
+    """A client of the cluster's jobs API; ResourceError within a minute if nobody answers or the token is not right."""
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -123,11 +124,18 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         socket.create_connection((where.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
         with _address(address):
-            return JobSubmissionClient(address)
+            return _Client(address)
     except AuthenticationError as error:
         raise _wants_token(address, error) from None
     except (*NO_ANSWER, RuntimeError) as error:
         raise ResourceError(f"no Ray cluster at {address} ({first_line(error)}); start one or give --address") from None
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which by itself waits for ever for an answer."""
+
+    def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._do_request(*args, **{"timeout": ANSWER_TIMEOUT_S, **kwargs})
 
 
 @contextlib.contextmanager
@@ -241,7 +249,7 @@ class _Follower:
             self._deadline.check("the job")
             try:
                 with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                    await asyncio.wait_for(self._copy(), self._deadline.left_s)
+                    await asyncio.wait_for(self._copy(), min(self._deadline.left_s, LOG_CONNECTION_S))
                 found = self._client.get_job_info(self._name)
                 answered = time.monotonic()
                 if found.status.is_terminal():

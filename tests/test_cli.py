@@ -90,6 +90,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "nonsense"], "--set takes key=value"),
         (["run", "--set", "training.epochs=-1"], "training.epochs must be between 1 and 1,000,000, got -1"),
         (["run", "--set", "training.epochs=many"], "training.epochs"),
+        (["run", "--set", "training.epochs=true"], "training.epochs: should be a number, got true"),
         (["run", "--set", "encoder.dim=63"], "encoder.dim must be a multiple of encoder.heads"),
         (["run", "--set", "encoder.max_length=99999999"], "encoder.max_length must be between"),
         (["run", "--set", "base.name=nope"], "unknown objective 'nope'; known: bert4rec"),
@@ -339,6 +340,14 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
     file.write_text(capsys.readouterr().out)
     assert recipes.configure(str(file)) == recipes.configure(name)
     assert yaml.safe_load(file.read_text())["recipe"] == name
+
+
+def test_numbers_with_an_exponent_are_numbers_in_all_settings(tmp_path: Path) -> None:
+    config = recipes.configure("demo", ("members.duorec.settings.weight=5e-3", "training.learning_rate=1e-3"))
+    assert config.members["duorec"].resolved().weight == 0.005
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(config.plain()).replace("0.005", "5e-3"))
+    assert recipes.configure(str(file)) == config
 
 
 def test_printed_configuration_says_what_settings_are(capsys: pytest.CaptureFixture[str]) -> None:

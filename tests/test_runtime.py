@@ -35,6 +35,9 @@ def test_more_gpus_than_there_are_is_refused_at_once() -> None:
         ([3, 1], [0, 0], 5, 1, {"CPU": 0.75}),
         ([16, 8], [0, 0], 2, 16, {"CPU": 8.0}),
         ([4, 4], [0, 0], 1, 16, {"CPU": 4.0}),
+        ([4, 64], [8, 0], 8, 1, {"GPU": 1.0, "CPU": 0.5}),  # no CPU of a node serves another's GPU
+        ([1, 8], [4, 1], 5, 1, {"GPU": 1.0, "CPU": 0.25}),
+        ([8, 8], [1, 1], 3, 1, {"GPU": 0.5, "CPU": 1.0}),
     ],
 )
 def test_shares_fit_on_the_nodes(
@@ -43,7 +46,17 @@ def test_shares_fit_on_the_nodes(
     capacity = Capacity(tuple(Node(*sizes, memory_bytes=2**34) for sizes in zip(cpus, gpus, strict=True)))
     share = capacity.share(ClusterConfig(), processes, threads=threads)
     assert share == pytest.approx(expected)
-    assert sum(int(amount / share["CPU"]) for amount in cpus) >= processes
+    held = [int(amount / share["CPU"]) for amount in cpus]
+    if "GPU" in share:
+        held = [min(most, int(amount) * int(1 / share["GPU"])) for most, amount in zip(held, gpus, strict=True)]
+    assert sum(held) >= processes
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [([2], [0]), ([2, 0], [1, 8])])
+def test_more_processes_than_nodes_can_hold_are_refused(cpus: list[float], gpus: list[float]) -> None:
+    capacity = Capacity(tuple(Node(*sizes, memory_bytes=2**34) for sizes in zip(cpus, gpus, strict=True)))
+    with pytest.raises(ResourceError, match=r"hold [29]00 processes at most, 1,000 were asked for; lower cluster"):
+        capacity.share(ClusterConfig(), 1000)
 
 
 @pytest.mark.parametrize(("gpus", "asked", "expected"), [(0, None, 2), (1, None, 1), (0, 1, 1), (2, 2, 2)])

@@ -36,6 +36,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "--model 'm' is relative"),
         (["run", "--output", "/out", "--address", "auto"], "goes before the command"),
         (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
+        (["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"], "https://host/a.csv holds the query"),
+        (["--metadata", "see=https://me:secret@host/", "run", "--output", "/out"], "see=https://host/ holds a user"),
         (["run", "--output", "/out", "--recipe", "nope"], "unknown recipe 'nope'"),
         (["run", "--output", "/out", "--recipe", "mine.yaml"], "would not travel: give --working-dir"),
         (["run", "--output", "/out", "--set", "training.epoch=3"], "unknown configuration key training.epoch"),
@@ -80,6 +82,13 @@ def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
     assert runtime_env(str(tmp_path), None) == {"working_dir": str(tmp_path), "py_modules": [package]}
     checkout = str(Path(package).parent)
     assert runtime_env(checkout, None) == {"working_dir": checkout}
+
+
+def test_requirements_with_a_password_stay_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pins.txt").write_text("--extra-index-url https://me:secret@packages/simple\ntorch==2.13.0\n")
+    line = mistake(capsys, "--requirements", tmp_path / "pins.txt", "run", "--output", "/out")
+    assert "--extra-index-url https://packages/simple holds a user or password" in line
+    assert "secret" not in line
 
 
 def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from raymerge.data.ids import stable_keys
 from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.storage import open_file, without_credentials
 
+NO_TEST = b"raymerge.no_test"  # key in a partition's metadata: it holds no test items
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -25,7 +27,8 @@ class Sequences:
     `items` int32[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1]; `keys` int64[U] are the
     stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]). `markets` int16[n] are the places,
     from 1, of the interactions' markets among the log's; None if it has no such column. `validates` bool[U] says whose
-    last item but one is kept from training; None if everybody's is.
+    last item but one is kept from training; None if everybody's is. `tests` says whether the last item is the
+    test's; if it is not, since that was held out before, what was the last but one is the last.
     """
 
     items: Tensor
@@ -34,6 +37,7 @@ class Sequences:
     users: pa.Array
     markets: Tensor | None = None
     validates: Tensor | None = None
+    tests: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -102,6 +106,7 @@ def read_partition(url: str) -> Sequences:
         users=table["user"].combine_chunks(),
         markets=None if markets is None else _tensor(markets, pa.int16()),
         validates=None if validates is None else _tensor(validates, pa.bool_()),
+        tests=NO_TEST not in (table.schema.metadata or {}),
     )
 
 
@@ -117,7 +122,7 @@ def write_partition(sequences: Sequences, path: Path) -> None:
         columns["markets"] = pa.ListArray.from_arrays(starts, sequences.markets.numpy())
     if sequences.validates is not None:
         columns["validates"] = sequences.validates.numpy()
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns, metadata=None if sequences.tests else {NO_TEST: b""}), path)
 
 
 def read_items(url: str) -> Items:
@@ -168,6 +173,7 @@ def concatenate(parts: Sequence[Sequences]) -> Sequences:
         users=pa.concat_arrays([part.users for part in parts]),
         markets=torch.cat(markets) if len(markets) == len(parts) else None,
         validates=None if all(part.validates is None for part in parts) else torch.cat(validates),
+        tests=all(part.tests for part in parts),
     )
 
 

@@ -2,17 +2,18 @@
 
 Where only some users validate (`Sequences.validates`), the others' last item but one trains as well: models know what
 was in use last, and validation stays cheap however large the log. On MovieLens-1M 512 users validate in gSASRec (Petrov
-and Macdonald, RecSys 2023), 2,048 in their reproduction of BERT4Rec (RecSys 2022). Shapes: U users, n items, L columns.
+and Macdonald, RecSys 2023), 2,048 in their reproduction of BERT4Rec (RecSys 2022). A part of data whose test items are
+held out already (`Sequences.tests` is False) has its last item validate. Shapes: U users, n items, L columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raymerge.data.sequences import Sequences, pad_left, slices
-from raymerge.errors import ConfigError
+from raymerge.errors import ConfigError, InputError
 from raymerge.splitmix import GAMMA, mix_, shifted
 
 Split = Literal["validation", "test"]
@@ -20,7 +21,7 @@ HELD_OUT = {"validation": 2, "test": 1}
 """How many items from a history's end on are not known when the split is predicted; the first of them is the target."""
 VALIDATION_DRAW = GAMMA  # tells this draw from others of the same keys
 MIN_LENGTH = 3
-"""A user with fewer items is not evaluated: nothing would be left to train on."""
+"""A user with fewer items is not evaluated (2 where none tests): nothing would be left to train on."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class Examples:
 def examples(sequences: Sequences, split: Split, max_length: int, *, everyone: bool = False) -> Examples:
     """Each user's history before the split's target, its last `max_length` items, and the target.
 
-    Users with fewer than 3 items are left out, and in validation those who do not validate, unless `everyone` is asked
-    for: then a target may have been trained on. The others keep their order.
+    Users with too few items are left out, and in validation those who do not validate, unless `everyone` is asked for:
+    then a target may have been trained on. The others keep their order.
     """
     if split not in HELD_OUT:
         raise ConfigError(f"split must be one of {', '.join(HELD_OUT)}, got {split!r}")
     if max_length < 1:
         raise ConfigError(f"max_length must be at least 1, got {max_length}")
-    users = evaluated_users(sequences, "test" if everyone else split)
-    starts, ends = (sequences.offsets[users], sequences.offsets[users + 1] - HELD_OUT[split])
+    users = evaluated_users(sequences, split, everyone=everyone)
+    starts, ends = (sequences.offsets[users], sequences.offsets[users + 1] - _held_out(sequences, split))
     items, offsets = slices(sequences.items, starts, ends)
     return Examples(
         histories=pad_left(sequences.items, starts, ends, max_length),
@@ -72,12 +73,27 @@ def examples(sequences: Sequences, split: Split, max_length: int, *, everyone: b
     )
 
 
-def evaluated_users(sequences: Sequences, split: Split) -> Tensor:
+def evaluated_users(sequences: Sequences, split: Split, *, everyone: bool = False) -> Tensor:
     """Positions of the users of whom `examples` gives one each, in that order: int64[U']."""
-    asked = sequences.lengths >= MIN_LENGTH
-    if split == "validation" and sequences.validates is not None:
+    asked = _long_enough(sequences)
+    if split == "validation" and sequences.validates is not None and not everyone:
         asked &= sequences.validates
     return asked.nonzero().squeeze(1)
+
+
+def _held_out(sequences: Sequences, split: Split) -> int:
+    """How many items from a history's end on are not known when the split is predicted."""
+    if sequences.tests:
+        return HELD_OUT[split]
+    if split == "test":
+        raise InputError(
+            "these data hold no test items: they are a part of other data, whose test items they do not see"
+        )
+    return HELD_OUT[split] - HELD_OUT["test"]
+
+
+def _long_enough(sequences: Sequences) -> Tensor:
+    return sequences.lengths >= MIN_LENGTH - (0 if sequences.tests else HELD_OUT["test"])
 
 
 def drawn_to_validate(keys: Tensor, share: float) -> Tensor:
@@ -87,10 +103,10 @@ def drawn_to_validate(keys: Tensor, share: float) -> Tensor:
 
 def training_lengths(sequences: Sequences) -> Tensor:
     """How many items of each user's history train, from its start: int64[U]; none of a user who is not evaluated."""
-    held_out = torch.full_like(sequences.lengths, HELD_OUT["validation"])
+    held_out = torch.full_like(sequences.lengths, _held_out(sequences, "validation"))
     if sequences.validates is not None:
-        held_out[~sequences.validates] = HELD_OUT["test"]
-    return torch.where(sequences.lengths >= MIN_LENGTH, sequences.lengths - held_out, 0)
+        held_out[~sequences.validates] -= 1
+    return torch.where(_long_enough(sequences), sequences.lengths - held_out, 0)
 
 
 def training_part(sequences: Sequences) -> Sequences:
@@ -98,4 +114,4 @@ def training_part(sequences: Sequences) -> Sequences:
     lengths = training_lengths(sequences)
     users = lengths.nonzero().squeeze(1)
     starts = sequences.offsets[users]
-    return sequences.select(users, starts, starts + lengths[users])
+    return replace(sequences.select(users, starts, starts + lengths[users]), tests=False)

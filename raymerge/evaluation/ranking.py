@@ -4,6 +4,7 @@ Shapes: U users, B users of a chunk, L columns, d dimensions, V items, n negativ
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class EvaluationConfig:
     rankings: tuple[str, ...] = ("full", "uni100", "pop100")  # all items, or N uniform or popular ones
     filter_seen: bool = True  # leave out what a user had, here and in validation
     ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
-    replicates: int = 1000  # of the bootstrap over users
+    replicates: int = 10_000  # of the bootstrap over users; no p value is below 2 / (replicates + 1)
     confidence: float = 0.95
     seed: int = 0
     memory_mib: int = 256  # for scores, in each process
@@ -50,7 +51,7 @@ class EvaluationConfig:
             _check_range("ks", k, 1, 10**6)
         if not {10, 20} <= set(self.ks):
             raise ConfigError(f"evaluation.ks needs 10 and 20, which every report has, got {list(self.ks)}")
-        _check_range("replicates", self.replicates, 100, 10**6)
+        _check_range("replicates", self.replicates, 100, 10**5)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("memory_mib", self.memory_mib, 1, 2**20)
         if not 0.5 <= self.confidence < 1:
@@ -168,12 +169,14 @@ def top_k(
     k: int,
     *,
     exclude: Ragged | None = None,
+    offered: Tensor | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each user, best first, and their scores: int64[U, k], float[U, k].
 
-    Equal scores are ordered by item index. Where fewer than k items are left beside those of `exclude`, the rest of
-    the row is item 0 with score −inf. Streams as `full_ranks` does. Raises InputError unless 1 <= k <= V.
+    Equal scores are ordered by item index. Where fewer than k items are left that are `offered` (bool[V], all if None)
+    and not in `exclude`, the rest of the row is item 0 with score −inf. Streams as `full_ranks` does. Raises InputError
+    unless 1 <= k <= V.
     """
     with evaluation_mode(module):
         num_items = len(module.head()[0])
@@ -182,8 +185,9 @@ def top_k(
         states = States.of(module, histories, memory_bytes=memory_bytes)
         items = torch.zeros(len(states), k, dtype=torch.int64)
         scores = torch.zeros(len(states), k, dtype=working_dtype(states.hidden))
+        missing = None if offered is None else ~offered.to(states.hidden.device)
         for rows, blocks in user_chunks(module, states, memory_bytes):
-            best = _top_of_chunk(blocks, k, *_pairs(exclude, rows, states.hidden.device))
+            best = _top_of_chunk(blocks, k, missing, *_pairs(exclude, rows, states.hidden.device))
             items[rows], scores[rows] = (part.cpu() for part in best)
     return items, scores
 
@@ -250,10 +254,7 @@ def _ranks_of_chunk(
     users = torch.cat([users, torch.arange(blocks.users, device=users.device)])
     items = torch.cat([items, targets])
     ranks = torch.ones_like(targets)
-    for first, scores in blocks:
-        scores[inside_block(scores, first, users, items)] = -torch.inf
-        if missing is not None:
-            scores.masked_fill_(missing[first : first + scores.shape[1]], -torch.inf)
+    for _, scores in _left(blocks, missing, users, items):
         ranks += (scores >= bar[:, None]).sum(dim=1, dtype=torch.int32)  # several times faster than int64
     return ranks
 
@@ -281,11 +282,23 @@ def _sampled_ranks(
     return ranks
 
 
-def _top_of_chunk(blocks: CatalogueScores, k: int, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Best k of each block, then of all: int64[B, k], scores [B, k]; a stable sort keeps the lower index first."""
-    found = []
+def _left(
+    blocks: CatalogueScores, missing: Tensor | None, users: Tensor, items: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """The blocks with −inf for the pairs (user, item) and for the items that are missing, bool[V], if any are."""
     for first, scores in blocks:
         scores[inside_block(scores, first, users, items)] = -torch.inf
+        if missing is not None:
+            scores.masked_fill_(missing[first : first + scores.shape[1]], -torch.inf)
+        yield first, scores
+
+
+def _top_of_chunk(
+    blocks: CatalogueScores, k: int, missing: Tensor | None, users: Tensor, items: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Best k of each block, then of all: int64[B, k], scores [B, k]; a stable sort keeps the lower index first."""
+    found = []
+    for first, scores in _left(blocks, missing, users, items):
         columns, values = _select(scores, min(k, scores.shape[1]))
         found.append((columns + first + 1, values))
     best_items, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))

@@ -72,7 +72,8 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     """What `part` leaves of all partitions."""
     settings = context.config.markets
     assert isinstance(settings, MarketsConfig)
-    run, inputs, configuration = f"markets/{name}", {"data": data.digest}, {"part": name, **asdict(settings)}
+    run, inputs = f"markets/{name}", {"data": data.digest}
+    configuration = {"part": name, "held_out": "validation", **asdict(settings)}
     found = context.find("markets", run, inputs=inputs, configuration=configuration)
     if found is not None:
         return found

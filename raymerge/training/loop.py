@@ -132,8 +132,9 @@ def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iter
 
 
 def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
-    """Whether all epochs are done or the patience has ended."""
-    return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - state.best_epoch
+    """Whether all epochs are done or the patience has ended, which begins with the epochs that are averaged."""
+    averaged_from = config.epochs - config.average_epochs if config.average_epochs > 1 else 0
+    return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - max(state.best_epoch, averaged_from)
 
 
 def validate(

@@ -46,6 +46,7 @@ def test_a_market_knows_who_validates() -> None:
     whole = replace(from_lists([[1, 2, 3, 4], [5, 6, 7, 8]]), validates=torch.tensor([True, False]))
     config = MarketsConfig(count=2, shared=0.5, seed=3)
     parts = [seen_by_market(whole, market, config) for market in (1, 2)]
+    assert not any(part.tests for part in parts), "what tests the whole is gone already"
     known = dict(zip(whole.keys.tolist(), (True, False), strict=True))
     for part in parts:
         assert part.validates.tolist() == [known[key] for key in part.keys.tolist()]

@@ -65,6 +65,29 @@ def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(hi
     assert part.validates.tolist() == [mine for mine, history in zip(validates, trained, strict=True) if history]
 
 
+@settings(max_examples=40, deadline=None)
+@given(HISTORIES, st.data())
+def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_training(histories, data):
+    validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
+    whole = replace(from_lists(histories), validates=torch.tensor(validates, dtype=torch.bool))
+    part = replace(whole, tests=False)
+    longer = replace(from_lists([[*history, 9] for history in histories]), validates=whole.validates)
+    assert torch.equal(training_lengths(part), training_lengths(longer))
+    assert as_lists(training_part(part)) == as_lists(training_part(longer))
+    for everyone in (False, True):
+        found, expected = (examples(one, "validation", 5, everyone=everyone) for one in (part, longer))
+        assert torch.equal(found.targets, expected.targets) and torch.equal(found.histories, expected.histories)
+        assert found.keys.tolist() == expected.keys.tolist()
+    with pytest.raises(InputError, match="hold no test items"):
+        examples(part, "test", 5)
+
+
+def test_a_partition_without_test_items_is_read_as_written(tmp_path):
+    for tests in (True, False):
+        write_partition(replace(from_lists([[1, 2, 3]]), tests=tests), tmp_path / "part")
+        assert read_partition(str(tmp_path / "part")).tests is tests
+
+
 def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_among_more():
     keys = from_lists([[]] * 4000).keys
     few, many = drawn_to_validate(keys, 0.1), drawn_to_validate(keys, 0.6)

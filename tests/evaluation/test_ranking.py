@@ -48,13 +48,14 @@ def test_full_ranks_equal_counting_item_by_item(drawn, memory, filtered, missing
 
 
 @settings(max_examples=40, deadline=None)
-@given(scored_users(), st.sampled_from(BUDGETS), st.integers(1, 12))
-def test_top_k_equals_sorting_the_catalogue(drawn, memory, k):
+@given(scored_users(), st.sampled_from(BUDGETS), st.integers(1, 12), st.sets(st.integers(1, 12)))
+def test_top_k_equals_sorting_the_catalogue(drawn, memory, k, missing):
     table, histories, _, seen = drawn
     k = min(k, table.shape[1])
-    items, scores = top_k(TableScorer(table), histories, k, exclude=ragged(seen), memory_bytes=memory)
+    offered = torch.tensor([item not in missing for item in range(1, table.shape[1] + 1)]) if missing else None
+    items, scores = top_k(TableScorer(table), histories, k, exclude=ragged(seen), offered=offered, memory_bytes=memory)
     for row, values, last, hidden in zip(items.tolist(), scores.tolist(), histories[:, -1], seen, strict=True):
-        assert row == oracles.top_k(table[last].tolist(), k, set(hidden))
+        assert row == oracles.top_k(table[last].tolist(), k, missing | set(hidden))
         assert values == [table[last, item - 1].item() if item else -torch.inf for item in row]
 
 
