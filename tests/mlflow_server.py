@@ -1,6 +1,7 @@
 """A real MLflow server on a free loopback port."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,10 +14,13 @@ import pytest
 
 
 class Server:
-    """`mlflow server` as a process group of its own, with its database and artifacts in one folder."""
+    """`mlflow server` as a process group of its own, with its database and artifacts in one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    It serves artifacts itself; with a password it asks for it, of the user `admin`.
+    """
+
+    def __init__(self, folder: Path, *, password: str | None = None) -> None:
+        self.folder, self.password = folder, password
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -29,6 +33,10 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"HOME": str(self.folder), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        if self.password is not None:
+            command += ["--app-name", "basic-auth"]
+            environment |= {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": self.password}
+            environment |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -47,11 +47,11 @@ def surroundings() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
 
 
-def start(log: Path, output: Path, *more: str) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    pipe = subprocess.PIPE
+def start(log: Path, output: Path, *more: str, home: Path | None = None) -> subprocess.Popen[str]:
+    """The command in a process of its own, perhaps with a home of its own, by which its processes are known."""
+    pipe, environment = subprocess.PIPE, surroundings() | ({} if home is None else {"HOME": str(home)})
     return subprocess.Popen(
-        command(log, output, *more), stdout=pipe, stderr=pipe, env=surroundings(), text=True, cwd=CHECKOUT
+        command(log, output, *more), stdout=pipe, stderr=pipe, env=environment, text=True, cwd=CHECKOUT
     )
 
 

@@ -1,11 +1,14 @@
 """The whole pipeline on real Ray, small: what it leaves, what it does not do twice, and what survives a kill."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -13,6 +16,7 @@ from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, 
 
 from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Artifact, Output
+from raymerge.cli import GRACE_S
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
 from raymerge.events import Event, Progress
@@ -49,7 +53,7 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
         for metrics in row["metrics"].values():
             assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
     assert 60 < content["protocol"]["validation_users"] < 140 < content["protocol"]["users"] == 300
-    assert len(content["comparisons"]) == 8
+    assert len(content["comparisons"]) == 10
     assert all(one["p_holm"] >= one["p"] for one in content["comparisons"])
 
 
@@ -169,7 +173,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[P
         assert torch.equal(known, offered)
     content = reports.loads(Path(result.report.file("report.json")).read_bytes())
     references = [one["reference"] for one in content["comparisons"]]
-    assert references == ["market-1", "market-2", "base", "average", "ceiling"]
+    assert references == ["market-1", "market-2", "base", "average", "ceiling", "ensemble"]
 
 
 def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, Result], log: Path) -> None:
@@ -230,11 +234,37 @@ def test_driver_killed_after_the_first_of_a_stage_goes_on_and_ends_with_the_same
     assert_goes_on(log, output, first[1])
 
 
+@pytest.mark.chaos
+def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path
+) -> None:
+    """A scheduler signals driver, Ray and workers at once: the driver waits for a Ray that is no more."""
+    output, home = tmp_path / "out", tmp_path / "home"
+    home.mkdir()
+    driver = start(log, output, home=home)
+    wait_for_file(driver, output, f"checkpoints/*/checkpoint_*/{STATE_NUMBERS}")
+    for pid in processes.of_home(str(home)):
+        os.kill(pid, signal.SIGTERM)
+    _, said = driver.communicate(timeout=GRACE_S + 30)
+    assert driver.returncode == 130, said
+    assert "Traceback" not in said
+    end = time.monotonic() + 20
+    while left := processes.of_home(str(home)):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+    assert_goes_on(log, output, first[1])
+
+
+def wait_for_file(driver: subprocess.Popen[str], output: Path, pattern: str) -> None:
+    """Until the driver's output has such a file."""
+    while driver.poll() is None and not list(output.glob(pattern)):
+        time.sleep(0.05)
+
+
 def kill_once_there_is(pattern: str, log: Path, output: Path) -> None:
     """Start a driver and kill it when its output has such a file."""
     driver = start(log, output)
-    while driver.poll() is None and not list(output.glob(pattern)):
-        time.sleep(0.05)
+    wait_for_file(driver, output, pattern)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert not list(output.glob("report/*/manifest.json")), "it was done before it could be killed"

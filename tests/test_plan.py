@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raymerge.cluster_commands import run_plan
 from raymerge.config import Config
 from raymerge.data import demo
 from raymerge.data.prepare import PrepareConfig
@@ -17,7 +18,7 @@ from raymerge.data.size import DataSize, measure
 from raymerge.errors import ResourceError
 from raymerge.plan import Plan, make_plan, summary
 from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import Node
+from raymerge.runtime import Capacity, Node
 
 GIB = 2**30
 LAPTOP = Node(cpus=2, gpus=0, memory_bytes=8 * GIB)
@@ -52,6 +53,28 @@ def test_estimate_is_near_what_was_measured(recipe: str, measured_s: float | Non
     for name, expected in stages.items():
         assert seconds(found)[name] == pytest.approx(expected, rel=0.25), name
     assert not found.problems
+
+
+def test_command_prints_a_row_a_stage_and_refuses_what_cannot_be(
+    capacity: Capacity, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_plan(None, None, recipe="ml-1m", overrides=(), address=None)
+    said = capsys.readouterr().out
+    assert said.startswith("6,040 users, 3,416 items, 999,611 interactions on 1 node with 2 CPUs")
+    for stage in (
+        "prepare",
+        "train/base",
+        "train/members",
+        "fisher",
+        "merge",
+        "train/after",
+        "evaluate",
+        "report",
+        "all",
+    ):
+        assert stage in said
+    with pytest.raises(ResourceError, match=r"cluster\.gpus is 4, but the cluster has 0 GPUs"):
+        run_plan(None, None, recipe="ml-1m", overrides=("cluster.gpus=4",), address=None)
 
 
 @given(larger=st.sampled_from(MORE), cpus=st.integers(1, 64), nodes=st.integers(1, 8))

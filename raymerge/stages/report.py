@@ -21,7 +21,13 @@ from raymerge.stages.context import SCORE, Context
 from raymerge.stages.prepare import partitions_of
 
 METRIC = "ndcg@10"  # by which models are compared
-REFERENCES = ("base", "average", "control", "ceiling")  # kinds that a merge is compared with, beside members
+REFERENCES = (
+    "base",
+    "average",
+    "control",
+    "ceiling",
+    "ensemble",
+)  # kinds that a merge is compared with, beside members
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
 

@@ -26,6 +26,7 @@ ROLES = {
     "average": "the uniform average",
     "control": "the control",
     "ceiling": "one model trained on all data",
+    "ensemble": "the ensemble of all members",
 }
 """What a reference of each kind is called in the verdict, in the order told."""
 

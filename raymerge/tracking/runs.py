@@ -76,7 +76,7 @@ class Tracker:
     def check(self) -> None:
         """Raise TrackingError within seconds if the store cannot be reached; a new database is set up."""
         with store.as_tracking_error(self.uri), store.settings():
-            self.client.search_experiments(max_results=1)
+            call(self.client.search_experiments, max_results=1)
 
     def __enter__(self) -> Self:
         self.check()

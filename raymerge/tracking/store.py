@@ -20,7 +20,7 @@ from raymerge import storage
 from raymerge.errors import ConfigError, TrackingError
 from raymerge.outages import redact
 
-REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 5, 120, 8
+REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords each request may take it seconds
 PARAM_LENGTH, KEY_LENGTH = 6000, 250  # MLflow's limits
 STORES = ("http://", "https://", "sqlite://", "postgresql", "mysql", "mssql", "databricks")
 OUTAGES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
@@ -135,9 +135,10 @@ def as_tracking_error(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise TrackingError(
-            f"MLflow at {redact(uri)} cannot be used: {reason(error)}; start that server or give another --tracking-uri"
-        ) from None
+        cure = "start that server or give another --tracking-uri"
+        if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+            cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise TrackingError(f"MLflow at {redact(uri)} cannot be used: {reason(error)}; {cure}") from None
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """The files of cluster/: they parse, have what they must, agree with the pinned versions, hold no secret."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
+from cluster.head import free_ports, status
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import raymerge
@@ -150,3 +154,41 @@ def test_local_script_is_sound_and_says_how_it_is_used() -> None:
     assert (done.returncode, done.stderr) == (2, "cluster/local: give start or stop\n")
     assert "pkill" not in script.read_text()
     assert "ray stop" not in script.read_text(), "that would stop every Ray of the machine"
+
+
+@pytest.mark.chaos
+def test_local_cluster_wants_its_token_runs_on_loopback_alone_and_leaves_nothing(tmp_path: Path) -> None:
+    dashboard, *others = free_ports(4)
+    names = ("GCS_PORT", "AGENT_PORT", "MLFLOW_PORT")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    environment = kept | {"HOME": str(tmp_path), "DASHBOARD_PORT": str(dashboard), "PYTHON": sys.executable}
+    environment |= {name: str(port) for name, port in zip(names, others, strict=True)}
+    script, url = str(CLUSTER / "local"), f"http://127.0.0.1:{dashboard}"
+    state = tmp_path / ".raymerge" / "cluster"
+    try:
+        done = subprocess.run([script, "start"], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert f"raymerge submit --address {url}" in done.stdout
+        token = (state / "token").read_text()
+        assert (state / "token").stat().st_mode & 0o077 == 0 and token not in done.stdout + done.stderr
+        assert status(f"{url}/api/jobs/") == 401 and status(f"{url}/api/jobs/", token=token) == 200
+        assert status(f"http://127.0.0.1:{others[2]}/health") == 200
+        assert not open_to_others({dashboard, *others}), "each listens on loopback alone"
+        again = subprocess.run([script, "start"], env=environment, capture_output=True, text=True, timeout=60)
+        assert (again.returncode, again.stdout) == (2, "")
+        assert "is at work already" in again.stderr
+    finally:
+        subprocess.run([script, "stop"], env=environment, check=True, timeout=100)
+    assert not processes.of_home(str(tmp_path))
+    (state / "head.pid").write_text(f"{os.getpid()} 1")  # as after a restart of the machine
+    subprocess.run([script, "stop"], env=environment, check=True, timeout=20)
+
+
+def open_to_others(ports: set[int]) -> list[str]:
+    """Sockets of these ports that listen on another address than 127.0.0.1, as the kernel has them."""
+    lines = [
+        line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]
+    ]
+    listening = [fields[1] for fields in lines if fields[3] == "0A"]
+    ours = [place for place in listening if int(place.rpartition(":")[2], 16) in ports]
+    return [place for place in ours if not place.startswith("0100007F:")]

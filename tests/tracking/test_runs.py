@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow_server import Server
 
 from raymerge.errors import TrackingError
 from raymerge.events import Event
@@ -192,6 +193,36 @@ def test_a_server_that_cannot_be_reached_is_one_line_within_seconds() -> None:
     assert "http://127.0.0.1:9 cannot be used: Connection refused" in message
     assert "--tracking-uri" in message
     assert "\n" not in message
+
+
+@pytest.mark.chaos  # half a minute: such a server hashes the password anew at each request
+def test_a_server_with_passwords_takes_runs_and_artifacts_with_the_right_one_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "correct-horse-battery"
+    server = Server(tmp_path, password=password)
+    tracker = Tracker(server.uri, "demo", name="demo", identity="x", configuration={}, dataset=DATASET)
+    try:
+        for given in ({}, {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "wrong-hunter2"}):
+            for name, value in given.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(TrackingError, match="cannot be used") as error:
+                tracker.check()
+            assert "MLFLOW_TRACKING_PASSWORD" in str(error.value)
+            assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        (tmp_path / "curve.txt").write_text("1 2 3")
+        with tracker:
+            tracker(Event("train/base", "loss", 1, 0.5))
+            tracker.log_artifacts("train/base", [tmp_path / "curve.txt"])
+        found = all_runs(tracker)
+        assert history(tracker, found["train/base"], "loss") == [(1, 0.5)]
+        [artifact] = tracker.client.list_artifacts(found["train/base"].info.run_id)
+        assert artifact.path == "curve.txt"
+        kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != "server.log"]
+        assert not any(password.encode() in content for content in kept)
+    finally:
+        server.stop()
 
 
 def test_a_server_that_is_not_mlflow_is_a_tracking_error(tmp_path: Path) -> None:
