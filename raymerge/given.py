@@ -13,6 +13,7 @@ from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source
+from raymerge.tracking.record import newest_place
 
 DATA_STAGES = ("prepare", "markets")
 MODEL_STAGES = ("train", "merge")
@@ -91,7 +92,7 @@ def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
 
 
 def chosen_model(url: str) -> str:
-    """URL of a model: the one given, or of an output folder the one that its newest report chose."""
+    """URL of a model: the one given, or of an output folder the one that its last run chose."""
     url = storage.absolute(url)
     if not storage.exists(storage.join(url, "report")):
         return url
@@ -100,15 +101,13 @@ def chosen_model(url: str) -> str:
 
 
 def find_report(url: str) -> str:
-    """The report that a URL stands for: a file, a report's folder, or the newest of an output folder."""
+    """The report that a URL stands for: a file, a report's folder, or that of the last run of an output folder."""
     url = storage.absolute(url)
     if url.endswith(".json"):
         return url
     if storage.exists(storage.join(url, "report.json")):
         return storage.join(url, "report.json")
-    folder = storage.join(url, "report")
-    places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
-    found = [place for place in places if storage.exists(place)]
-    if not found:
+    place = newest_place(url, "report")
+    if place is None:
         raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
-    return max(found, key=storage.modified)
+    return storage.join(url, place, "report.json")

@@ -118,7 +118,9 @@ class _Planner:
         if config.after_merge:
             after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
-        return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, PROCESS_BYTES, RATES.close_s)]
+        diagonals = len(config.all_members) if METHODS[config.merge.method].needs_diagonals else 0
+        drawn = PROCESS_BYTES + 4.0 * diagonals * self.parameters
+        return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, drawn, RATES.close_s)]
 
     def _each_round(self, stage: Stage) -> Stage:
         return replace(stage, seconds=self.config.rounds * stage.seconds)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from raymerge.cli import cli, main
 from raymerge.errors import LostError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.stages.train import model_digest
+from raymerge.tracking.record import Record
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -286,14 +288,19 @@ def test_recommend_shows_ids_as_they_are(capsys: pytest.CaptureFixture[str], tmp
     assert "sku[/1]" in text
 
 
-def test_recommend_takes_the_model_that_a_run_chose(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    chosen = model(tmp_path / "out")
-    report = tmp_path / "out" / "report"
-    (report / "0123").mkdir(parents=True)
-    (report / ".DS_Store").touch()
-    places = {"fisher": "train/none", "fine-tuned": f"train/{chosen.name}"}
-    (report / "0123" / "report.json").write_text(json.dumps({"final": "fine-tuned", "artifacts": {"models": places}}))
-    cli(["recommend", "--model", str(tmp_path / "out"), "--history", "film 1", "--top", "2"], standalone_mode=False)
+def test_recommend_takes_the_model_that_the_last_run_chose(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output, chosen = tmp_path / "out", model(tmp_path / "out")
+    for run, final in (("0123", f"train/{chosen.name}"), ("4567", "train/none")):
+        (output / "report" / run).mkdir(parents=True)
+        content = {"final": "fine-tuned", "artifacts": {"models": {"fisher": "train/none", "fine-tuned": final}}}
+        (output / "report" / run / "report.json").write_text(json.dumps(content))
+    facts = {"configuration": {}, "dataset": {}}
+    for run in ("0123", "4567", "0123"):  # the first one was given again: its report was there already
+        Record(str(output), "run demo", f"of-{run}", **facts).open().note("report", f"{output}/report/{run}")
+        time.sleep(0.02)
+    Record(str(output), "evaluate demo", "other", **facts).open().note("evaluate/x", f"{output}/evaluate/89")
+    (output / "runs" / ".DS_Store").touch()
+    cli(["recommend", "--model", str(output), "--history", "film 1", "--top", "2"], standalone_mode=False)
     assert "film 0" in capsys.readouterr().out
 
 

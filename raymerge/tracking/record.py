@@ -25,6 +25,7 @@ class Record:
     configuration: Mapping[str, Any]
     dataset: Mapping[str, Any]
     places: dict[str, str] = field(default_factory=dict)
+    _is_newest: bool = field(default=False, init=False)
 
     @property
     def url(self) -> str:
@@ -38,10 +39,13 @@ class Record:
         return self
 
     def note(self, run: str, url: str) -> None:
-        """Keep where the artifact of a run lies; written at once, since the command may be killed."""
+        """Keep where the artifact of a run lies; written at once, since the command may be killed.
+
+        The first note of a command is always written: its record is the newest then.
+        """
         place = url.removeprefix(self.output + "/")
-        if self.places.get(run) != place:
-            self.places[run] = place
+        if self.places.get(run) != place or not self._is_newest:
+            self.places[run], self._is_newest = place, True
             facts = ("name", "identity", "configuration", "dataset", "places")
             content = json.dumps({fact: getattr(self, fact) for fact in facts}, indent=1)
             storage.write_bytes(self.url, redact(content).encode())
@@ -53,6 +57,16 @@ def read(output: str, url: str) -> Record:
         return Record(output, **json.loads(storage.read_bytes(url)))
     except (ValueError, TypeError):
         raise ArtifactError(f"{url} is not the record of a command; delete it") from None
+
+
+def newest_place(output: str, run: str) -> str | None:
+    """Where the artifact of a run lies, of the command with such a run that was given last; None if there is none."""
+    folder = storage.join(output, FOLDER)
+    urls = [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]
+    for url in sorted(urls, key=storage.modified, reverse=True):
+        if run in (places := read(output, url).places):
+            return places[run]
+    return None
 
 
 def read_all(output: str) -> list[Record]:
