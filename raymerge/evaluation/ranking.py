@@ -71,9 +71,9 @@ def parse_ranking(name: str) -> tuple[str, int]:
     """
     if name == "full":
         return "full", 0
-    match = re.fullmatch(r"(uni|pop)([1-9]\d{0,5})", name)
+    match = re.fullmatch(r"(uni|pop)([1-9]\d{0,3})", name)
     if match is None:
-        raise ConfigError(f"unknown ranking {name!r}; known: full, uniN and popN, such as uni100 and pop100")
+        raise ConfigError(f"unknown ranking {name!r}; known: full, uniN and popN, such as uni100, N below 10,000")
     return match[1], int(match[2])
 
 

@@ -30,7 +30,7 @@ class SameTargetIndex:
         return len(self.targets)
 
     def draw(self, targets: Tensor, seeds: Tensor, own: Tensor, *, fallback: Tensor) -> Tensor:
-        """For each row one of its target's histories, uniformly, but not the row's own where there is another.
+        """For each row one of its target's histories, uniformly; for the row's own the next one, if there is one.
 
         targets, seeds, own (the row's own priority) int64[B] → int64[B, W], W that of the longest. A target that the
         index does not know leaves the row of `fallback` int64[B, ≤ L].

@@ -297,7 +297,7 @@ def test_popular_negatives_need_counts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rankings": ("top",)}, "unknown ranking 'top'; known: full, uniN and popN"),
+        ({"rankings": ("top",)}, "unknown ranking 'top'; known: full, uniN and popN, such as uni100, N below 10,000"),
         ({"rankings": ("uni0",)}, "unknown ranking 'uni0'"),
         ({"rankings": ()}, "evaluation.rankings needs at least one entry"),
         ({"ks": (5, 5)}, r"none twice, got \[5, 5\]"),
