@@ -7,6 +7,7 @@ file in ~/.config/fsspec). Google's: from GOOGLE_APPLICATION_CREDENTIALS, else t
 """
 
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from raymerge.outages import MISSING, credentials_in, plain_errors, redact, retr
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that has no right to ask what a bucket is
 BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
 
