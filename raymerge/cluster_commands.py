@@ -133,7 +133,8 @@ def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
     """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
     _refuse_credentials(config.tracking.uri or "")
     ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    return given["tracking_uri"] or config.tracking.uri or (ours if ours and not credentials_in(ours) else None)
+    shown = ours and not credentials_in(ours) and not query_in(ours)
+    return given["tracking_uri"] or config.tracking.uri or (ours if shown else None)
 
 
 def _where_runs_are(tracking: str | None, output: str) -> str:

@@ -131,10 +131,11 @@ PLAIN = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: to 1.1, 1e-3 is text."""
+    """As YAML 1.2 has them, 1e-3 and 1.5e3 are numbers; to 1.1 they are text."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))
 
 
 def read_yaml(text: str | bytes) -> Any:
@@ -151,9 +152,23 @@ def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         _override(tree, override)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+    _refuse_booleans(tree, config.plain(), "")
+    return config
+
+
+def _refuse_booleans(given: Any, taken: Any, path: str) -> None:
+    """ConfigError for true or false where a number is wanted, which pydantic takes for 1 or 0."""
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key in given.keys() & taken.keys():
+            _refuse_booleans(given[key], taken[key], f"{path}.{key}")
+    elif isinstance(given, list) and isinstance(taken, list):
+        for one, other in zip(given, taken, strict=True):
+            _refuse_booleans(one, other, path)
+    elif isinstance(given, bool) and not isinstance(taken, bool):
+        raise ConfigError(f"{path[1:]}: should be a number, got {str(given).lower()}")
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -172,14 +187,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
             tree[section] = {}
         tree = tree[section]
     try:
-        value = read_yaml(text)
+        tree[last] = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(
             f"the value in --set {override} cannot be read; put text with special signs in quotes"
         ) from None
-    if isinstance(value, bool) and type(tree.get(last)) in (int, float):
-        raise ConfigError(f"{path}: should be a number, got {text}")
-    tree[last] = value
 
 
 def _one_line(error: ValidationError) -> str:

@@ -23,6 +23,7 @@ class Rates:
     start_training_waits_s: float = 6.0
     start_pool_s: float = 10.0
     trial_s: float = 0.05  # of a merge, beside its ranking
+    bootstrap: float = 3.2e7  # users times replicates, on one core, with 200 columns
     close_s: float = 10.0  # report, plots, registration
     gpu_cores: float = 2.0  # that a GPU counts for, for want of a measurement
 

@@ -81,8 +81,12 @@ def credentials_in(text: str) -> str:
 
 
 def query_in(text: str) -> bool:
-    """Whether a URL in the text has a query, which may be a signature."""
-    return bool(QUERY.search(text))
+    """Whether a URL in the text has a query, which may be a signature; the ? of a glob is none.
+
+    >>> query_in("https://host/log.csv?sig=x"), query_in("s3://bucket/part-?.parquet")
+    (True, False)
+    """
+    return any("=" in found[0].partition("?")[2] for found in QUERY.finditer(text))
 
 
 def without_credentials(url: str) -> str:

@@ -120,7 +120,8 @@ class _Planner:
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
         diagonals = len(config.all_members) if METHODS[config.merge.method].needs_diagonals else 0
         drawn = PROCESS_BYTES + 4.0 * diagonals * self.parameters
-        return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, drawn, RATES.close_s)]
+        seconds = RATES.close_s + self.size.users * config.evaluation.replicates / RATES.bootstrap
+        return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, drawn, seconds)]
 
     def _each_round(self, stage: Stage) -> Stage:
         return replace(stage, seconds=self.config.rounds * stage.seconds)
@@ -279,6 +280,8 @@ def _on(node: Node, stage: Stage) -> int:
 def _remedy(stage: Stage, nodes: Sequence[Node]) -> str:
     if stage.name.startswith("train/"):
         return "set a smaller training.batch_size, more workers, or take larger nodes"
+    if stage.name == REPORT:
+        return "take a larger head node"
     if stage.name == "prepare":
         return "raise prepare.partitions or take a larger head node"
     fitting = sum(max(0, int((node.memory_bytes - NODE_BYTES) / stage.memory_bytes)) for node in nodes)

@@ -111,7 +111,7 @@ def run_job(
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's jobs API; ResourceError within a minute if nobody answers or the token is not right."""
+    """A client of the cluster's jobs API; ResourceError after a minute if nobody answers, or for a wrong token."""
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -132,10 +132,11 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever for an answer."""
+    """Ray's client, which by itself waits for ever for an answer. An upload may take its time."""
 
-    def _do_request(self, *args: Any, **kwargs: Any) -> Any:
-        return super()._do_request(*args, **{"timeout": ANSWER_TIMEOUT_S, **kwargs})
+    def _do_request(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        limit = None if method == "PUT" else ANSWER_TIMEOUT_S
+        return super()._do_request(method, *args, **{"timeout": limit, **kwargs})
 
 
 @contextlib.contextmanager

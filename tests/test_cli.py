@@ -93,6 +93,8 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "training.epochs=-1"], "training.epochs must be between 1 and 1,000,000, got -1"),
         (["run", "--set", "training.epochs=many"], "training.epochs"),
         (["run", "--set", "training.epochs=true"], "training.epochs: should be a number, got true"),
+        (["run", "--set", "cluster.actors=true"], "cluster.actors: should be a number, got true"),
+        (["run", "--set", "evaluation.ks=[true,10,20]"], "evaluation.ks: should be a number, got true"),
         (["run", "--set", "encoder.dim=63"], "encoder.dim must be a multiple of encoder.heads"),
         (["run", "--set", "encoder.max_length=99999999"], "encoder.max_length must be between"),
         (["run", "--set", "base.name=nope"], "unknown objective 'nope'; known: bert4rec"),
@@ -294,11 +296,13 @@ def test_recommend_takes_the_model_that_the_last_run_chose(capsys: pytest.Captur
         (output / "report" / run).mkdir(parents=True)
         content = {"final": "fine-tuned", "artifacts": {"models": {"fisher": "train/none", "fine-tuned": final}}}
         (output / "report" / run / "report.json").write_text(json.dumps(content))
+        (output / "report" / run / "manifest.json").touch()
     facts = {"configuration": {}, "dataset": {}}
     for run in ("0123", "4567", "0123"):  # the first one was given again: its report was there already
         Record(str(output), "run demo", f"of-{run}", **facts).open().note("report", f"{output}/report/{run}")
         time.sleep(0.02)
     Record(str(output), "evaluate demo", "other", **facts).open().note("evaluate/x", f"{output}/evaluate/89")
+    Record(str(output), "run demo", "under-way", **facts).open().note("report", f"{output}/report/not-there-yet")
     (output / "runs" / ".DS_Store").touch()
     cli(["recommend", "--model", str(output), "--history", "film 1", "--top", "2"], standalone_mode=False)
     assert "film 0" in capsys.readouterr().out
@@ -350,7 +354,7 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
 
 
 def test_numbers_with_an_exponent_are_numbers_in_all_settings(tmp_path: Path) -> None:
-    config = recipes.configure("demo", ("members.duorec.settings.weight=5e-3", "training.learning_rate=1e-3"))
+    config = recipes.configure("demo", ("members.duorec.settings.weight=5e-3", "training.weight_decay=1.5e1"))
     assert config.members["duorec"].resolved().weight == 0.005
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(config.plain()).replace("0.005", "5e-3"))

@@ -63,7 +63,8 @@ def report(
         "merge": merge.digest,
     }
     recipe = {key: value for key, value in context.config.determining().items() if key not in ("seed", "study")}
-    configuration = {"recipe": recipe, "entries": [[entry.name, entry.kind] for entry in entries]}
+    compared = {"entries": [[entry.name, entry.kind] for entry in entries], "references": REFERENCES}
+    configuration = {"recipe": recipe, **compared}
     found = context.find("report", "report", inputs=inputs, configuration=configuration)
     if found is not None:
         return found
@@ -159,7 +160,7 @@ def _validation(config: Config, data: Artifact, users: int) -> dict[str, Any]:
         words = f"the last item but one of {whose}, full ranking, NDCG@10"
         return {"validation": words, "validation_users": validating}
     whose = "each user" if validating == users else "users drawn to validate"
-    part = f"the last item but one of {whose} in each market's own part of the training data"
+    part = f"the last item of {whose} in each market's own part of the training data"
     return {"validation": f"{part}, ranked among the items that the market has, NDCG@10"}
 
 

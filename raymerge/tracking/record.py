@@ -60,12 +60,13 @@ def read(output: str, url: str) -> Record:
 
 
 def newest_place(output: str, run: str) -> str | None:
-    """Where the artifact of a run lies, of the command with such a run that was given last; None if there is none."""
+    """Where a run's artifact lies, of the command that was given last and has committed one; None if there is none."""
     folder = storage.join(output, FOLDER)
     urls = [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]
     for url in sorted(urls, key=storage.modified, reverse=True):
-        if run in (places := read(output, url).places):
-            return places[run]
+        place = read(output, url).places.get(run)
+        if place is not None and storage.exists(storage.join(output, place, "manifest.json")):
+            return place
     return None
 
 

@@ -39,7 +39,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # linear and cosine end at 0
     clip_norm: float = 5.0  # of the gradient; 0 leaves it as it is
-    patience: int = 10  # epochs without a better validation NDCG@10 before it stops; 0 never stops
+    patience: int = 10  # epochs, from the first averaged on, without a better NDCG@10 before it stops; 0 never stops
     windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
     stride: int | None = None  # items between the ends of a history's windows; None: as many as the encoder reads
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast where that is faster

@@ -162,7 +162,7 @@ def _windows(
     if count == 0:
         raise InputError(
             f"training needs users with at least {SHORTEST} items beside those held out "
-            "(2 of a user who validates, else 1), found none"
+            "(the test's, and of a user who validates one more), found none"
         )
     pool = pool_steps(partitions=parts, batch_size=config.batch_size)
     return windows, math.ceil(count / config.batch_size), pool

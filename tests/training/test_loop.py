@@ -16,7 +16,7 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
 from raymerge.models.recommendation import Batch
 from raymerge.training.config import TrainingConfig, learning_rate
-from raymerge.training.loop import CHECK_STEPS, BadStep, StepReport, train, validate
+from raymerge.training.loop import CHECK_STEPS, BadStep, StepReport, is_finished, train, validate
 from raymerge.training.state import EpochReport, TrainingState
 from raymerge.training.step import StepFigures
 
@@ -132,6 +132,24 @@ def test_same_seed_same_training_and_another_seed_another() -> None:
     states = [train(*make(), cyclic(), replace(CONFIG, seed=seed)) for seed in (1, 1, 2)]
     assert equal(states[0].encoder, states[1].encoder)
     assert not equal(states[0].encoder, states[2].encoder)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best_epoch", "average", "expected"),
+    [
+        (12, 9, 1, True),
+        (11, 9, 1, False),
+        (12, 2, 10, False),
+        (13, 2, 10, True),
+        (19, 17, 10, False),
+        (20, 20, 10, True),
+    ],
+)
+def test_patience_begins_with_the_epochs_that_are_averaged(
+    epoch: int, best_epoch: int, average: int, expected: bool
+) -> None:
+    config = replace(CONFIG, epochs=20, patience=3, average_epochs=average)
+    assert is_finished(TrainingState(epoch=epoch, best_epoch=best_epoch), config) is expected
 
 
 def test_stops_when_patience_ends_and_keeps_the_best() -> None:
