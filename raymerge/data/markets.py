@@ -1,8 +1,8 @@
 """Markets: parts of a log that may not meet, and what each of them may learn from.
 
 A log is divided by a column of its own or by a seeded draw, so that what merging is worth without sharing data can be
-measured: what is held out of the whole (`raymerge.data.split`) is seen by no market. Shapes: n interactions, V
-items.
+measured: what tests the whole (`raymerge.data.split`) is seen by no market. The last item that a user has in a part
+validates there, so that what validates the whole trains no market either. Shapes: n interactions, V items.
 """
 
 import re
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raymerge.data.sequences import Sequences, bounds
-from raymerge.data.split import training_part
+from raymerge.data.split import before_test
 from raymerge.errors import ConfigError
 from raymerge.splitmix import GAMMA, mix_, shifted, signed
 
@@ -93,31 +93,31 @@ def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
 
 
 def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> Sequences:
-    """The training histories as a market, 1, 2, …, sees them; users who have nothing there are left out.
+    """The histories before the test as a market, 1, 2, …, sees them; users who have nothing there are left out.
 
     A column's markets are numbered in the log in the order of their names, all of which the configuration names.
     """
-    training = training_part(sequences)
+    known = before_test(sequences)
     if config.by == "column":
-        assert training.markets is not None, "the log was prepared without prepare.market"
+        assert known.markets is not None, "the log was prepared without prepare.market"
         number = 1 + sorted(config.own_names).index(config.own_names[market - 1])
-        return _keep(training, training.markets == number)
+        return _keep(known, known.markets == number)
     if config.by == "users":
-        mine = owners(training.keys, config) == market
-        return _keep(training, mine.repeat_interleave(training.lengths))
-    owner = owners(training.items.long(), config)
-    return _keep(training, (owner == market) | (owner == SHARED))
+        mine = owners(known.keys, config) == market
+        return _keep(known, mine.repeat_interleave(known.lengths))
+    owner = owners(known.items.long(), config)
+    return _keep(known, (owner == market) | (owner == SHARED))
 
 
 def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
-    """The training histories as the common base sees them, if that is not all of them."""
-    training = training_part(sequences)
+    """The histories before the test as the common base sees them, if that is not all of them."""
+    known = before_test(sequences)
     if config.base == "first":
         return seen_by_market(sequences, 1, config)
     if config.base == "shared":
-        return _keep(training, owners(training.items.long(), config) == SHARED)
-    place = torch.arange(len(training.items)) - training.offsets[:-1].repeat_interleave(training.lengths)
-    return _keep(training, place < training.lengths.repeat_interleave(training.lengths) / 2)
+        return _keep(known, owners(known.items.long(), config) == SHARED)
+    place = torch.arange(len(known.items)) - known.offsets[:-1].repeat_interleave(known.lengths)
+    return _keep(known, place < known.lengths.repeat_interleave(known.lengths) / 2)
 
 
 def _keep(sequences: Sequences, kept: Tensor) -> Sequences:

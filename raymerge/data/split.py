@@ -109,6 +109,13 @@ def training_lengths(sequences: Sequences) -> Tensor:
     return torch.where(_long_enough(sequences), sequences.lengths - held_out, 0)
 
 
+def before_test(sequences: Sequences) -> Sequences:
+    """Each user's history without what is held out to test; users who are not evaluated are left out."""
+    users = evaluated_users(sequences, "test")
+    starts, ends = sequences.offsets[users], sequences.offsets[users + 1] - HELD_OUT["test"]
+    return replace(sequences.select(users, starts, ends), tests=False)
+
+
 def training_part(sequences: Sequences) -> Sequences:
     """Each user's history without what is held out; users who have nothing else are left out."""
     lengths = training_lengths(sequences)

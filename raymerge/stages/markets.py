@@ -73,7 +73,7 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     settings = context.config.markets
     assert isinstance(settings, MarketsConfig)
     run, inputs = f"markets/{name}", {"data": data.digest}
-    configuration = {"part": name, "held_out": "validation", **asdict(settings)}
+    configuration = {"part": name, "held_out": "its last item", **asdict(settings)}
     found = context.find("markets", run, inputs=inputs, configuration=configuration)
     if found is not None:
         return found

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from raymerge.data.markets import MarketsConfig, owners, seen_by_base, seen_by_market
 from raymerge.data.sequences import Sequences, from_lists
+from raymerge.data.split import training_part
 from raymerge.errors import ConfigError
 
 HISTORIES = st.lists(st.lists(st.integers(1, 40), max_size=12), min_size=1, max_size=8)
@@ -32,14 +33,18 @@ def test_a_market_sees_its_own_and_the_shared_part_of_what_trains_and_nothing_el
     for market in range(1, count + 1):
         expected = {}
         for key, history in by_key(whole).items():
-            training = history[:-2] if len(history) >= 3 else []
+            known = history[:-1] if len(history) >= 3 else []
             if by == "users":
-                kept = training if owner_of_user[key] == market else []
+                kept = known if owner_of_user[key] == market else []
             else:
-                kept = [item for item in training if owner_of_item[item] in (0, market)]
+                kept = [item for item in known if owner_of_item[item] in (0, market)]
             if kept:
                 expected[key] = kept
-        assert by_key(seen_by_market(whole, market, config)) == expected
+        part = seen_by_market(whole, market, config)
+        assert by_key(part) == expected
+        trained = by_key(training_part(part))
+        for key, history in by_key(whole).items():
+            assert all(trained.get(key, []).count(item) <= history[:-2].count(item) for item in history)
 
 
 def test_a_market_knows_who_validates() -> None:
@@ -50,7 +55,7 @@ def test_a_market_knows_who_validates() -> None:
     known = dict(zip(whole.keys.tolist(), (True, False), strict=True))
     for part in parts:
         assert part.validates.tolist() == [known[key] for key in part.keys.tolist()]
-    assert {item for part in parts for item in part.items.tolist()} == {1, 2, 5, 6, 7}
+    assert {item for part in parts for item in part.items.tolist()} == {1, 2, 3, 5, 6, 7}
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,7 +68,7 @@ def test_a_market_of_a_column_sees_what_happened_in_it(histories: list[list[tupl
     for number, code in ((1, 3), (2, 1), (3, 2)):
         expected = {}
         for key, history in zip(whole.keys.tolist(), histories, strict=True):
-            kept = [item for item, market in history[:-2] if market == code]
+            kept = [item for item, market in history[:-1] if market == code]
             if len(history) >= 3 and kept:
                 expected[key] = kept
         assert by_key(seen_by_market(whole, number, config)) == expected
@@ -77,7 +82,7 @@ def test_the_base_sees_all_markets_old_half_their_shared_items_or_the_first_mark
     config = MarketsConfig(base="shared", shared=0.5, seed=1)
     shared = set((owners(torch.arange(1, 11), config) == 0).nonzero().squeeze(1).add(1).tolist())
     assert {item for history in by_key(seen_by_base(whole, config)).values() for item in history} == shared & {
-        1, 2, 3, 4, 5, 8,
+        1, 2, 3, 4, 5, 6, 8, 9,
     }  # fmt: skip
     config = MarketsConfig(base="first")
     assert by_key(seen_by_base(whole, config)) == by_key(seen_by_market(whole, 1, config))

@@ -80,7 +80,7 @@ def test_a_market_with_too_little_to_learn_from_is_named(make_context: MakeConte
     changes = ["prepare.market=shop", "after_merge=null", "markets={by: column, names: [old, new]}"]
     context = make_context("out", *changes)
     with pytest.raises(
-        InputError, match="market-new has no user with 2 items to learn from beside those held out, of 0 interactions"
+        InputError, match="market-new has no user with 2 items to learn from beside those held out, of 5 interactions"
     ):
         divide(context, prepare(context, [str(tmp_path / "log.csv")]))
 
