@@ -108,6 +108,11 @@ def find_report(url: str) -> str:
     if storage.exists(storage.join(url, "report.json")):
         return storage.join(url, "report.json")
     place = newest_place(url, "report")
-    if place is None:
+    if place is not None:
+        return storage.join(url, place, "report.json")
+    folder = storage.join(url, "report")  # of an output that no command has worked in, the one that was written last
+    places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
+    found = [place for place in places if storage.exists(place)]
+    if not found:
         raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
-    return storage.join(url, place, "report.json")
+    return max(found, key=storage.modified)
