@@ -209,6 +209,7 @@ def plan(log: str | None, data: str | None, **options: Any) -> None:
 
 @cli.command(
     short_help="Run a command as a job of a cluster.",
+    epilog=f"Commands: {', '.join(SUBMITTED)}.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option("--address", help="The cluster's dashboard; without it RAY_ADDRESS, else http://127.0.0.1:8265.")
@@ -223,7 +224,7 @@ def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
 
     For example: raymerge submit --address http://HEAD:8265 run --recipe ml-1m --output s3://bucket/out. Ends with the
     job's exit code; Ctrl-C stops the job. The cluster's token is taken from RAY_AUTH_MODE and RAY_AUTH_TOKEN, or
-    RAY_AUTH_TOKEN_PATH. Commands: run, plan, prepare, train, fisher, fisher-study, merge, evaluate.
+    RAY_AUTH_TOKEN_PATH.
     """
     from raymerge.cluster_commands import run_submit
 

@@ -118,8 +118,7 @@ class _Planner:
         if config.after_merge:
             after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
-        diagonals = len(config.all_members) if METHODS[config.merge.method].needs_diagonals else 0
-        drawn = PROCESS_BYTES + 4.0 * diagonals * self.parameters
+        drawn = PROCESS_BYTES + 4.0 * self._diagonals() * self.parameters
         seconds = RATES.close_s + self.size.users * config.evaluation.replicates / RATES.bootstrap
         return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, drawn, seconds)]
 
@@ -219,10 +218,13 @@ class _Planner:
         products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
         return probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
 
+    def _diagonals(self) -> int:
+        return len(self.config.all_members) if METHODS[self.config.merge.method].needs_diagonals else 0
+
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
         trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals))
-        diagonals = models if METHODS[settings.method].needs_diagonals else 0
+        diagonals = self._diagonals()
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
         kept = min(models, MODELS_KEPT) if diagonals else 0  # by the same processes for the diagonals
         memory = 4.0 * self.parameters * (models + diagonals + 1 + kept) + SCORES_BYTES

@@ -26,9 +26,9 @@ from raymerge.outages import MISSING, credentials_in, plain_errors, redact, retr
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
-logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that has no right to ask what a bucket is
 BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
+logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that has no right to ask what a bucket is
 
 
 def is_local(url: str) -> bool:

@@ -1,6 +1,7 @@
 """Processes of this machine, those of the tests only: other Rays may be at work beside them."""
 
 import os
+import time
 from pathlib import Path
 
 
@@ -13,6 +14,14 @@ def named(name: str) -> list[int]:
 def of_home(home: str) -> list[int]:
     """Pids of the processes that were started with this home and have not written over their environment since."""
     return [pid for pid in _all() if f"HOME={home}".encode() in _read(pid, "environ").split(b"\0")]
+
+
+def wait_until_gone(home: str, seconds: float = 20) -> None:
+    """Until none of this home is left; fails after some seconds."""
+    end = time.monotonic() + seconds
+    while left := of_home(home):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
 
 
 def _all() -> list[int]:

@@ -4,13 +4,12 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cluster.head import free_ports
+from cluster.head import free_ports, status
 
 from raymerge import storage
 from raymerge.artifacts import open_artifact
@@ -36,21 +35,13 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 60
-        while not answers(address):
+        while status(f"{address}/storage/v1/b/shop") != 200:
             assert server.poll() is None and time.monotonic() < end, (tmp_path / "server.log").read_text()
             time.sleep(0.1)
         yield BUCKET
     finally:
         server.kill()
         server.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/storage/v1/b/shop", timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def test_a_log_is_prepared_from_and_to_it(

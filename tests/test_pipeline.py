@@ -250,10 +250,7 @@ def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_repor
     _, said = driver.communicate(timeout=GRACE_S + 30)
     assert driver.returncode in (130, 1), said  # 1: Ray ends a driver whose node is gone before that ends itself
     assert "Traceback" not in said
-    end = time.monotonic() + 20
-    while left := processes.of_home(str(home)):
-        assert time.monotonic() < end, left
-        time.sleep(0.2)
+    processes.wait_until_gone(str(home))
     assert_goes_on(log, output, first[1])
 
 

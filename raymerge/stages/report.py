@@ -21,13 +21,8 @@ from raymerge.stages.context import SCORE, Context
 from raymerge.stages.prepare import partitions_of
 
 METRIC = "ndcg@10"  # by which models are compared
-REFERENCES = (
-    "base",
-    "average",
-    "control",
-    "ceiling",
-    "ensemble",
-)  # kinds that a merge is compared with, beside members
+REFERENCES = ("base", "average", "control", "ceiling", "ensemble")
+"""Kinds that a merge is compared with, beside members."""
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
 
@@ -63,8 +58,8 @@ def report(
         "merge": merge.digest,
     }
     recipe = {key: value for key, value in context.config.determining().items() if key not in ("seed", "study")}
-    compared = {"entries": [[entry.name, entry.kind] for entry in entries], "references": REFERENCES}
-    configuration = {"recipe": recipe, **compared}
+    names = [[entry.name, entry.kind] for entry in entries]
+    configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
     found = context.find("report", "report", inputs=inputs, configuration=configuration)
     if found is not None:
         return found

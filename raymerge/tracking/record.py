@@ -65,7 +65,7 @@ def newest_place(output: str, run: str) -> str | None:
     urls = [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]
     for url in sorted(urls, key=storage.modified, reverse=True):
         place = read(output, url).places.get(run)
-        if place is not None and storage.exists(storage.join(output, place, "manifest.json")):
+        if place is not None and storage.exists(storage.join(output, place, storage.LAST_FILE)):
             return place
     return None
 

@@ -55,13 +55,18 @@ class TrainingConfig:
                 raise ConfigError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
+def averaged_from(config: TrainingConfig) -> int:
+    """How many epochs there are before those whose parameters are averaged, if any are."""
+    return max(0, config.epochs - config.average_epochs)
+
+
 def averaged_before(config: TrainingConfig, epoch: int) -> int | None:
     """How many epochs' parameters are in the average before this epoch, from 1, adds its own; None if it does not.
 
     >>> [averaged_before(TrainingConfig(epochs=5, average_epochs=3), epoch) for epoch in range(1, 6)]
     [None, None, 0, 1, 2]
     """
-    before = epoch - 1 - max(0, config.epochs - config.average_epochs)
+    before = epoch - 1 - averaged_from(config)
     return before if config.average_epochs > 1 and before >= 0 else None
 
 

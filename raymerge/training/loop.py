@@ -34,7 +34,7 @@ from raymerge.models.objectives import Objective
 from raymerge.models.recommendation import Batch, Term
 from raymerge.training.batches import SHORTEST, EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
-from raymerge.training.config import TrainingConfig, averaged_before, learning_rate
+from raymerge.training.config import TrainingConfig, averaged_before, averaged_from, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
 from raymerge.training.state import EpochReport, TrainingState, copies
 from raymerge.training.step import StepFigures, Stepper
@@ -133,8 +133,8 @@ def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iter
 
 def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
     """Whether all epochs are done or the patience has ended, which begins with the epochs that are averaged."""
-    averaged_from = config.epochs - config.average_epochs if config.average_epochs > 1 else 0
-    return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - max(state.best_epoch, averaged_from)
+    since = max(state.best_epoch, averaged_from(config) if config.average_epochs > 1 else 0)
+    return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - since
 
 
 def validate(

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +179,7 @@ def test_local_cluster_wants_its_token_shows_its_pages_on_loopback_alone_and_lea
         assert "is at work already" in again.stderr
     finally:
         subprocess.run([script, "stop"], env=environment, check=True, timeout=100)
-    end = time.monotonic() + 20
-    while left := processes.of_home(str(tmp_path)):
-        assert time.monotonic() < end, left
-        time.sleep(0.2)
+    processes.wait_until_gone(str(tmp_path))
 
 
 def test_local_script_stops_no_other_process_that_has_got_its_id(tmp_path: Path) -> None:
