@@ -1,8 +1,7 @@
 """What every stage does alike: find its artifact in the output folder or make it, and tell what it does in events."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,21 +43,30 @@ class Context:
             self.emit(Progress(run, 1, 1, "found, not made again"))
         return artifact
 
-    def committed(self, stage: str, inputs: Mapping[str, Any], configuration: Any) -> Artifact:
+    def committed(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact:
         """The artifact that was made just now."""
         found = self.output.find(stage, inputs=inputs, configuration=configuration)
         assert found is not None, "it was committed just now"
         return found
 
-    @contextmanager
-    def make(self, stage: str, run: str, *, inputs: Mapping[str, Any], configuration: Any) -> Iterator["Making"]:
-        """Make and commit an artifact; what `tell` is given is emitted and kept with it."""
+    def make(
+        self, stage: str, run: str, fill: Callable[["Making"], None], *, inputs: Mapping[str, Any], configuration: Any
+    ) -> Artifact:
+        """Commit the artifact that `fill` makes; what `tell` is given is emitted and kept with it."""
         began = time.monotonic()
         with self.output.stage(stage, inputs=inputs, configuration=configuration) as draft:
             making = Making(run, draft, self.emit)
-            yield making
+            fill(making)
             draft.counts.setdefault("seconds", round(time.monotonic() - began, 1))
             draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in making.events])
+        return self.committed(stage, inputs=inputs, configuration=configuration)
+
+    def find_or_make(
+        self, stage: str, run: str, fill: Callable[["Making"], None], *, inputs: Mapping[str, Any], configuration: Any
+    ) -> Artifact:
+        """The artifact if it is committed, else made by `fill`."""
+        key = {"inputs": inputs, "configuration": configuration}
+        return self.find(stage, run, **key) or self.make(stage, run, fill, **key)
 
 
 class Making:

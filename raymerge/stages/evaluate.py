@@ -9,7 +9,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
 from raymerge.pool import Pool
-from raymerge.stages.context import EVENTS, Context
+from raymerge.stages.context import EVENTS, Context, Making
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.train import model_digest
 
@@ -35,11 +35,9 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
         "ks": list(settings.ks),
         "threads": context.config.cluster.actor_threads,
     }
-    found = context.find("evaluate", run, inputs=inputs, configuration=configuration)
-    if found is not None:
-        return found
     partitions = partitions_of(data)
-    with context.make("evaluate", run, inputs=inputs, configuration=configuration) as making:
+
+    def rank(making: Making) -> None:
         making.progress(0, len(partitions))
         sums: dict[str, dict[str, float]] = {}
 
@@ -61,7 +59,8 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
             if key != "users":
                 making.tell(key, sum(sums[partition][key] for partition in partitions) / max(1.0, users))
         making.progress(1, 1)
-    return context.committed("evaluate", inputs, configuration)
+
+    return context.find_or_make("evaluate", run, rank, inputs=inputs, configuration=configuration)
 
 
 def metrics_of(ranks: Artifact) -> dict[str, float]:

@@ -68,12 +68,13 @@ def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict
 
 
 def _commit_diagonal(context: Context, data: Artifact, name: str, model: Artifact, total: ShardSum) -> Artifact:
-    key = _key(context, data, model)
-    with context.make("fisher", f"fisher/{name}", **key) as making:
+
+    def fill(making: Making) -> None:
         write_blocks(making.folder / "diagonal.safetensors", total.shapes, torch.float32, _told(total, making))
         making.counts.update({"users": total.users, "estimator": context.config.fisher.estimator})
         making.progress(1, 1, f"{total.users:,} users")
-    return context.committed("fisher", **key)
+
+    return context.make("fisher", f"fisher/{name}", fill, **_key(context, data, model))
 
 
 def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:

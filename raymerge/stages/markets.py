@@ -12,7 +12,7 @@ from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
 from raymerge.data.split import evaluated_users, training_lengths, training_part
 from raymerge.errors import InputError
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of
 from raymerge.training.batches import SHORTEST
 
@@ -74,11 +74,9 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     assert isinstance(settings, MarketsConfig)
     run, inputs = f"markets/{name}", {"data": data.digest}
     configuration = {"part": name, "held_out": "its last item", **asdict(settings)}
-    found = context.find("markets", run, inputs=inputs, configuration=configuration)
-    if found is not None:
-        return found
     partitions = partitions_of(data)
-    with context.make("markets", run, inputs=inputs, configuration=configuration) as making:
+
+    def cut(making: Making) -> None:
         (making.folder / PARTITIONS_FOLDER).mkdir()
         whole = read_items(data.file(ITEMS_FILE))
         had, training = torch.zeros(2, len(whole) + 1, dtype=torch.int64)
@@ -109,4 +107,5 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
             making.tell(key, value)
         users, items, interactions = (f"{counts[key]:,}" for key in ("users", "offered", "interactions"))
         making.progress(1, 1, f"{users} users, {items} items, {interactions} interactions")
-    return context.committed("markets", inputs, configuration)
+
+    return context.find_or_make("markets", run, cut, inputs=inputs, configuration=configuration)

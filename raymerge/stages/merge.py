@@ -61,10 +61,8 @@ def merge(
         "diagonals": [diagonal.digest for diagonal in uses.values()],
     }
     configuration = {**asdict(settings), "filter_seen": filter_seen}
-    found = context.find("merge", run, inputs=inputs, configuration=configuration)
-    if found is not None:
-        return found
-    with context.make("merge", run, inputs=inputs, configuration=configuration) as making:
+
+    def fill(making: Making) -> None:
         first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
@@ -80,7 +78,8 @@ def merge(
         write_items(_merged_items(models.values()), making.folder / "model" / ITEMS_FILE)
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
-    return context.committed("merge", inputs, configuration)
+
+    return context.find_or_make("merge", run, fill, inputs=inputs, configuration=configuration)
 
 
 def _settle(

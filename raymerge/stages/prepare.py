@@ -10,7 +10,7 @@ from raymerge.data.interactions import open_log
 from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 
 
 def source(context: Context, given: str | None) -> list[str]:
@@ -22,14 +22,15 @@ def source(context: Context, given: str | None) -> list[str]:
     if entry is None or entry.source is None:
         raise InputError(f"recipe {name} needs a log: name it with --input, or try --recipe demo")
     inputs = {"recipe": name, "made by": file_digest(inspect.getfile(entry.source))}  # another simulator, another log
-    found = context.find("source", "source", inputs=inputs, configuration={})
-    if found is None:
-        with context.make("source", "source", inputs=inputs, configuration={}) as making:
-            making.progress(0, 1, "the log of the recipe")
-            making.counts["log"] = entry.source(making.folder).relative_to(making.folder).as_posix()
-            making.progress(1, 1)
-        found = context.committed("source", inputs, {})
-    return [found.file(found.counts["log"])]
+    write_log = entry.source
+
+    def fetch(making: Making) -> None:
+        making.progress(0, 1, "the log of the recipe")
+        making.counts["log"] = write_log(making.folder).relative_to(making.folder).as_posix()
+        making.progress(1, 1)
+
+    made = context.find_or_make("source", "source", fetch, inputs=inputs, configuration={})
+    return [made.file(made.counts["log"])]
 
 
 def check_logs(context: Context, files: Sequence[str]) -> None:
@@ -48,10 +49,8 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
         inputs["catalogue"] = [file_digest(catalogue_file(str(settings.catalogue)))]
     configuration = asdict(settings)
     del configuration["catalogue"]  # it is an input
-    found = context.find("prepare", "prepare", inputs=inputs, configuration=configuration)
-    if found is not None:
-        return found
-    with context.make("prepare", "prepare", inputs=inputs, configuration=configuration) as making:
+
+    def fill(making: Making) -> None:
         passes = ["read", "sort", "filter", "write"]
 
         def report(what: str, done: int, total: int) -> None:
@@ -64,7 +63,8 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
             making.tell(key, value)
         summary = f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions"
         making.progress(1, 1, summary)
-    return context.committed("prepare", inputs, configuration)
+
+    return context.find_or_make("prepare", "prepare", fill, inputs=inputs, configuration=configuration)
 
 
 def partitions_of(data: Artifact) -> list[str]:

@@ -17,7 +17,7 @@ from raymerge.config import Config
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.evaluation.significance import Bootstrap, holm
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of
 
 METRIC = "ndcg@10"  # by which models are compared
@@ -60,10 +60,8 @@ def report(
     recipe = {key: value for key, value in context.config.determining().items() if key not in ("seed", "study")}
     names = [[entry.name, entry.kind] for entry in entries]
     configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
-    found = context.find("report", "report", inputs=inputs, configuration=configuration)
-    if found is not None:
-        return found
-    with context.make("report", "report", inputs=inputs, configuration=configuration) as making:
+
+    def compare(making: Making) -> None:
         making.progress(0, 1)
         ranks = {entry.name: [entry.ranks] for entry in entries}
         bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
@@ -78,7 +76,8 @@ def report(
                 for metric, value in metrics.items():
                     making.tell(f"{row['name']}.{ranking}.{metric}", value["mean"])
         making.progress(1, 1)
-    return context.committed("report", inputs, configuration)
+
+    return context.find_or_make("report", "report", compare, inputs=inputs, configuration=configuration)
 
 
 def bootstrap_of(

@@ -38,17 +38,15 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
     """
     task = _Task(context, pool, data, run_of(name), model)
     configuration = asdict(context.config.study) | {"temperature": context.config.fisher.temperature}
-    key: dict[str, Any] = {"inputs": task.inputs, "configuration": configuration}
-    found = context.find("study", task.run, **key)
-    if found is not None:
-        return found
-    with context.make("study", task.run, **key) as making:
+
+    def compare(making: Making) -> None:
         content = _content(task, _measure(task, _exact(task)))
         making.draft.write_json("study.json", content)
         _tell(making, content)
         making.counts.update({"users": content["users"], "rows": len(content["rows"])})
         making.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")
-    return context.committed("study", **key)
+
+    return context.find_or_make("study", task.run, compare, inputs=task.inputs, configuration=configuration)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import Job, epoch_events, train_all
@@ -194,7 +194,8 @@ def _job(context: Context, plan: Plan) -> Job:
 
 def _commit_model(context: Context, plan: Plan, state: TrainingState) -> Artifact:
     inputs, configuration = plan.inputs(), plan.configuration(context.config)
-    with context.make("train", plan.run, inputs=inputs, configuration=configuration) as making:
+
+    def fill(making: Making) -> None:
         module = SequenceEncoder(plan.data.counts["items"], context.config.encoder)
         module.load_state_dict(state.best)
         save_model(module, making.folder / "model", items_url=plan.data.file(ITEMS_FILE))
@@ -205,7 +206,8 @@ def _commit_model(context: Context, plan: Plan, state: TrainingState) -> Artifac
         making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"
         making.progress(1, 1, note)
-    return context.committed("train", inputs, configuration)
+
+    return context.make("train", plan.run, fill, inputs=inputs, configuration=configuration)
 
 
 def _seconds(report: EpochReport) -> float:

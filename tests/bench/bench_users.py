@@ -24,7 +24,7 @@ from raymerge.models.encoder import SequenceEncoder
 from raymerge.pool import Pool
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline, session
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
 from raymerge.stages.prepare import prepare
@@ -57,11 +57,13 @@ def write_catalogue(path: Path, items: int) -> None:
 
 def random_model(context: Context, data: Artifact) -> Artifact:
     """A model as training leaves it."""
-    with context.make("train", "random", inputs={}, configuration={}) as making:
+
+    def draw(making: Making) -> None:
         torch.manual_seed(0)
         module = SequenceEncoder(data.counts["items"], context.config.encoder)
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-    return context.committed("train", {}, {})
+
+    return context.make("train", "random", draw, inputs={}, configuration={})
 
 
 def forget_peak(piece: int = 0) -> None:

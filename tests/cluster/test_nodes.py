@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
@@ -18,7 +19,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import prepare
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -112,13 +113,15 @@ def given(bucket: str, data: Path, stage: str) -> list[str]:
     context = Context(configure("demo", overrides), Output(f"{bucket}/given"), lambda message: None, Deadline(60))
     prepared = prepare(context, [str(data)])
     arguments = ["--data", prepared.url]
+
+    def draw(making: Making, seed: int) -> None:
+        torch.manual_seed(seed)
+        module = SequenceEncoder(prepared.counts["items"], context.config.encoder)
+        save_model(module, making.folder / "model", items_url=prepared.file(ITEMS_FILE))
+
     for seed in () if stage == "train" else (0, 1):
-        key: dict = {"inputs": {"seed": seed}, "configuration": {}}
-        with context.make("train", "random", **key) as making:
-            torch.manual_seed(seed)
-            module = SequenceEncoder(prepared.counts["items"], context.config.encoder)
-            save_model(module, making.folder / "model", items_url=prepared.file(ITEMS_FILE))
-        arguments += ["--model", context.committed("train", **key).url]
+        model = context.make("train", "random", partial(draw, seed=seed), inputs={"seed": seed}, configuration={})
+        arguments += ["--model", model.url]
     return arguments
 
 

@@ -1,6 +1,7 @@
 """A small prepared log and a context for stages, both without Ray."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from raymerge.events import Emit
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, prepare
 
 SMALL = (
@@ -59,13 +60,15 @@ def partitions(data: Artifact) -> list[Sequences]:
 @pytest.fixture
 def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
     """Two random models, as training leaves them."""
-    made, context = {}, make_context("models")
-    for seed, name in enumerate(("first", "second")):
-        key = {"inputs": {"seed": seed}, "configuration": {}}
-        with context.make("train", name, **key) as making:
-            torch.manual_seed(seed)
-            module = SequenceEncoder(data.counts["items"], context.config.encoder)
-            save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-            making.counts[SCORE] = 0.1
-        made[name] = context.committed("train", **key)
-    return made
+    context = make_context("models")
+
+    def draw(making: Making, seed: int) -> None:
+        torch.manual_seed(seed)
+        module = SequenceEncoder(data.counts["items"], context.config.encoder)
+        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        making.counts[SCORE] = 0.1
+
+    return {
+        name: context.make("train", name, partial(draw, seed=seed), inputs={"seed": seed}, configuration={})
+        for seed, name in enumerate(("first", "second"))
+    }

@@ -19,7 +19,7 @@ from raymerge.data.sequences import Sequences, concatenate, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import InputError
 from raymerge.events import Event, Progress
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.fisher import fisher
 from raymerge.stages.prepare import partitions_of
 from tests.stages.conftest import MakeContext
@@ -119,23 +119,26 @@ def shards(context: Context) -> list[Path]:
 
 def added_to(context: Context, data: Artifact) -> Artifact:
     """The data set with some more users, in a partition of their own."""
-    key = {"inputs": {"more": data.digest}, "configuration": {}}
-    with context.make("prepare", "prepare", **key) as making:
+
+    def add(making: Making) -> None:
         shutil.copytree(data.url, making.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         table = pq.read_table(making.folder / "partitions" / "part-00000.parquet").slice(0, 20)
         pq.write_table(table, making.folder / "partitions" / "part-00003.parquet")
         making.counts.update(data.counts)
-    return context.committed("prepare", **key)
+
+    return context.make("prepare", "prepare", add, inputs={"more": data.digest}, configuration={})
 
 
 def test_data_without_a_user_to_validate_is_refused(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
     context = make_context("out", "cluster.actors=1")
-    key = {"inputs": {}, "configuration": {}}
-    with context.make("prepare", "prepare", **key) as making:
+
+    def empty(making: Making) -> None:
         (making.folder / "partitions").mkdir()
         table = pq.read_table(partitions_of(data)[0]).slice(0, 0)
         pq.write_table(table, making.folder / "partitions" / "part-00000.parquet")
+
+    nobody = context.make("prepare", "prepare", empty, inputs={}, configuration={})
     with context.pool() as pool, pytest.raises(InputError, match="no user with 3 items or more"):
-        fisher(context, pool, context.committed("prepare", **key), models)
+        fisher(context, pool, nobody, models)

@@ -14,7 +14,7 @@ from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
 from raymerge.evaluation.distributed import Ranks
 from raymerge.evaluation.metrics import ndcg
-from raymerge.stages.context import SCORE, Context
+from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.report import Entry, report
 
@@ -24,12 +24,12 @@ MERGE = {"method": "fisher", "normalise": "none", "epsilon": 1e-6, "power": 1.0,
 
 
 def made(context: Context, stage: str, run: str, counts: dict, ranks: dict[str, Ranks] | None = None) -> Artifact:
-    key = {"inputs": {"run": run, "output": context.output.url}, "configuration": {}}
-    with context.make(stage, run, **key) as making:
+    def fill(making: Making) -> None:
         making.counts.update({SCORE: 0.1, "seconds": 1.0, **counts})
         for file, found in (ranks or {}).items():
             pq.write_table(found.table(), making.folder / file)
-    return context.committed(stage, key["inputs"], key["configuration"])
+
+    return context.make(stage, run, fill, inputs={"run": run, "output": context.output.url}, configuration={})
 
 
 def run_of(context: Context, log: Path, name: str) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeConfig, MergeSetting, merge
 from raymerge.models.objectives import ObjectiveConfig
 from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
@@ -170,12 +170,14 @@ def kill_a_training_worker(context: Context) -> None:
 def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
-    context, key = make_context("out"), {"inputs": {}, "configuration": {}}
-    with context.make("train", "diverged", **key) as making:
+    context = make_context("out")
+
+    def spoil(making: Making) -> None:
         module = load_model(models["first"].url)
         module.item_embedding.weight.data[5] = float("nan")
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-    start = context.committed("train", **key)
+
+    start = context.make("train", "diverged", spoil, inputs={}, configuration={})
     plan = Plan("train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1)
     with pytest.raises(ScoreError, match="lower training.learning_rate"):
         train(context, [plan])

@@ -18,7 +18,7 @@ from raymerge.errors import ResourceError, ScoreError
 from raymerge.events import Message, Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
-from raymerge.stages.context import Context
+from raymerge.stages.context import Context, Making
 from raymerge.stages.train import Plan, train
 from raymerge.training import loop
 from raymerge.training.config import TrainingConfig
@@ -116,12 +116,13 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
 
 def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
     """The model with one parameter that is not a number."""
-    spoilt: dict = {"inputs": {"spoilt": model.digest}, "configuration": {}}
-    with context.make("train", "spoilt", **spoilt) as making:
+
+    def spoil(making: Making) -> None:
         module = load_model(model.url)
         torch.nn.init.constant_(module.output_bias[:1], torch.nan)
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-    return context.committed("train", **spoilt)
+
+    return context.make("train", "spoilt", spoil, inputs={"spoilt": model.digest}, configuration={})
 
 
 def key(context: Context, plan: Plan) -> dict:
