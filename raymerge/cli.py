@@ -184,11 +184,12 @@ def log(url: str, tracking_uri: str | None) -> None:
 @click.option("--recipe", default="default", show_default=True, help="A named configuration or a YAML file.")
 @SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
-def config(recipe: str, overrides: tuple[str, ...], listing: bool) -> None:
+@click.option("--objective", help="Print what this objective's `settings` may have, such as cl4srec.")
+def config(recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None) -> None:
     """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
     from raymerge.explained import print_config
 
-    print_config(recipe, overrides, listing)
+    print_config(recipe, overrides, listing, objective)
 
 
 @cli.command(short_help="What a run would take: processes, memory, time.")

@@ -10,23 +10,31 @@ import click
 import yaml
 
 from raymerge.config import Config, class_in
+from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, complete_settings
 from raymerge.recipes import RECIPES, configure
 
 SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
 
 
-def print_config(recipe: str, overrides: Sequence[str], listing: bool) -> None:
+def print_config(recipe: str, overrides: Sequence[str], listing: bool, objective: str | None) -> None:
     """`raymerge config`."""
     if listing:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")
-        return
-    click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
+    elif objective:
+        settings = complete_settings(ObjectiveConfig(objective))
+        click.echo(_explained(settings, OBJECTIVES[objective].Settings), nl=False)
+    else:
+        click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
 
 
 def explained(config: Config) -> str:
     """The whole configuration; what `--recipe` takes."""
-    return "".join(f"{line}\n" for line in _lines(config.plain(), Config, ""))
+    return _explained(config.plain(), Config)
+
+
+def _explained(values: Mapping[str, Any], kind: Any) -> str:
+    return "".join(f"{line}\n" for line in _lines(values, kind, ""))
 
 
 def _lines(values: Mapping[str, Any], kind: Any, indent: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ class MarketsConfig:
     count: int = 3
     by: By = "items"  # what a market has of its own; column: as prepare.market says
     shared: float = 0.4  # share of the items that all markets have, with by items
-    names: tuple[str | int | bool, ...] = ()  # YAML reads some names as numbers, and no as false
+    names: tuple[str | int | bool, ...] = ()  # as the column has them; quote what YAML reads otherwise, such as 'no'
     base: Base = "all"  # what the common base has seen; old: the older half of each history
     seed: int = 0
 

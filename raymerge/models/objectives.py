@@ -43,8 +43,8 @@ class ContrastiveSettings(ClozeSettings):
     """
 
     weight: float = 0.1  # of the contrastive loss
-    similarity: Literal["cosine", "dot"] = "cosine"
-    temperature: float = 0.5
+    similarity: Literal["cosine", "dot"] = "cosine"  # of two states
+    temperature: float = 0.5  # that similarities are divided by
     projection: bool = False  # contrast a two-layer projection of the state, which is no part of the model
 
     def __post_init__(self) -> None:
@@ -59,10 +59,10 @@ class ContrastiveSettings(ClozeSettings):
 class Cl4srecSettings(ContrastiveSettings):
     """Which augmentations views are drawn from, and the share of a history that each keeps or changes."""
 
-    augmentations: tuple[str, ...] = ("crop", "mask", "reorder")
-    crop: float = 0.6
-    mask: float = 0.3
-    reorder: float = 0.6
+    augmentations: tuple[str, ...] = ("crop", "mask", "reorder")  # of which each view draws one
+    crop: float = 0.6  # share that is kept
+    mask: float = 0.3  # share that is hidden
+    reorder: float = 0.6  # share that is shuffled
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +79,7 @@ class Cl4srecSettings(ContrastiveSettings):
 class DuorecSettings(ContrastiveSettings):
     """Which views of a history are drawn together."""
 
-    mode: Literal["supervised", "unsupervised", "both"] = "both"
+    mode: Literal["supervised", "unsupervised", "both"] = "both"  # another history of the same target, other dropout
     candidates: int = 8  # histories kept for each item that they were followed by, of which views are drawn
 
     def __post_init__(self) -> None:

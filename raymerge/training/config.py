@@ -41,8 +41,8 @@ class TrainingConfig:
     clip_norm: float = 5.0  # of the gradient; 0 leaves it as it is
     patience: int = 10  # epochs, from the first averaged on, without a better NDCG@10 before it stops; 0 never stops
     windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
-    stride: int | None = None  # items between the ends of a history's windows; None: as many as the encoder reads
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast where that is faster
+    stride: int | None = None  # items between the ends of a history's windows; null: as many as the encoder reads
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16 autocast of products; auto: where that is faster
     seed: int = 0
 
     def __post_init__(self) -> None:
