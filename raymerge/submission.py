@@ -165,7 +165,6 @@ class _Submission:
 
     def _rename(self) -> None:
         self._name = f"raymerge-{secrets.token_hex(6)}"
-        self._follower = _Follower(self._client, self._name, self._deadline, self._write)
 
     def run(self) -> Outcome:
         """Submit the job unless it is there, and follow it to its end."""
@@ -198,6 +197,7 @@ class _Submission:
         return not lost
 
     def _submit(self) -> None:
+        self._follower = _Follower(self._client, self._name, self._deadline, self._write)  # a new job, a new log
         self._sent = True
         try:
             self._client.submit_job(

@@ -1,15 +1,17 @@
 """What `raymerge submit` checks before it asks a cluster, what travels, and how the end of a job is judged."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from ray.job_submission import JobStatus
+from ray.job_submission import JobDetails, JobStatus
 
 import raymerge
-from raymerge import cluster_commands
+from raymerge import cluster_commands, submission
 from raymerge.cli import main
 from raymerge.cluster_commands import runtime_env
-from raymerge.submission import EXIT_LOST, EXIT_STOPPED, Job, outcome_of
+from raymerge.runtime import Deadline
+from raymerge.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -74,6 +76,43 @@ def test_only_what_the_cluster_lost_is_tried_again(
     found = outcome_of(status, code, "what happened\nand a long log")
     assert (found.exit_code, found.lost) == expected
     assert "\n" not in found.reason
+
+
+class Heads:
+    """A cluster's client: the first head loses its job after a long log, the next one knows nothing of it."""
+
+    def __init__(self) -> None:
+        self.lost, self.jobs = "", []
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+    def submit_job(self, *, submission_id: str, **_: object) -> None:
+        self.jobs.append(submission_id)
+        self.lost = ""
+
+    def get_job_info(self, name: str) -> JobDetails:
+        if name == self.lost:
+            raise RuntimeError(f"Request failed with {UNKNOWN_JOB}: no such job")
+        return JobDetails(type="SUBMISSION", entrypoint="", status=JobStatus.SUCCEEDED, driver_exit_code=0)
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        if len(self.jobs) == 1:
+            self.lost = name
+            yield "a long log of training\n" * 9
+            raise ConnectionError("the head is gone")
+        yield "the table\n"
+
+
+def test_log_of_the_next_head_s_job_is_shown_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, written = Heads(), []
+    monkeypatch.setattr(submission, "connect", lambda address: heads)
+    monkeypatch.setattr(submission, "OUTAGE_S", 0.0)
+    code = run_job(
+        Job("train"), address="", retries=1, deadline=Deadline(60), write=written.append, say=list, wait_s=0.01
+    )
+    assert code == 0 and len(heads.jobs) == 2
+    assert written[-1] == "the table\n"
 
 
 def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
