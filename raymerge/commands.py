@@ -113,7 +113,8 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
         prepared = open_data(data)
         check_division(context.config.markets, prepared)
         given = open_start(context, prepared, start) if start else None
-        with tracked(context, "train", dataset_of(prepared)), session(context.config.cluster):
+        starts = [given] if given else []
+        with tracked(context, "train", dataset_of(prepared), starts), session(context.config.cluster):
             lessons = divide(context, prepared)
             base = given or train_base(context, lessons.base)
             members = train_members(context, lessons.members, base)
@@ -128,7 +129,7 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
         prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
         check_samples(context.config, [prepared])
-        with working_pool(context, "fisher", prepared) as pool:
+        with working_pool(context, "fisher", prepared, members.values()) as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)
 
@@ -143,7 +144,7 @@ def run_fisher_study(
         check_catalogue(prepared, members)
         [(name, trained)] = members.items()
         dataset = dataset_of(prepared)
-        with tracked(context, "fisher-study", dataset) as tracker, session(context.config.cluster):
+        with tracked(context, "fisher-study", dataset, [trained]) as tracker, session(context.config.cluster):
             with context.pool() as pool:
                 made = fisher_study(context, pool, prepared, name, trained)
             studies.log_study(tracker, run_of(name), made)
@@ -175,11 +176,11 @@ def _merge(
     context: Context, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
 ) -> Artifact:
     """The merge, chosen on the validation split of the data if there is something to choose."""
-    settings = context.config.merge
+    settings, given = context.config.merge, [*members.values(), *diagonals.values()]
     if data is not None:
         prepared = open_data(data)
         check_catalogue(prepared, members)
-        with working_pool(context, "merge", prepared) as pool:
+        with working_pool(context, "merge", prepared, given) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings)
     if not is_settled(settings):
         raise InputError(
@@ -187,8 +188,8 @@ def _merge(
             "by --set merge.coefficients=equal --set merge.normalise=none"
         )
     first, *_ = members.values()
-    digest = digest_of([model.digest for model in members.values()])
-    with tracked(context, "merge", {"name": "models", "digest": digest, "source": first.url, "counts": {}}):
+    models = {"name": "models", "digest": digest_of([one.digest for one in given]), "source": first.url, "counts": {}}
+    with tracked(context, "merge", models, given):
         return merge(context, None, [], members, diagonals, settings)
 
 
@@ -197,7 +198,7 @@ def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **opti
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_data(data, tests=True), open_models(models)
         check_catalogue(prepared, members)
-        with working_pool(context, "evaluate", prepared) as pool:
+        with working_pool(context, "evaluate", prepared, members.values()) as pool:
             ranks = evaluate(context, pool, prepared, members)
     _print_metrics(context.config, {name: metrics_of(one) for name, one in ranks.items()})
 

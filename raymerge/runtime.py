@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the work runs: no matter for a result. `threads` may change its last digits, `workers` the dropout."""
+    """Where the work runs: no matter for a result, but `threads` may change its last digits, `workers` the dropout."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -57,6 +57,11 @@ class ClusterConfig:
         for name in ("piece_hours", "deadline_hours"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"cluster.{name} must be positive, got {getattr(self, name)}")
+
+    def in_artifacts(self) -> dict[str, int | None]:
+        """Workers and threads, which artifacts are named by since their last digits depend on them."""
+        names = ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

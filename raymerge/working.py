@@ -1,7 +1,7 @@
 """What commands work in: a checked configuration, a display, a run in MLflow with its record, and Ray."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,23 @@ def working(
 
 
 @contextmanager
-def tracked(context: Context, command: str, dataset: Mapping[str, Any]) -> Iterator[Tracker]:
-    """A run in MLflow around stages; an unreachable server is refused before anything starts."""
+def tracked(
+    context: Context, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
+) -> Iterator[Tracker]:
+    """A run in MLflow around stages; an unreachable server is refused before anything starts.
+
+    It continues that of the same command on the same data and on the artifacts that are `given` beside them.
+    """
     config, announcer = context.config, context.emit
     assert isinstance(announcer, Announcer)
     uri = resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), context.output.url)
     configuration = config.plain()
+    given_digests = [artifact.digest for artifact in given]
+    facts = [command, config.determining(), config.cluster.in_artifacts(), dataset["digest"], given_digests]
     record = Record(
         context.output.open().url,
         name=f"{command} {Path(config.recipe).stem}",
-        identity=digest_of([command, config.determining(), dataset["digest"], context.output.url]),
+        identity=digest_of([*facts, context.output.url]),
         configuration=configuration,
         dataset=dataset,
     )
@@ -93,7 +100,7 @@ def tracker_of(record: Record, uri: str) -> Tracker:
 
 
 @contextmanager
-def working_pool(context: Context, command: str, data: Artifact) -> Iterator[Pool]:
+def working_pool(context: Context, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
     """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
-    with tracked(context, command, dataset_of(data)), session(context.config.cluster), context.pool() as pool:
+    with tracked(context, command, dataset_of(data), given), session(context.config.cluster), context.pool() as pool:
         yield pool

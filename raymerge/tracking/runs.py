@@ -63,6 +63,7 @@ class Tracker:
         self._held: dict[str, set[tuple[str, int]]] = {}  # by run: what the server had before this process
         self._taken: set[tuple[str, str, int]] = set()
         self._waiting: dict[str, list[Metric]] = {}
+        self._refused: set[str] = set()
         self._due = 0.0
         self._away = False
         self.outcome = "FINISHED"
@@ -116,7 +117,10 @@ class Tracker:
     def finish(self, run: str) -> None:
         """Mark a child as FINISHED now, rather than with the pipeline; in an outage that is left to the end."""
         away = self._away and time.monotonic() < self._due  # do not wait again and again for a store that is away
-        if run in self._runs.keys() | self._waiting.keys() and not away and self.flush():
+        if run not in self._runs.keys() | self._waiting.keys() or away:
+            return
+        self.flush()
+        if run not in self._waiting and not self._away:
             self._terminate(run, "FINISHED")
 
     def run_id(self, run: str = PIPELINE) -> str:
@@ -132,17 +136,23 @@ class Tracker:
         return sum(map(len, self._waiting.values()))
 
     def flush(self) -> bool:
-        """Send what waits. False if the store did not take it: then it is kept, and the job goes on."""
-        try:
-            with store.settings():
-                for run in list(self._waiting):
+        """Send what waits; False if the store did not take all of it: then it is kept, and the job goes on.
+
+        A run that the store refuses, such as one that somebody has deleted meanwhile, holds up no other.
+        """
+        for run in sorted(self._waiting.keys() - self._refused):
+            try:
+                with store.settings():
                     self._send_metrics(run)
-        except Exception as error:
-            self._report_outage(error)
-            return False
+            except Exception as error:
+                if store.is_outage(error):
+                    self._report_outage(error)
+                    return False
+                self._refused.add(run)
+                log.warning("MLflow at %s refuses run %s: %s", redact(self.uri), run, store.reason(error))
         self._due = time.monotonic() + FLUSH_INTERVAL_S
         self._away = False
-        return True
+        return not self._waiting
 
     def _send_metrics(self, run: str) -> None:
         run_id, held, waiting = self.run_id(run), self._held_by_server(run), self._waiting[run]

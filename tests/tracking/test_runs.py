@@ -135,6 +135,25 @@ def test_a_batch_whose_answer_was_lost_is_sent_again_and_recorded_once(new_track
     assert history(tracker, all_runs(tracker)["train/base"], "loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
 
+def test_a_run_that_somebody_deleted_holds_up_no_other(
+    new_tracker: NewTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with new_tracker() as tracker:
+        for event in losses("train/a", range(1)) + losses("train/b", range(1)):
+            tracker(event)
+        tracker.flush()
+        MlflowClient(tracker.uri).delete_run(tracker.run_id("train/a"))
+        for event in losses("train/a", range(3)) + losses("train/b", range(3)) + losses("train/c", range(3)):
+            tracker(event)
+        tracker.finish("train/b")
+    found = all_runs(tracker)
+    assert "train/a" not in found
+    assert [len(history(tracker, found[name], "loss")) for name in ("train/b", "train/c")] == [3, 3]
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert tracker.pending == 2
+    assert "refuses run train/a" in caplog.text and "2 figures did not reach MLflow" in caplog.text
+
+
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_an_error_marks_what_had_not_finished(new_tracker: NewTracker, error: type[BaseException], status: str) -> None:
     tracker = new_tracker()

@@ -90,13 +90,18 @@ def test_what_is_no_list_of_histories_is_refused(served: pyfunc.PyFuncModel, his
 
 @pytest.mark.parametrize(
     ("history", "params", "message"),
-    [([99], {}, "no item '99'"), ([], {}, "history 0 is empty"), ([10], {"top_k": 9}, "between 1 and 8 items")],
+    [([99], {}, "no item '99'"), ([], {}, "history 0 is empty"), ([10], {"top_k": 0}, "between 1 and 8 items")],
 )
 def test_an_unknown_item_an_empty_history_and_an_impossible_number_are_refused(
     served: pyfunc.PyFuncModel, history: list[int], params: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         served.predict([history], params=params)
+
+
+def test_more_items_than_the_catalogue_has_are_all_that_were_not_had(served: pyfunc.PyFuncModel) -> None:
+    [best] = served.predict([[10]], params={"top_k": 99})
+    assert len(best["items"]) == 7 and 10 not in best["items"]
 
 
 def test_a_catalogue_of_text_ids_takes_and_gives_text(tmp_path: Path) -> None:
