@@ -95,7 +95,7 @@ def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
         raise ArtifactError(f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)")
     try:
         manifest = json.loads(content)
-        found = manifest["stage"]
+        found, *_ = (manifest[key] for key in ("stage", "digest", "counts", "files"))
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(
             f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"

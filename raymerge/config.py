@@ -140,7 +140,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0
 
 def read_yaml(text: str | bytes) -> Any:
     """What a YAML document holds; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ValueError as error:  # such as of the date 2024-13-01
+        raise yaml.YAMLError(str(error)) from error
 
 
 def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:

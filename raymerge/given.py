@@ -1,6 +1,5 @@
 """What commands are given: logs, prepared data, models, reports. Opened and checked before anything starts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source
+from raymerge.tracking import report as reports
 from raymerge.tracking.record import newest_place
 
 DATA_STAGES = ("prepare", "markets")
@@ -96,7 +96,7 @@ def chosen_model(url: str) -> str:
     url = storage.absolute(url)
     if not storage.exists(storage.join(url, "report")):
         return url
-    content = json.loads(storage.read_bytes(find_report(url)))
+    content = reports.loads(storage.read_bytes(find_report(url)))
     return storage.join(url, content["artifacts"]["models"][content["final"]])
 
 

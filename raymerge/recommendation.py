@@ -28,7 +28,7 @@ def recommend(
     known = items.indices([item for history in histories for item in history])
     rows = pad_left(known, offsets[:-1], offsets[1:], module.config.max_length)
     exclude = Seen(known, offsets) if exclude_seen else None
-    best, scores = best_items(module, rows, top_k, exclude=exclude, offered=items.offered)
+    best, scores = best_items(module, rows, min(top_k, len(items)), exclude=exclude, offered=items.offered)
     real = best != 0
     return [
         {"items": items.own_ids(row[kept]), "scores": score[kept].tolist()}

@@ -17,10 +17,12 @@ from mlflow import MlflowClient
 from raymerge import commands, recipes, working
 from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
-from raymerge.errors import LostError
+from raymerge.errors import ConfigError, LostError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig
 from raymerge.stages.train import model_digest
 from raymerge.tracking.record import Record
+from tests.tracking.examples import example_report
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -156,7 +158,9 @@ def test_mistake_is_one_line(
     [
         ("", "is empty"),
         ("visitor,item,timestamp\n1,2,3\n", "has no column 'user', it has 'visitor', 'item', 'timestamp'"),
-        ("user;item;timestamp\n1;2;3,4\n", "they look separated by ';': set prepare.delimiter"),
+        ("user;item;timestamp\n1;2;3,4\n", "they look separated by ';': --set 'prepare.delimiter=\";\"'"),
+        ("user|item|timestamp\n1|2|3,4\n", "they look separated by '|': --set 'prepare.delimiter=\"|\"'"),
+        ("user,item,item,timestamp\n1,2,3,4\n", "has 2 columns 'item'"),
         ("user,item,timestamp\n", "the interaction log has no rows"),
         ("user,item,timestamp\n1,2,soon\n3,4,later\n", "rows are bad"),
     ],
@@ -294,7 +298,8 @@ def test_recommend_takes_the_model_that_the_last_run_chose(capsys: pytest.Captur
     output, chosen = tmp_path / "out", model(tmp_path / "out")
     for run, final in (("0123", f"train/{chosen.name}"), ("4567", "train/none")):
         (output / "report" / run).mkdir(parents=True)
-        content = {"final": "fine-tuned", "artifacts": {"models": {"fisher": "train/none", "fine-tuned": final}}}
+        content = example_report()
+        content["final"], content["artifacts"]["models"] = "fine-tuned", {"fisher": "train/none", "fine-tuned": final}
         (output / "report" / run / "report.json").write_text(json.dumps(content))
         (output / "report" / run / "manifest.json").touch()
     facts = {"configuration": {}, "dataset": {}}
@@ -306,6 +311,9 @@ def test_recommend_takes_the_model_that_the_last_run_chose(capsys: pytest.Captur
     (output / "runs" / ".DS_Store").touch()
     cli(["recommend", "--model", str(output), "--history", "film 1", "--top", "2"], standalone_mode=False)
     assert "film 0" in capsys.readouterr().out
+    (output / "report" / "0123" / "report.json").write_text("{")
+    line = mistake(capsys, "recommend", "--model", output, "--history", "film 1")
+    assert "is not a report: it was cut off" in line
 
 
 def test_altered_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -353,6 +361,20 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
     assert yaml.safe_load(file.read_text())["recipe"] == name
 
 
+@pytest.mark.parametrize("value", ["2024-13-01", "0b_"])
+def test_text_that_yaml_cannot_make_a_value_of_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str
+) -> None:
+    assert "put text with special signs in quotes" in mistake(capsys, "config", "--set", f"prepare.user={value}")
+    (tmp_path / "own.yaml").write_text(f"prepare: {{user: {value}}}")
+    assert "own.yaml is not YAML" in mistake(capsys, "config", "--recipe", tmp_path / "own.yaml")
+
+
+def test_the_delimiter_that_a_log_seems_to_have_can_be_set_as_it_is_told(tmp_path: Path) -> None:
+    assert recipes.configure("demo", ('prepare.delimiter="|"',)).prepare.delimiter == "|"
+    assert recipes.configure("demo", ('prepare.delimiter="\\t"',)).prepare.delimiter == "\t"
+
+
 def test_numbers_with_an_exponent_are_numbers_in_all_settings(tmp_path: Path) -> None:
     config = recipes.configure("demo", ("members.duorec.settings.weight=5e-3", "training.weight_decay=1.5e1"))
     assert config.members["duorec"].resolved().weight == 0.005
@@ -367,6 +389,19 @@ def test_printed_configuration_says_what_settings_are(capsys: pytest.CaptureFixt
     assert "  norm: pre  # pre | post; before or after attention and feed-forward" in lines
     assert any(line.startswith("  patience: ") and line.endswith("; 0 never stops") for line in lines)
     assert "  epsilon: 1.0e-06  # ε, in units of a diagonal's mean: a number or search" in lines
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_settings_of_an_objective_are_printed_as_it_takes_them(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    cli(["config", "--objective", name], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert ObjectiveConfig(name, yaml.safe_load(printed)).resolved() == ObjectiveConfig(name).resolved()
+    assert all("  # " in line for line in printed.splitlines())
+
+
+def test_an_objective_that_there_is_not_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match="unknown objective 'sasrec'; known: bert4rec"):
+        cli(["config", "--objective", "sasrec"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("command", list(cli.commands))

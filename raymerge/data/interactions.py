@@ -7,6 +7,7 @@ A log is streamed: what is in memory is one batch, whatever the log's size.
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -161,13 +162,16 @@ def _columns_found(wanted: Mapping[str, str], found: Sequence[str], shown: str) 
             raise InputError(
                 f"{shown} has no column {name!r}, it has {', '.join(map(repr, found))}; {_cure(role, found)}"
             )
+        if found.count(name) > 1:
+            raise InputError(f"{shown} has {found.count(name)} columns {name!r}: give them names of their own")
 
 
 def _cure(role: str, found: Sequence[str]) -> str:
     """What to set where a column is missing."""
     separator = next((mark for mark in ";|\t" if len(found) == 1 and mark in found[0]), None)
     if separator is not None:
-        return f"they look separated by {separator!r}: set prepare.delimiter"
+        quoted = json.dumps(separator)  # as YAML reads it
+        return f"they look separated by {separator!r}: --set 'prepare.delimiter={quoted}'"
     if role == "market":
         return "set prepare.market"
     roles = "prepare.user, prepare.item and prepare.timestamp (null if the rows are in order of time)"

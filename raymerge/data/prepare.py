@@ -30,7 +30,7 @@ from raymerge.data.sequences import Items, Sequences, read_items, write_items, w
 from raymerge.data.spill import Spill
 from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import ConfigError, InputError
-from raymerge.storage import join, list_files
+from raymerge.storage import join, list_files, without_credentials
 
 Core = Literal["iterated", "once"]
 Progress = Callable[[str, int, int], None]
@@ -134,10 +134,15 @@ def _report_read(report: Progress, start: int, total: int, done: int) -> None:
     report("read", start + done, total)
 
 
-def _check(files: list[str], config: LogConfig) -> Iterator[int]:
+def _check(files: list[str], config: PrepareConfig) -> Iterator[int]:
     """Sizes in bytes of files that can all be opened as logs."""
     for file in files:
         with open_log(file, config) as log:
+            if config.duplicates == "exact" and "timestamp" not in log.schema.names:
+                raise InputError(
+                    f"{without_credentials(file)} has no times, so that no two interactions are exact duplicates: "
+                    "set prepare.duplicates to keep, first or last"
+                )
             yield log.size
 
 

@@ -105,6 +105,14 @@ def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kin
     assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
 
 
+def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("1 5 5 6 5 7\n")
+    with pytest.raises(InputError, match=r"log\.txt has no times.*set prepare.duplicates to keep"):
+        prepare([str(log)], PrepareConfig(duplicates="exact", format="sequences"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path):
     first = write_csv(tmp_path / "first.csv", [(1, item, time) for time, item in enumerate([30, 10, 20, 30, 10])])
     least = {"min_item_count": 1, "min_user_count": 1}
