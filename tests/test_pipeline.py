@@ -13,13 +13,15 @@ import processes
 import pytest
 import torch
 from mlflow import MlflowClient
+from object_store import FAULTS, Faults
 from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, write_log
 
-from raymerge import load_diagonal, load_model
+from raymerge import load_diagonal, load_model, storage
 from raymerge.artifacts import Artifact, Output
 from raymerge.cli import GRACE_S
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
+from raymerge.errors import ArtifactError
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
 from raymerge.recipes import configure
@@ -34,7 +36,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("log"))
 
 
-def context(output: Path, *overrides: str, messages: list[Event | Progress] | None = None) -> Context:
+def context(output: Path | str, *overrides: str, messages: list[Event | Progress] | None = None) -> Context:
     kept = [] if messages is None else messages
     return Context(configure("demo", (*SMALL, *overrides)), Output(str(output)), kept.append, Deadline(600))
 
@@ -254,6 +256,48 @@ def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_repor
     assert_goes_on(log, output, first[1])
 
 
+@pytest.mark.chaos
+def test_pipeline_on_a_store_that_fails_now_and_then_ends_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, bucket: str, faults: Faults
+) -> None:
+    storage.write_bytes(f"{bucket}/log.parquet", log.read_bytes())
+    faults.scatter(1 / 40, seed=1)
+    result = run(context(f"{bucket}/out"), [f"{bucket}/log.parquet"])
+    assert len(faults.done) > 20 and set(faults.done) == set(FAULTS)
+    faults.clear()
+    assert without_times(report_of(result)) == without_times(report_of(first[1]))
+
+
+@pytest.mark.parametrize(
+    "damage", ["flip", *(pytest.param(kind, marks=pytest.mark.chaos) for kind in ("truncate", "remove"))]
+)
+def test_damaged_partition_is_named_and_once_it_is_back_the_same_command_goes_on(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path, damage: str
+) -> None:
+    made, result, _ = first
+    output = tmp_path / "out"
+    shutil.copytree(
+        made, output, ignore=shutil.ignore_patterns("fisher", "fisher-shard", "merge", "evaluate", "report")
+    )
+    file = sorted(output.glob("prepare/*/partitions/*"))[1]
+    content = file.read_bytes()
+    damaged = {"flip": content[:99] + bytes([content[99] ^ 1]) + content[100:], "truncate": content[:-1]}
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(damaged[damage])
+    with pytest.raises(ArtifactError, match=file.name):
+        run(context(output), [str(log)])
+    assert not (output / "fisher").exists()
+    file.write_bytes(content)
+    again = run(context(output), [str(log)])
+    assert without_times(report_of(again)) == without_times(report_of(result))
+
+
+def report_of(result: Result) -> dict:
+    return json.loads(storage.read_bytes(result.report.file("report.json")))
+
+
 def wait_for_file(driver: subprocess.Popen[str], output: Path, pattern: str) -> None:
     """Until the driver's output has such a file."""
     while driver.poll() is None and not list(output.glob(pattern)):
@@ -277,6 +321,6 @@ def assert_goes_on(log: Path, output: Path, expected: Result) -> None:
     assert "found, not made again" in progress
     assert "fine-tuned" in table
     mine = report_in(output)
-    assert mine == without_times(json.loads(Path(expected.report.file("report.json")).read_text()))
+    assert mine == without_times(report_of(expected))
     assert not list((output / "checkpoints").iterdir())
     check_mlflow(f"sqlite:///{output}/mlflow.db", mine)

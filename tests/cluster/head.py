@@ -35,6 +35,7 @@ class Head:
 
     dashboard: str
     gcs: str
+    client: str
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
@@ -70,7 +71,7 @@ class Head:
 @contextmanager
 def start_head(folder: Path, home: Path) -> Iterator[Head]:
     """Start it, wait until it answers, and end it and all that it started."""
-    ports = free_ports(3)
+    ports = free_ports(4)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     binaries = Path(sys.executable).parent
@@ -79,10 +80,12 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
     command = [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--port", str(ports[0]), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports[1])]
     command += ["--dashboard-agent-listen-port", str(ports[2]), "--num-cpus", "2", "--temp-dir", str(folder)]
+    command += ["--ray-client-server-port", str(ports[3])]
     command += ["--include-dashboard", "true", "--object-store-memory", str(200 * 2**20)]
     with open(home / "head.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    head = Head(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", environment, process)
+    at = "127.0.0.1"
+    head = Head(f"http://{at}:{ports[1]}", f"{at}:{ports[0]}", f"ray://{at}:{ports[3]}", environment, process)
     try:
         _wait_until_it_answers(head)
         yield head
