@@ -1,5 +1,6 @@
 """Files by URL, on this machine or in any store that fsspec knows; see `stores` for what a store is trusted with."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import IO, TypeVar
 
 import pyarrow.fs
 
-from raymerge.errors import InputError
+from raymerge.errors import InputError, LostError
 from raymerge.outages import MISSING, disk_errors, plain_errors, reason, without_credentials
 from raymerge.stores import WEB, Store, is_local, refuse_secrets
 
@@ -18,6 +19,7 @@ __all__ = [
     "absolute",
     "arrow_filesystem",
     "at_once",
+    "claimed",
     "commit_folder",
     "disk_errors",
     "exists",
@@ -153,6 +155,32 @@ def remove_folder(url: str) -> None:
     """Delete a folder with all that is in it; nothing happens if there is none."""
     store = Store(url)
     store.rm(store.path, recursive=True)
+
+
+@contextmanager
+def claimed(url: str) -> Iterator[None]:
+    """Make a folder and hold it against other processes of this machine; LostError if one of them has it.
+
+    The claim ends with the block or the process. Stores and network file systems without locks know no claims.
+    """
+    if not is_local(url):
+        yield
+        return
+    make_folder(url)
+    folder = os.open(absolute(url), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise LostError(
+            f"another command is at work in {url}: wait until it has ended, or give another --output"
+        ) from None
+    except OSError:  # no locks here
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def commit_folder(staging: Path, url: str) -> None:

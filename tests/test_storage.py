@@ -2,6 +2,8 @@
 
 import gzip
 import http.server
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 
 from raymerge import storage
 from raymerge.data.interactions import LogConfig, open_log
-from raymerge.errors import InputError, UserError
+from raymerge.errors import InputError, LostError, UserError
 from raymerge.stores import refuse_secrets
 
 
@@ -155,3 +157,22 @@ def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path), b"")
     with pytest.raises(UserError, match="cannot write to .*: Not a directory"):
         storage.put_files(tmp_path, str(tmp_path / "a" / "below"), [tmp_path / "a"])
+
+
+def test_a_claimed_folder_is_refused_to_others_until_the_process_that_has_it_ends(tmp_path: Path) -> None:
+    folder = str(tmp_path / "checkpoints")
+    holds = f"from raymerge import storage\nwith storage.claimed({folder!r}):\n print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(LostError, match=f"another command is at work in {folder}"), storage.claimed(folder):
+            pass
+        other.kill()
+    with storage.claimed(folder), pytest.raises(LostError), storage.claimed(folder):
+        pass
+    with storage.claimed(folder):
+        pass
+
+
+def test_stores_know_no_claims(bucket: str) -> None:
+    with storage.claimed(f"{bucket}/a"), storage.claimed(f"{bucket}/a"):
+        pass

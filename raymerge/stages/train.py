@@ -1,6 +1,7 @@
 """From user partitions to models: the base, the members, and what is trained after the merge."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -133,7 +134,7 @@ def best_single(members: Mapping[str, Artifact]) -> str:
 
 def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
     """The models of all plans, by run; those not yet committed are trained at the same time."""
-    config, output = context.config, context.output.open()
+    config, checkpoints = context.config, storage.join(context.output.open().url, "checkpoints")
     trained: dict[str, Artifact] = {}
     waiting: dict[str, Plan] = {}
     jobs: dict[str, Job] = {}  # by key: plans for the very same model, such as of equal merges, share the first one's
@@ -149,22 +150,25 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
             jobs.setdefault(job.key, job)
         else:
             trained[plan.run] = found
-            storage.remove_folder(storage.join(output.url, "checkpoints", found.digest))
+            storage.remove_folder(storage.join(checkpoints, found.digest))
 
     def commit(job: Job, state: TrainingState) -> None:
         trained[job.run] = _commit_model(context, waiting[job.run], state)
-        storage.remove_folder(storage.join(output.url, "checkpoints", job.key))
+        storage.remove_folder(storage.join(checkpoints, job.key))
 
     if jobs:
-        train_all(
-            list(jobs.values()),
-            checkpoints=storage.join(output.url, "checkpoints"),
-            capacity=context.capacity,
-            cluster=config.cluster,
-            deadline=context.deadline,
-            emit=context.emit,
-            on_trained=commit,
-        )
+        with ExitStack() as claims:
+            for key in jobs:
+                claims.enter_context(storage.claimed(storage.join(checkpoints, key)))
+            train_all(
+                list(jobs.values()),
+                checkpoints=checkpoints,
+                capacity=context.capacity,
+                cluster=config.cluster,
+                deadline=context.deadline,
+                emit=context.emit,
+                on_trained=commit,
+            )
     for plan in waiting.values():
         if plan.run not in trained:
             shared = find(plan)
