@@ -213,9 +213,8 @@ class _Planner:
     def _fisher_work(self, settings: FisherConfig) -> float:
         """Multiply-adds of one user."""
         encoder, estimator = self.config.encoder, ESTIMATORS[settings.estimator]
-        probes = min(encoder.dim, settings.samples or (1 if estimator.passes == "1" else encoder.dim))
-        has_eigenvectors = estimator.passes == "d" or estimator.limit == "dimensions"  # of C, a d × d matrix
-        products = encoder.dim if has_eigenvectors else SCORE_PASSES + probes
+        probes = min(encoder.dim, settings.samples or estimator.passes(0, encoder.dim))
+        products = encoder.dim if estimator.eigenvectors else SCORE_PASSES + probes
         return probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
 
     def _diagonals(self) -> int:

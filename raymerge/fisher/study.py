@@ -7,18 +7,14 @@ a scale that all diagonals share does no harm: of a biased estimator the scaled 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Literal, TypedDict
 
-import torch
 from torch import Tensor
 
 from raymerge.errors import ConfigError
-from raymerge.fisher.diagonal import estimate
 from raymerge.fisher.weights import ESTIMATORS, Estimator, FisherConfig
-from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.layers import by_layer
 
 MOST_SEEDS = 100
@@ -58,7 +54,7 @@ def candidates(settings: StudyConfig, *, temperature: float, items: int, dim: in
         numbers = [None] if entry.samples is None else [n for n in sorted(settings.samples) if n <= most]
         for plain in (FisherConfig(name, n, temperature) for n in numbers):
             for form in [plain, *_batch_wise(plain, entry, settings.batch_size)]:
-                for seed in range(settings.seeds if draws_at_random(name) else 1):
+                for seed in range(settings.seeds if entry.random else 1):
                     yield replace(form, seed=seed)
 
 
@@ -69,26 +65,9 @@ def _batch_wise(config: FisherConfig, entry: Estimator, batch_size: int | None) 
             yield replace(config, batch_size=batch_size, align=align)
 
 
-@cache
-def draws_at_random(estimator: str) -> bool:
-    """Whether an estimator's result depends on the seed, tried on a small model."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = SequenceEncoder(12, EncoderConfig(dim=4, heads=1, blocks=1, feed_forward=4, max_length=3))
-    histories = torch.arange(24).view(8, 3) % 12 + 1
-    samples = None if ESTIMATORS[estimator].samples is None else 1
-    first, second = (
-        estimate(module, histories, estimator=estimator, samples=samples, targets=histories[:, 0], seed=seed)
-        for seed in (0, 1)
-    )
-    return any(not torch.equal(first[name], second[name]) for name in first)
-
-
 def backward_passes(config: FisherConfig, *, dim: int) -> int:
-    """Backward passes a user, at most, by the formula that the estimator states."""
-    formula = ESTIMATORS[config.estimator].passes  # a constant of the registry
-    names = {"d": dim * (config.batch_size or 1), "n": config.samples, "min": min}
-    return int(eval(formula, {"__builtins__": {}}, names))
+    """Backward passes a user, at most, as the estimator states them; the h of a group of B users has d·B entries."""
+    return ESTIMATORS[config.estimator].passes(config.samples or 0, dim * (config.batch_size or 1))
 
 
 def line_of(config: FisherConfig) -> str:

@@ -8,7 +8,7 @@ Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,15 +42,18 @@ Limit = Literal["items", "dimensions"] | None
 class Estimator:
     """A way to weigh the items, with what a reader must know to choose it.
 
-    `samples` says what the number n is, or is None if there is none; `limit` of what in the model there must be n;
-    `alignments` of the batch-wise form, none if there is no such form.
+    `passes` of n and d are the backward passes a user, at most; `eigenvectors` says whether those of C, d × d, are
+    found; `random` whether the seed matters. `samples` says what the number n is, or is None if there is none; `limit`
+    of what in the model there must be n; `alignments` of the batch-wise form, none if there is no such form.
     """
 
     build: Build
     formula: str
     unbiased: bool
-    passes: str
-    source: str
+    passes: Callable[[int, int], int]
+    source: str = PAPER
+    eigenvectors: bool = False
+    random: bool = False
     samples: str | None = None
     limit: Limit = None
     alignments: tuple[str, ...] = ()
@@ -59,21 +62,11 @@ class Estimator:
 ESTIMATORS = Registry[Estimator]("estimator")
 
 
-def estimator(
-    name: str,
-    *,
-    formula: str,
-    unbiased: bool,
-    passes: str,
-    source: str = PAPER,
-    samples: str | None = None,
-    limit: Limit = None,
-    alignments: tuple[str, ...] = (),
-) -> Callable[[Build], Build]:
-    """Register a function as an estimator under a name."""
+def estimator(name: str, **facts: Any) -> Callable[[Build], Build]:
+    """Register a function as an estimator under a name, with what `Estimator` states of it."""
 
     def add(build: Build) -> Build:
-        ESTIMATORS.add(name, Estimator(build, formula, unbiased, passes, source, samples, limit, alignments))
+        ESTIMATORS.add(name, Estimator(build, **facts))
         return build
 
     return add
@@ -133,7 +126,12 @@ class FisherConfig:
 
 
 @estimator(
-    "exact", formula="w_j = p_j", unbiased=True, passes="d", source="F = Jᵀ C J, C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ"
+    "exact",
+    formula="w_j = p_j",
+    unbiased=True,
+    passes=lambda n, d: d,
+    source="F = Jᵀ C J, C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ",
+    eigenvectors=True,
 )
 def exact(scores: Scores, request: Request) -> Probes:
     """The Fisher diagonal over all items, without error."""
@@ -144,8 +142,9 @@ def exact(scores: Scores, request: Request) -> Probes:
     "model",
     formula="w_j = (draws of j in n draws from p) / n",
     unbiased=True,
-    passes="min(d, n)",
+    passes=min,
     source=SAMPLING,
+    random=True,
     samples="draws a user, with replacement",
     alignments=("rank",),
 )
@@ -162,7 +161,8 @@ def model(scores: Scores, request: Request) -> Probes:
     "random",
     formula="w_j = p_j V / n on n items drawn uniformly without replacement",
     unbiased=True,
-    passes="min(d, n)",
+    passes=min,
+    random=True,
     samples="items a user",
     limit="items",
     alignments=("identity", "rank"),
@@ -176,7 +176,8 @@ def random(scores: Scores, request: Request) -> Probes:
     "random_unweighted",
     formula="w_j = 1 / n on n items drawn uniformly without replacement",
     unbiased=False,
-    passes="min(d, n)",
+    passes=min,
+    random=True,
     samples="items a user",
     limit="items",
     alignments=("identity", "rank"),
@@ -190,7 +191,7 @@ def random_unweighted(scores: Scores, request: Request) -> Probes:
     "topk",
     formula="w_j = p_j on the n most probable items",
     unbiased=False,
-    passes="min(d, n)",
+    passes=min,
     samples="items a user",
     limit="items",
     alignments=("identity", "rank"),
@@ -206,7 +207,13 @@ def topk(scores: Scores, request: Request) -> Probes:
     return _by_probability(scores, request, items)
 
 
-@estimator("target", formula="w_j = 1 on the observed next item", unbiased=False, passes="1", alignments=("rank",))
+@estimator(
+    "target",
+    formula="w_j = 1 on the observed next item",
+    unbiased=False,
+    passes=lambda n, d: 1,
+    alignments=("rank",),
+)
 def target(scores: Scores, request: Request) -> Probes:
     """The item that did follow: the empirical Fisher. Of users who do not validate the model was trained on it."""
     assert request.targets is not None
@@ -217,8 +224,9 @@ def target(scores: Scores, request: Request) -> Probes:
     "rank",
     formula="the n largest eigenvectors of C",
     unbiased=False,
-    passes="n",
+    passes=lambda n, d: n,
     source="Σ_i≤n (J_kᵀ q_i + a_ki h)², a lower bound of every entry",
+    eigenvectors=True,
     samples="eigenvectors a user",
     limit="dimensions",
 )
@@ -231,8 +239,10 @@ def rank(scores: Scores, request: Request) -> Probes:
     "rank_unbiased",
     formula="the n largest eigenvectors of C, and one random-sign probe over the rest",
     unbiased=True,
-    passes="n + 1",
+    passes=lambda n, d: n + 1,
     source=HUTCHINSON,
+    eigenvectors=True,
+    random=True,
     samples="eigenvectors a user",
     limit="dimensions",
 )
@@ -245,8 +255,9 @@ def rank_unbiased(scores: Scores, request: Request) -> Probes:
     "hutchinson",
     formula="n random-sign probes Σ_j ξ_j √p_j (W_j - μ), each weighing 1/n",
     unbiased=True,
-    passes="n",
+    passes=lambda n, d: n,
     source=HUTCHINSON,
+    random=True,
     samples="probes a user",
 )
 def hutchinson(scores: Scores, request: Request) -> Probes:
