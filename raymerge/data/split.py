@@ -66,7 +66,7 @@ def examples(sequences: Sequences, split: Split, max_length: int, *, everyone: b
     starts, ends = (sequences.offsets[users], sequences.offsets[users + 1] - _held_out(sequences, split))
     items, offsets = slices(sequences.items, starts, ends)
     return Examples(
-        histories=pad_left(sequences.items, starts, ends, max_length),
+        histories=pad_left(sequences.items, starts, ends, max_length).long(),
         targets=sequences.items[ends].long(),
         keys=sequences.keys[users],
         seen=Seen(items.long(), offsets),

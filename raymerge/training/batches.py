@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymerge.data.sequences import Sequences
+from raymerge.data.sequences import Sequences, pad_left
 from raymerge.data.split import training_lengths
 from raymerge.models.draws import Stream, hashed, uniform
 from raymerge.models.recommendation import Batch
@@ -145,16 +145,10 @@ def epoch_batches(
     for step, width in enumerate(plan.widths):
         rows = plan.order[plan.bounds[step] : plan.bounds[step + 1]]
         users, ends, seeds = windows.users[rows], plan.ends[rows], plan.seeds[rows]
-        batch = gather_histories(windows.items, windows.starts[users], ends, width)
+        starts = windows.starts[users]
+        batch = pad_left(windows.items, starts, starts + ends, width).long()
         others = None
         if same_target is not None:
             own = hashed(Stream.SAME_TARGET_PRIORITY, same_target.seed, windows.keys[users], ends - 1)
             others = same_target.draw(batch[:, -1], seeds, own, fallback=batch[:, :-1])
         yield Batch(batch, seeds, others, offered)
-
-
-def gather_histories(items: Tensor, starts: Tensor, ends: Tensor, width: int) -> Tensor:
-    """Rows of the last `width` items before `ends` (counted from `starts`): int64[B, width], padded on the left."""
-    columns = ends[:, None] - width + torch.arange(width, device=items.device)
-    real = columns >= 0
-    return items[(starts[:, None] + columns).clamp(min=0) * real].long() * real

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymerge.data.sequences import Sequences
+from raymerge.data.sequences import Sequences, pad_left
 from raymerge.data.split import training_lengths
 from raymerge.models.draws import Stream, hashed, uniform
 
@@ -71,9 +71,7 @@ def _index_partition(part: Sequences, *, length: int, candidates: int, seed: int
     priorities = hashed(Stream.SAME_TARGET_PRIORITY, seed, part.keys[users[at]], places[at])
     kept = _lowest(targets, priorities, candidates)
     at = at[kept]
-    columns = torch.arange(-length, 0)
-    real = columns >= -places[at][:, None]
-    histories = part.items[(at[:, None] + columns).clamp(min=0)] * real
+    histories = pad_left(part.items, at - places[at], at, length)
     return SameTargetIndex(targets[kept], priorities[kept], histories, candidates, seed)
 
 

@@ -125,7 +125,7 @@ def test_padding_and_slices_equal_python_slices(histories, width):
     sequences = from_lists(histories)
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     padded = pad_left(sequences.items, starts, ends, width)
-    assert padded.shape == (len(histories), width) and padded.dtype == torch.int64
+    assert padded.shape == (len(histories), width) and padded.dtype == sequences.items.dtype
     assert padded.tolist() == [([0] * width + history)[-width:] for history in histories]
     items, offsets = slices(sequences.items, (starts + 1).minimum(ends), ends)
     assert items.tolist() == [item for history in histories for item in history[1:]]
