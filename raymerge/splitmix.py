@@ -1,11 +1,34 @@
 """The hash behind all draws and keys: splitmix64 on int64 tensors, modulo 2^64.
 
 A draw that is a hash of what it is for, and not the next number of a generator, is the same on one worker or on a
-hundred. Each room's `draws.py` says what it hashes. Steele, Lea and Flood, "Fast splittable pseudorandom number
+hundred. Each room's `draws.py` says how it hashes. Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014.
 """
 
+from enum import IntEnum
+
 from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What numbers are for: two purposes never share a number."""
+
+    RANKED_NEGATIVES = 1
+    BOOTSTRAP = 2
+    ROW = 101
+    WINDOW_SHIFT = 102
+    ORDER = 103
+    CLOZE_SHARE = 104
+    CLOZE_COLUMNS = 105
+    VIEW = 106
+    VIEW_KIND = 107
+    VIEW_START = 108
+    VIEW_COLUMNS = 109
+    SAME_TARGET = 110
+    SAME_TARGET_PRIORITY = 111
+    DROPOUT = 112
+    SOFTMAX_NEGATIVES = 113
+    FOLD = 114
 
 
 def signed(value: int) -> int:
@@ -32,3 +55,8 @@ def mix_(z: Tensor) -> Tensor:
     z.bitwise_xor_(shifted(z, 30)).mul_(_MULTIPLIERS[0])
     z.bitwise_xor_(shifted(z, 27)).mul_(_MULTIPLIERS[1])
     return z.bitwise_xor_(shifted(z, 31))
+
+
+def unit(words: Tensor) -> Tensor:
+    """The upper 53 bits of int64 words as numbers in [0, 1): float64."""
+    return shifted(words, 11).double() * 2.0**-53

@@ -15,7 +15,7 @@ from torch import Tensor
 from raymerge.data.sequences import Sequences, bounds
 from raymerge.data.split import before_test
 from raymerge.errors import ConfigError
-from raymerge.splitmix import GAMMA, mix_, shifted, signed
+from raymerge.splitmix import GAMMA, mix_, signed, unit
 
 By = Literal["items", "users", "column"]
 Base = Literal["all", "shared", "first", "old"]
@@ -88,7 +88,7 @@ def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
     """
     shared = config.shared if config.by == "items" else 0.0
     seed = mix_(torch.tensor(signed(config.seed)) + GAMMA)
-    drawn = (shifted(mix_(numbers ^ seed), 11) * 2.0**-53 - shared) / (1 - shared)
+    drawn = (unit(mix_(numbers ^ seed)).float() - shared) / (1 - shared)
     return torch.where(drawn < 0, SHARED, 1 + (drawn * config.count).long().clamp(max=config.count - 1))
 
 

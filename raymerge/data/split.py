@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raymerge.data.sequences import Sequences, pad_left, slices
 from raymerge.errors import ConfigError, InputError
-from raymerge.splitmix import GAMMA, mix_, shifted
+from raymerge.splitmix import GAMMA, mix_, unit
 
 Split = Literal["validation", "test"]
 HELD_OUT = {"validation": 2, "test": 1}
@@ -98,7 +98,7 @@ def _long_enough(sequences: Sequences) -> Tensor:
 
 def drawn_to_validate(keys: Tensor, share: float) -> Tensor:
     """Which users are drawn to validate, each with probability `share` by the hash of its key: int64[U] → bool[U]."""
-    return shifted(mix_(keys ^ VALIDATION_DRAW), 11) * 2.0**-53 < share
+    return unit(mix_(keys ^ VALIDATION_DRAW)).float() < share  # double would draw others in rare cases
 
 
 def training_lengths(sequences: Sequences) -> Tensor:

@@ -6,20 +6,11 @@ generators", OOPSLA 2014), applied once for each counter. Integer arithmetic is 
 """
 
 import math
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from raymerge.splitmix import GAMMA, mix_, shifted, signed
-
-
-class Stream(IntEnum):
-    """What the numbers are for: two purposes never share a number, whatever the seed."""
-
-    NEGATIVES = 1
-    BOOTSTRAP = 2
-
+from raymerge.splitmix import GAMMA, Stream, mix_, shifted, signed
 
 # P(X <= x) of a Poisson variable of mean 1, up to the last x that a 52-bit uniform number can reach.
 POISSON_CDF = torch.tensor(
@@ -30,7 +21,7 @@ POISSON_CDF = torch.tensor(
 def uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
     """Numbers in the open interval (0, 1), one for each combination of the broadcast int64 counters: float64.
 
-    >>> uniform(0, Stream.NEGATIVES, torch.tensor([[7], [8]]), torch.arange(3)).shape
+    >>> uniform(0, Stream.RANKED_NEGATIVES, torch.tensor([[7], [8]]), torch.arange(3)).shape
     torch.Size([2, 3])
     """
     state = mix_(torch.tensor(signed(seed)) ^ signed(GAMMA * stream))

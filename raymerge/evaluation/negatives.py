@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from raymerge.errors import InputError
-from raymerge.evaluation.draws import Stream, uniform
+from raymerge.evaluation.draws import uniform
+from raymerge.splitmix import Stream
 
 DRAWS_PER_NEGATIVE = 4
 CHUNK_ENTRIES = 1 << 21
@@ -109,7 +110,7 @@ def _draw_chunk(keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, n: 
 def _draw_with_replacement(keys: Tensor, chances: Tensor, draws: int, seed: int) -> Tensor:
     """Items in proportion to their chances, by inversion of the cumulated counts: int64[C, draws]."""
     cumulated = chances.cumsum(0)
-    numbers = uniform(seed, Stream.NEGATIVES, keys[:, None], torch.arange(draws))
+    numbers = uniform(seed, Stream.RANKED_NEGATIVES, keys[:, None], torch.arange(draws))
     positions = (numbers * int(cumulated[-1])).to(torch.int64)
     return torch.searchsorted(cumulated, positions, right=True).clamp_(max=len(chances) - 1) + 1
 
@@ -140,7 +141,7 @@ def _race(
     """
     kept = negatives[rows]
     counters = torch.arange(1, len(chances) + 1) + DRAWS_PER_NEGATIVE * kept.shape[1]
-    times = -uniform(seed, Stream.NEGATIVES, keys[rows][:, None], counters).log_() / chances  # chance 0: never
+    times = -uniform(seed, Stream.RANKED_NEGATIVES, keys[rows][:, None], counters).log_() / chances  # chance 0: never
     local = torch.full((len(keys),), -1).index_put_((rows,), torch.arange(len(rows)))[users]
     times[local[local >= 0], items[local >= 0] - 1] = torch.inf
     taken_rows, taken_columns = kept.nonzero(as_tuple=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from raymerge.errors import ConfigError, InputError, ScoreError
-from raymerge.evaluation.draws import Stream, poisson
+from raymerge.evaluation.draws import poisson
+from raymerge.splitmix import Stream
 
 WEIGHTS_AT_ONCE = 1 << 20
 ROUNDING = 1e-12  # relative; what summing in another order may leave of a difference that is 0 must not get a sign

@@ -6,7 +6,7 @@ A number is a hash of (seed, the user's key, a counter), so no generator has a s
 import torch
 from torch import Tensor
 
-from raymerge.splitmix import GAMMA, mix_, shifted, signed
+from raymerge.splitmix import GAMMA, mix_, signed, unit
 
 
 def streams(seed: int, keys: Tensor) -> Tensor:
@@ -23,4 +23,4 @@ def integers(stream: Tensor, counters: Tensor) -> Tensor:
 def uniforms(stream: Tensor, count: int) -> Tensor:
     """`count` numbers uniform on [0, 1) for each stream: int64[B] → float64[B, count]."""
     counters = torch.arange(count, device=stream.device)
-    return shifted(integers(stream, counters), 11).double() * 2.0**-53
+    return unit(integers(stream, counters))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymerge.models.draws import Stream, hashed
+from raymerge.models.draws import hashed
+from raymerge.splitmix import Stream
 
 FOLDS = 32
 DIVISIONS = 500

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.models.draws import hashed, uniform
 from raymerge.registry import Registry
+from raymerge.splitmix import Stream
 
 
 class Augmentation(Protocol):

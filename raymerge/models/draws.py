@@ -4,31 +4,10 @@ A generator gives the next number to whoever asks next; here row 7's third draw 
 on one worker or on a hundred. One hash for each counter.
 """
 
-from enum import IntEnum
-
 import torch
 from torch import Tensor
 
-from raymerge.splitmix import GAMMA, mix_, shifted
-
-
-class Stream(IntEnum):
-    """What the numbers are for: two purposes never share a number."""
-
-    ROW = 101
-    WINDOW_SHIFT = 102
-    ORDER = 103
-    CLOZE_SHARE = 104
-    CLOZE_COLUMNS = 105
-    VIEW = 106
-    VIEW_KIND = 107
-    VIEW_START = 108
-    VIEW_COLUMNS = 109
-    SAME_TARGET = 110
-    SAME_TARGET_PRIORITY = 111
-    DROPOUT = 112
-    NEGATIVES = 113
-    FOLD = 114
+from raymerge.splitmix import GAMMA, Stream, mix_, unit
 
 
 def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:
@@ -46,4 +25,4 @@ def uniform(stream: Stream, *counters: Tensor | int) -> Tensor:
     >>> uniform(Stream.VIEW, torch.tensor([[7], [8]]), torch.arange(3)).shape
     torch.Size([2, 3])
     """
-    return shifted(hashed(stream, *counters), 11).to(torch.float64) * 2.0**-53
+    return unit(hashed(stream, *counters))

@@ -9,8 +9,9 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from raymerge.models.draws import Stream, uniform
+from raymerge.models.draws import uniform
 from raymerge.models.repeats import Repeats, add_shift
+from raymerge.splitmix import Stream
 
 LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
 CACHE_ROWS = 128  # on a CPU, chunks of so many rows stay in its cache
@@ -74,7 +75,7 @@ def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[
     if draws >= num_items:
         everything = torch.arange(num_items, device=targets.device)
         return everything, torch.zeros_like(everything, dtype=torch.float64)
-    numbers = uniform(Stream.NEGATIVES, seed, torch.arange(draws, device=targets.device))
+    numbers = uniform(Stream.SOFTMAX_NEGATIVES, seed, torch.arange(draws, device=targets.device))
     items = torch.cat([(numbers * num_items).long(), targets]).unique()
     log_q = items.new_full(items.shape, math.log(-math.expm1(draws * math.log1p(-1 / num_items))), dtype=torch.float64)
     return items, log_q.masked_fill_(torch.isin(items, targets), 0.0)

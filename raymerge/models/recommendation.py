@@ -11,10 +11,11 @@ from torch import Tensor
 
 from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
-from raymerge.models.draws import Stream, uniform
+from raymerge.models.draws import uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import LOGIT_BYTES, catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
+from raymerge.splitmix import Stream
 
 
 @dataclass(frozen=True)

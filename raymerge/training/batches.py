@@ -16,8 +16,9 @@ from torch import Tensor
 
 from raymerge.data.sequences import Sequences, pad_left
 from raymerge.data.split import training_lengths
-from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.models.draws import hashed, uniform
 from raymerge.models.recommendation import Batch
+from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex
 
 POOL_STEPS = 16  # at least so many steps' windows are sorted by length together,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from raymerge.data.sequences import Sequences, pad_left
 from raymerge.data.split import training_lengths
-from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.models.draws import hashed, uniform
+from raymerge.splitmix import Stream
 
 
 @dataclass(frozen=True)

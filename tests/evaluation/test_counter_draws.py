@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.evaluation import draws
-from raymerge.evaluation.draws import Stream, poisson, uniform
+from raymerge.evaluation.draws import poisson, uniform
+from raymerge.splitmix import Stream
 
 WORDS = st.integers(-(2**63), 2**63 - 1)
 
@@ -27,7 +28,7 @@ def test_streams_seeds_and_keys_give_other_numbers():
 
 
 def test_numbers_are_uniform_and_uncorrelated_across_keys_and_counters():
-    numbers = uniform(3, Stream.NEGATIVES, torch.arange(1000)[:, None], torch.arange(1000))
+    numbers = uniform(3, Stream.RANKED_NEGATIVES, torch.arange(1000)[:, None], torch.arange(1000))
     share = torch.histc(numbers, bins=20, min=0, max=1) / numbers.numel()
     assert share.sub(0.05).abs().max() < 0.001
     centred = numbers - 0.5

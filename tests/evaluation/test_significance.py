@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import significance
-from raymerge.evaluation.draws import Stream, poisson
+from raymerge.evaluation.draws import poisson
 from raymerge.evaluation.significance import Bootstrap, holm
+from raymerge.splitmix import Stream
 
 
 def metrics_of(users, gain=0.02, seed=0):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raymerge.merging.held_out import DIVISIONS, FOLDS, FoldedScore, folded, held_out_gain
-from raymerge.models.draws import Stream, hashed
+from raymerge.models.draws import hashed
+from raymerge.splitmix import Stream
 
 
 def scores_of(gains: Tensor) -> list[FoldedScore]:

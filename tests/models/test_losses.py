@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_training import cross_entropy_sum, info_nce_sum, sampled_cross_entropy_sum
 
-from raymerge.models.draws import Stream, uniform
+from raymerge.models.draws import uniform
 from raymerge.models.losses import catalogue_cross_entropy, info_nce, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
+from raymerge.splitmix import Stream
 
 
 def leaves_of(rows: int, items: int, draw: torch.Generator) -> list[torch.Tensor]:
@@ -101,7 +102,7 @@ def test_sampled_cross_entropy_and_its_gradients(
     leaves = leaves_of(rows, items, draw)
     targets = torch.randint(0, items, (rows,), generator=draw)
     had = had_by(rows, items, repeated or 0, draw)
-    drawn = (uniform(Stream.NEGATIVES, seed, torch.arange(draws)) * items).long().tolist()
+    drawn = (uniform(Stream.SOFTMAX_NEGATIVES, seed, torch.arange(draws)) * items).long().tolist()
     results = []
     for fast in (True, False):
         states, weight, bias, direction = (leaf.clone().requires_grad_() for leaf in leaves)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_training import splitmix64
 
-from raymerge.models.draws import Stream, hashed, uniform
+from raymerge.models.draws import hashed, uniform
+from raymerge.splitmix import Stream
 
 WORD = st.integers(-(2**63), 2**63 - 1)
 

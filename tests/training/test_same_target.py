@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from oracles_training import random_histories, same_target_histories
 
 from raymerge.data.sequences import Sequences, from_lists
-from raymerge.models.draws import Stream, hashed
+from raymerge.models.draws import hashed
+from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex, index_same_targets, merge_indices
 
 
