@@ -16,14 +16,13 @@ from raymerge.evaluation.negatives import Ragged, check_items, draw_negatives, u
 from raymerge.evaluation.scoring import (
     MEMORY_BYTES,
     CatalogueScores,
-    Recommender,
     States,
-    evaluation_mode,
     finite,
     inside_block,
     user_chunks,
     working_dtype,
 )
+from raymerge.models.recommender import Recommender, evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -4,53 +4,19 @@ Shapes: U users, B users of a chunk, L columns, d dimensions, V items, C columns
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from raymerge.errors import ScoreError
+from raymerge.models.recommender import Recommender
 from raymerge.models.repeats import add_shift, contains, distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 256 << 20
 USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit the caches
-
-
-class Recommender(Protocol):
-    """What is ranked: any torch module with these three parts (`raymerge.models.encoder.SequenceEncoder` is one).
-
-    It may also have `repeat_direction` and `input_rows` (see `raymerge.models.repeats`).
-    """
-
-    def embed(self, histories: Tensor) -> Tensor:
-        """int64[B, L] → embedded input x."""
-
-    def encode(self, x: Tensor, histories: Tensor) -> Tensor:
-        """Embedded input → hidden state at the prediction position [B, d]."""
-
-    def head(self) -> tuple[Tensor, Tensor | None, str | None]:
-        """Output weights [V, d], bias [V] or None, name of the embedding they are tied to or None."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Itself and every module inside."""
-
-
-@contextmanager
-def evaluation_mode(module: Recommender) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards each submodule is in the mode in which it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:

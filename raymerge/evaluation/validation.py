@@ -5,8 +5,9 @@ from torch import Tensor
 from raymerge import memory
 from raymerge.data.split import Examples
 from raymerge.evaluation.metrics import ndcg
-from raymerge.evaluation.ranking import Recommender, full_ranks
+from raymerge.evaluation.ranking import full_ranks
 from raymerge.evaluation.scoring import MEMORY_BYTES
+from raymerge.models.recommender import Recommender
 
 
 def validation_gains(

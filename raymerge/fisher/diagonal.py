@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raymerge.errors import ConfigError
 from raymerge.fisher.engine import MEMORY_BYTES, Engine, Users
 from raymerge.fisher.weights import FisherConfig
+from raymerge.models.recommender import evaluation_mode
 
 
 def estimate(
@@ -85,7 +86,7 @@ def accumulate(
     users = Users.of(histories, targets, keys)
     if config.estimator == "target" and targets is None:
         raise ConfigError("estimator 'target' needs targets: the item that followed each history")
-    with evaluated(module, dtype) as model, torch.no_grad():
+    with evaluated(module, dtype) as model:
         engine = Engine(model, config, skip_frozen, memory_bytes, offered)
         for done in engine.run(users):
             if progress is not None:
@@ -95,16 +96,13 @@ def accumulate(
 
 @contextmanager
 def evaluated(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
-    """The module in eval mode, its modes and flags restored afterwards, or a copy if the precision is another."""
+    """The module in `evaluation_mode`, its flags restored afterwards too, or a copy if the precision is another."""
     if dtype is not None and any(p.dtype != dtype for p in module.parameters()):
-        yield copy.deepcopy(module).to(dtype).eval()
-        return
-    modes = {part: part.training for part in module.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+        module = copy.deepcopy(module).to(dtype)
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        yield module.eval()
+        with evaluation_mode(module):
+            yield module
     finally:
-        for part, training in modes.items():
-            part.training = training
-        for parameter, flag in flags.items():
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -11,7 +11,7 @@ from raymerge.fisher.draws import streams
 from raymerge.fisher.factor import Probes
 from raymerge.fisher.generic import AutogradBackward
 from raymerge.fisher.inputs import InputSide
-from raymerge.fisher.model import HeadNames, parts_of
+from raymerge.fisher.model import HeadNames, as_recommender
 from raymerge.fisher.output import add_output, add_repeat_direction, replace_output_of_rows
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import TILE, Head, Scores
@@ -67,7 +67,7 @@ class Engine:
         memory_bytes: int,
         offered: Tensor | None = None,
     ) -> None:
-        self.module, self.model = module, parts_of(module)
+        self.module, self.model = module, as_recommender(module)
         self.config = config
         self.memory_bytes = memory_bytes
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad or not skip_frozen}

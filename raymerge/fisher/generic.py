@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from raymerge.fisher.inputs import InputSide
-from raymerge.fisher.model import parts_of
+from raymerge.fisher.model import as_recommender
 from raymerge.fisher.sums import SquareSums
 
 
@@ -23,7 +23,7 @@ class AutogradBackward:
     """Nothing is known of what a module keeps from one call to the next, and a gradient may be large."""
 
     def __init__(self, module: nn.Module, sums: SquareSums) -> None:
-        self.model = parts_of(module)
+        self.model = as_recommender(module)
         self.parameters = {name: p for name, p in module.named_parameters() if sums.wants(name)}
         self.sums = sums
         self._embeds: list[str] | None = None

@@ -1,34 +1,20 @@
-"""What the engine asks of a model: `embed`, `encode` and `head`, and which parameters its head is made of."""
+"""Whether a module is a recommender, and which parameters its head is made of."""
 
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from raymerge.errors import ConfigError
+from raymerge.models.recommender import Recommender
 
 
-class Parts(Protocol):
-    """A next-item model in three parts. It may also have `input_rows` and `repeat_direction`, see
-    `raymerge.models.repeats`.
-    """
-
-    def embed(self, histories: Tensor) -> Tensor:
-        """int64[B, L] → [B, L', d]."""
-
-    def encode(self, x: Tensor, histories: Tensor) -> Tensor:
-        """[B, L', d] → hidden state at the prediction position [B, d]."""
-
-    def head(self) -> tuple[Tensor, Tensor | None, str | None]:
-        """Output weights [V, d], bias [V] or None, and the name of the embedding they are tied to, if any."""
-
-
-def parts_of(module: nn.Module) -> Parts:
+def as_recommender(module: nn.Module) -> Recommender:
     """The module itself; raises ConfigError if one of the three parts is missing."""
     for name in ("embed", "encode", "head"):
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{type(module).__name__} has no method {name}: the engine needs embed, encode and head")
-    return cast(Parts, module)
+    return cast(Recommender, module)
 
 
 @dataclass(frozen=True)
