@@ -30,9 +30,9 @@ from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
 from raymerge.merging.methods import METHODS
+from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
-from raymerge.models.recommendation import SoftmaxSettings
 from raymerge.runtime import Capacity, Node
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import trainings_at_once

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from raymerge import memory
+from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, NextItem, ObjectiveConfig
-from raymerge.models.recommendation import Batch, Term
 
 MORE_THAN_THERE_IS = 1 << 50
 

@@ -18,18 +18,17 @@ from torch.nn import functional as F
 
 from raymerge.errors import ConfigError
 from raymerge.models.augmentations import AUGMENTATIONS, two_views
+from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.models.losses import info_nce
-from raymerge.models.recommendation import (
-    Batch,
+from raymerge.models.item_losses import (
     ClozeSettings,
     SoftmaxSettings,
-    Term,
     check_choice,
     check_numbers,
     cloze,
     next_item,
 )
+from raymerge.models.losses import info_nce
 from raymerge.registry import Registry
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from raymerge.data.sequences import Sequences, pad_left
 from raymerge.data.split import training_lengths
+from raymerge.models.batch import Batch
 from raymerge.models.draws import hashed, uniform
-from raymerge.models.recommendation import Batch
 from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex
 

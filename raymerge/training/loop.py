@@ -28,10 +28,10 @@ from raymerge.data.sequences import Sequences
 from raymerge.data.split import examples
 from raymerge.errors import InputError, ScoreError
 from raymerge.evaluation.validation import validation_gains
+from raymerge.models.batch import Batch, Term
 from raymerge.models.draws import hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
-from raymerge.models.recommendation import Batch, Term
 from raymerge.splitmix import Stream
 from raymerge.training.batches import SHORTEST, EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world

@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
-from raymerge.models.recommendation import Batch, Term
 from raymerge.training.collectives import sum_gradients, sum_over_ranks
 from raymerge.training.config import TrainingConfig
 from raymerge.training.state import trained_parameters

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from raymerge.errors import ConfigError, UnknownNameError
 from raymerge.models.augmentations import two_views
+from raymerge.models.batch import Batch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.item_losses import ClozeSettings, hide
 from raymerge.models.objectives import (
     OBJECTIVES,
     ObjectiveConfig,
@@ -19,7 +21,6 @@ from raymerge.models.objectives import (
     check_objective,
     complete_settings,
 )
-from raymerge.models.recommendation import Batch, ClozeSettings, hide
 
 ITEMS = 12
 PAIRS = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles_training import random_histories, window_count
 
 from raymerge.data.sequences import Sequences, from_lists
-from raymerge.models.recommendation import Batch
+from raymerge.models.batch import Batch
 from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 
 CPU = torch.device("cpu")

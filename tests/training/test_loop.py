@@ -12,9 +12,9 @@ from torch import Tensor
 
 from raymerge.data.sequences import Sequences, from_lists
 from raymerge.errors import ArtifactError, ConfigError, InputError, ScoreError
+from raymerge.models.batch import Batch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, Objective, ObjectiveConfig, build_objective
-from raymerge.models.recommendation import Batch
 from raymerge.training.config import TrainingConfig, learning_rate
 from raymerge.training.loop import CHECK_STEPS, BadStep, StepReport, is_finished, train, validate
 from raymerge.training.state import EpochReport, TrainingState

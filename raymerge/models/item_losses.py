@@ -11,31 +11,12 @@ from torch import Tensor
 
 from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
+from raymerge.models.batch import Batch, Term
 from raymerge.models.draws import uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import LOGIT_BYTES, catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
 from raymerge.splitmix import Stream
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's rows of a training step."""
-
-    windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
-    seeds: Tensor  # int64[B], from which all of a row's random draws follow
-    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
-    offered: Tensor | None = None  # int64[n], in order, the columns of the items to choose among; all items if None
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of a loss: `weight` times the mean of `count` things that sum to `total`."""
-
-    name: str
-    weight: float
-    total: Tensor  # scalar
-    count: Tensor  # int64 scalar
 
 
 def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:

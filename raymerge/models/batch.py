@@ -1,0 +1,28 @@
+"""What an objective is given and what it gives: a batch of windows, and the terms of its loss.
+
+Shapes: B windows, W columns. Windows are padded on the left.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a training step."""
+
+    windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
+    seeds: Tensor  # int64[B], from which all of a row's random draws follow
+    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
+    offered: Tensor | None = None  # int64[n], in order, the columns of the items to choose among; all items if None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: `weight` times the mean of `count` things that sum to `total`."""
+
+    name: str
+    weight: float
+    total: Tensor  # scalar
+    count: Tensor  # int64 scalar
