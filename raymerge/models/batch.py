@@ -15,7 +15,7 @@ class Batch:
     windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
     seeds: Tensor  # int64[B], from which all of a row's random draws follow
     same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
-    offered: Tensor | None = None  # int64[n], in order, the columns of the items to choose among; all items if None
+    offered_columns: Tensor | None = None  # int64[n], in order, of the items to choose among; all items if None
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,11 @@ def _recommendation(
 ) -> Term:
     """Cross-entropy of states [n, d] whose next items are `targets` int64[n], over the items on offer."""
     weight, bias, _ = encoder.head()
-    columns, offered = targets - 1, batch.offered
+    columns, offered_columns = targets - 1, batch.offered_columns
     logit_bytes = LOGIT_BYTES // encoder.training_chunks
-    if offered is not None:  # the others are neither right nor wrong: their gradient is 0
-        columns = torch.searchsorted(offered, columns)
-        repeats = None if repeats is None else repeats.among(offered)
+    if offered_columns is not None:  # the others are neither right nor wrong: their gradient is 0
+        columns = torch.searchsorted(offered_columns, columns)
+        repeats = None if repeats is None else repeats.among(offered_columns)
     if settings.loss == "sampled":
         seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
         total = sampled_cross_entropy(
@@ -133,11 +133,11 @@ def _recommendation(
             draws=draws,
             seed=seed,
             repeats=repeats,
-            offered=offered,
+            offered_columns=offered_columns,
             logit_bytes=logit_bytes,
         )
     else:
-        if offered is not None:
-            weight, bias = weight[offered], None if bias is None else bias[offered]
+        if offered_columns is not None:
+            weight, bias = weight[offered_columns], None if bias is None else bias[offered_columns]
         total = catalogue_cross_entropy(states, columns, weight, bias, repeats=repeats, logit_bytes=logit_bytes)
     return Term("recommendation", 1.0, total, torch.full((), len(states), device=states.device))

@@ -48,7 +48,7 @@ def sampled_cross_entropy(
     draws: int,
     seed: Tensor,
     repeats: Repeats | None = None,
-    offered: Tensor | None = None,
+    offered_columns: Tensor | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> Tensor:
     """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
@@ -57,12 +57,13 @@ def sampled_cross_entropy(
     q = 1 − (1 − 1/V)^draws is the chance to be among them; targets stand for themselves. Given the rows that sum is
     without bias, so the loss is too as `draws` grows; draws ≥ V take all items and give the softmax itself. (Sampled
     softmax with the correction by log q: Jean et al., arXiv 1412.2007; Yi et al., RecSys 2019.) `seed` int64 scalar is
-    the same on all ranks. Of V items only the columns `offered` count if they are given, int64[n] in order; targets and
+    the same on all ranks. Of V items only the `offered_columns` count if they are given, int64[n] in order; targets and
     repeats are then places among these. Memory: states, the items taken and V · d for the gradient, whatever rows ×
     items are.
     """
-    items, log_q = _sample(gather_rows(targets)[0], len(weight) if offered is None else len(offered), draws, seed)
-    columns = items if offered is None else offered[items]
+    num_items = len(weight if offered_columns is None else offered_columns)
+    items, log_q = _sample(gather_rows(targets)[0], num_items, draws, seed)
+    columns = items if offered_columns is None else offered_columns[items]
     shift = -log_q.to(weight.dtype)
     some_bias = shift if bias is None else bias[columns] + shift
     some = None if repeats is None else repeats.among(items)

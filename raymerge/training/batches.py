@@ -140,9 +140,9 @@ def _even_steps(partition: Tensor, phases: Tensor, *, steps: int, seed: int, epo
 
 
 def epoch_batches(
-    windows: Windows, plan: EpochPlan, same_target: SameTargetIndex | None = None, offered: Tensor | None = None
+    windows: Windows, plan: EpochPlan, same_target: SameTargetIndex | None = None, offered_columns: Tensor | None = None
 ) -> Iterator[Batch]:
-    """This rank's rows of each step of an epoch, trimmed to the longest of them; `offered` as `Batch` has it."""
+    """This rank's rows of each step of an epoch, trimmed to the longest of them; `offered_columns` as in `Batch`."""
     for step, width in enumerate(plan.widths):
         rows = plan.order[plan.bounds[step] : plan.bounds[step + 1]]
         users, ends, seeds = windows.users[rows], plan.ends[rows], plan.seeds[rows]
@@ -152,4 +152,4 @@ def epoch_batches(
         if same_target is not None:
             own = hashed(Stream.SAME_TARGET_PRIORITY, same_target.seed, windows.keys[users], ends - 1)
             others = same_target.draw(batch[:, -1], seeds, own, fallback=batch[:, :-1])
-        yield Batch(batch, seeds, others, offered)
+        yield Batch(batch, seeds, others, offered_columns)

@@ -214,7 +214,12 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
 def keep_batch(url: str, bad: BadStep) -> str:
     """Write this rank's rows of the batch of a step that failed as safetensors; what an error says of it."""
     batch = bad.batch
-    parts = {"windows": batch.windows, "seeds": batch.seeds, "same_target": batch.same_target, "offered": batch.offered}
+    parts = {
+        "windows": batch.windows,
+        "seeds": batch.seeds,
+        "same_target": batch.same_target,
+        "offered": batch.offered_columns,
+    }
     tensors = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
     facts = {"epoch": str(bad.epoch), "step": str(bad.step), "loss": str(bad.loss)}
     try:

@@ -195,7 +195,7 @@ class Epoch:
         pool: int,
     ) -> None:
         self.stepper, self.windows, self.same_target = stepper, windows, same_target
-        self.offered = None if offered is None else offered.nonzero().squeeze(1)
+        self.offered_columns = None if offered is None else offered.nonzero().squeeze(1)
         self.config = stepper.config
         self.number, self.steps, self.pool = number, steps, pool  # epochs count from 0 here, from 1 in reports
         self.done, self.seconds = 0, 0.0
@@ -211,7 +211,7 @@ class Epoch:
         self.stepper.objective.train()
         began = told = time.perf_counter()
         plan = plan_epoch(self.windows, steps=self.steps, pool=self.pool, seed=seed, epoch=self.number)
-        for batch in epoch_batches(self.windows, plan, self.same_target, self.offered):
+        for batch in epoch_batches(self.windows, plan, self.same_target, self.offered_columns):
             figures = self.stepper.step(batch, rate=self._rate(self.done))
             self.done += 1
             self._recent.append(figures)
@@ -231,7 +231,7 @@ class Epoch:
         losses = torch.stack([figures.loss for figures in self._recent]).tolist()
         for step, loss in enumerate(losses, start=self.done - len(losses) + 1):
             if not math.isfinite(loss):
-                batches = epoch_batches(self.windows, plan, self.same_target, self.offered)
+                batches = epoch_batches(self.windows, plan, self.same_target, self.offered_columns)
                 batch = next(islice(batches, step - 1, None))
                 kept = on_bad_step(BadStep(self.number + 1, step, loss, batch)) if on_bad_step else ""
                 raise ScoreError(

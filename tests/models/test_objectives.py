@@ -143,7 +143,7 @@ def test_items_not_on_offer_are_neither_right_nor_wrong(name: str, attention: st
     with torch.no_grad():
         others = torch.ones(ITEMS, dtype=torch.bool).index_fill_(0, offered - 1, False)
         encoder.output_bias[others] = -torch.inf
-    naive, _ = naive_recommendation(encoder, replace(batch, offered=None), objective.settings)
+    naive, _ = naive_recommendation(encoder, replace(batch, offered_columns=None), objective.settings)
     torch.testing.assert_close(term.total.detach(), naive.detach(), rtol=1e-9, atol=1e-9)
     assert not encoder.output_bias.grad[others].any()
     assert encoder.output_bias.grad[~others].all()
