@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raymerge.errors import InputError
 from raymerge.evaluation.draws import uniform
+from raymerge.models.repeats import first_in_row
 from raymerge.splitmix import Stream
 
 DRAWS_PER_NEGATIVE = 4
@@ -95,7 +96,7 @@ def _excluded(seen: Ragged, targets: Tensor, first: int, chunk: int) -> tuple[Te
 def _draw_chunk(keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, n: int, seed: int) -> Tensor:
     """Negatives of one chunk, int64[C, n], from the excluded pairs (users, items)."""
     drawn = _draw_with_replacement(keys, chances, DRAWS_PER_NEGATIVE * n, seed)
-    accepted = ~_among(drawn, users, items, len(chances)) & _first_of_its_kind(drawn)
+    accepted = ~_among(drawn, users, items, len(chances)) & first_in_row(drawn)
     place = accepted.cumsum(1) - 1
     accepted &= place < n
     negatives = torch.zeros(len(keys), n, dtype=torch.int64)
@@ -121,14 +122,6 @@ def _among(drawn: Tensor, users: Tensor, items: Tensor, num_items: int) -> Tenso
     pairs = (users * stride + items).sort().values
     wanted = torch.arange(len(drawn))[:, None] * stride + drawn
     return pairs[torch.searchsorted(pairs, wanted).clamp_(max=len(pairs) - 1)] == wanted
-
-
-def _first_of_its_kind(drawn: Tensor) -> Tensor:
-    """Which entries have no equal to their left in the same row: bool of the same shape."""
-    ordered, order = drawn.sort(dim=1, stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return torch.empty_like(first).scatter_(1, order, first)
 
 
 def _race(

@@ -34,16 +34,22 @@ def input_rows(module: object, histories: Tensor) -> Tensor:
     return histories if own is None else own(histories)
 
 
+def first_in_row(values: Tensor) -> Tensor:
+    """Which entries have no equal to their left in the same row: int64[B, T] → bool[B, T]."""
+    ordered, order = values.sort(dim=1, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(first).scatter_(1, order, first)
+
+
 def distinct_columns(inputs: Tensor, num_items: int) -> Tensor:
     """The column of each item where it first stands in its row, −1 elsewhere: int64[B, T] → int64[B, T].
 
     >>> distinct_columns(torch.tensor([[0, 3, 1, 3, 5]]), num_items=4)  # 5 is the mask
     tensor([[-1,  2,  0, -1, -1]])
     """
-    ordered, order = inputs.sort(dim=1, stable=True)
-    other = (ordered < 1) | (ordered > num_items)
-    other[:, 1:] |= ordered[:, 1:] == ordered[:, :-1]
-    return torch.empty_like(inputs).scatter_(1, order, (ordered - 1).masked_fill_(other, -1))
+    kept = first_in_row(inputs) & (inputs >= 1) & (inputs <= num_items)
+    return torch.where(kept, inputs - 1, -1)
 
 
 def contains(had: Tensor, columns: Tensor) -> Tensor:
