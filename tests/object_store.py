@@ -46,21 +46,20 @@ def s3_server() -> Iterator[int]:
 
 @dataclass
 class Faults:
-    """What the proxy is to do wrong, and what it was asked for."""
+    """What the proxy is to do wrong, and what it did."""
 
     upstream: int = 0
     planned: deque[str] = field(default_factory=deque)
     concerns: Callable[[Request], bool] = lambda request: True
     share: float = 0.0
     draws: random.Random = field(default_factory=random.Random)
-    seen: list[Request] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
         """No faults from now on, and counts from zero."""
         self.planned, self.share, self.concerns = deque(), 0.0, lambda request: True
-        self.seen, self.done = [], []
+        self.done = []
 
     def plan(self, *kinds: str, concerns: Callable[[Request], bool] = lambda request: True) -> None:
         """The next requests that are concerned fail in these ways."""
@@ -72,7 +71,6 @@ class Faults:
 
     def next(self, request: Request) -> str | None:
         with self.lock:
-            self.seen.append(request)
             fault = None
             if self.planned and self.concerns(request):
                 fault = self.planned.popleft()

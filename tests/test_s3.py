@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
-from object_store import SECRET, Faults
+from object_store import SECRET
 
 from raymerge import storage
 from raymerge.cli import main
@@ -42,7 +42,6 @@ def shop(bucket: str, tmp_path: Path) -> str:
 def test_every_stage_reads_from_and_writes_to_an_object_store(
     capacity: Capacity,
     shop: str,
-    faults: Faults,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -79,7 +78,6 @@ def test_every_stage_reads_from_and_writes_to_an_object_store(
     assert len(models) == len(diagonals) == 2
     assert all(url.startswith(f"{shop}/out/") for url in (data, *models.values(), *diagonals.values(), merged))
     assert storage.list_folder(f"{shop}/out/checkpoints") == []
-    print(len(faults.seen), "requests")
     storage.fetch_folder(f"{shop}/out", tmp_path / "out")
     node = ray._private.worker.global_worker.node
     for folder in (tmp_path, Path(node.get_logs_dir_path())):

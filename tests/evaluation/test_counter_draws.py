@@ -1,12 +1,9 @@
-import doctest
-
 import oracles_evaluation as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymerge.evaluation import draws
 from raymerge.evaluation.draws import poisson, uniform
 from raymerge.splitmix import Stream
 
@@ -42,7 +39,3 @@ def test_poisson_weights_have_the_probabilities_of_mean_one():
     assert weights.var().item() == pytest.approx(1, abs=0.01)
     for value, probability in enumerate([0.36788, 0.36788, 0.18394, 0.06131]):
         assert (weights == value).double().mean().item() == pytest.approx(probability, abs=0.0025)
-
-
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(draws).failed == 0

@@ -1,4 +1,3 @@
-import doctest
 from types import SimpleNamespace
 
 import oracles_evaluation as oracles
@@ -311,7 +310,3 @@ def test_popular_negatives_need_counts():
 def test_settings_out_of_range_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         EvaluationConfig(**change)
-
-
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(ranking).failed == 0

@@ -1,5 +1,3 @@
-import doctest
-
 import numpy as np
 import oracles_evaluation as oracles
 import pytest
@@ -8,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.errors import ConfigError, InputError, ScoreError
-from raymerge.evaluation import significance
 from raymerge.evaluation.draws import poisson
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.splitmix import Stream
@@ -152,7 +149,3 @@ def test_holm_refuses_what_is_no_probability():
         holm({"a": 1.5})
     with pytest.raises(InputError, match="got nan"):
         holm({"a": float("nan")})
-
-
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(significance).failed == 0

@@ -1,5 +1,3 @@
-import doctest
-
 import oracles_merging as oracles
 import pytest
 import torch
@@ -301,7 +299,3 @@ def test_a_config_lists_the_settings_to_choose_from():
 def test_settings_out_of_range_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         MergeConfig(**change)
-
-
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(methods).failed == 0

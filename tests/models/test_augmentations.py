@@ -65,6 +65,8 @@ def test_every_place_is_equally_likely() -> None:
     starts = torch.bincount(crop(histories, row_seeds, share=0.5)[:, -1], minlength=5)[2:]
     hidden = (mask(histories, row_seeds, share=0.25, mask_index=MASK) == MASK).sum(0)
     assert ((starts - 2000).abs() < 200).all() and ((hidden - 1500).abs() < 180).all()
+    for column in reorder(histories, row_seeds, share=1).T:
+        assert ((torch.bincount(column, minlength=5)[1:] - 1500).abs() < 180).all()
 
 
 @pytest.mark.parametrize("names", [("crop",), ("crop", "mask"), ("crop", "mask", "reorder")])

@@ -86,16 +86,24 @@ def test_rows_of_padding_give_finite_gradients(attention: str) -> None:
     assert bool((encoder.item_embedding.weight.grad[0] == 0).all())
 
 
-@pytest.mark.parametrize("bad", [[[1, 0]], [[0, 0]], [[1, 21]], [[-1, 2]]])
-def test_refuses_what_is_no_history(bad: list[list[int]]) -> None:
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ([[1, 0]], "must end with an item"),
+        ([[0, 0]], "must end with an item"),
+        ([[1, 21]], "must lie in 0..20, found 21"),
+        ([[-1, 2]], "must lie in 0..20, found -1"),
+    ],
+)
+def test_refuses_what_is_no_history(bad: list[list[int]], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
         make()(torch.tensor(bad))
 
 
-@pytest.mark.parametrize("setting", [{"dim": 0}, {"heads": 3}, {"dropout": 1.0}, {"max_length": 1}])
-def test_refuses_impossible_settings(setting: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
-        EncoderConfig(**setting)
+@pytest.mark.parametrize(("name", "value"), [("dim", 0), ("heads", 3), ("dropout", 1.0), ("max_length", 1)])
+def test_refuses_impossible_settings(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"encoder\.{name}\b.*, got .*{value}"):
+        EncoderConfig(**{name: value})
 
 
 @BOTH
