@@ -13,7 +13,6 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 from torch import Tensor
 
-from raymerge.data.ids import stable_keys
 from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.storage import open_file, without_credentials
 
@@ -158,35 +157,6 @@ def _read_table(url: str, columns: list[str], *, optional: list[str]) -> pa.Tabl
 
 def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
     return torch.from_numpy(array.cast(kind).to_numpy(zero_copy_only=False).copy())
-
-
-def concatenate(parts: Sequence[Sequences]) -> Sequences:
-    """All users of several partitions, at least one, in the order given."""
-    markets = [part.markets for part in parts if part.markets is not None]
-    validates = [
-        torch.ones_like(part.keys, dtype=torch.bool) if part.validates is None else part.validates for part in parts
-    ]
-    return Sequences(
-        items=torch.cat([part.items for part in parts]),
-        offsets=bounds(torch.cat([part.lengths for part in parts])),
-        keys=torch.cat([part.keys for part in parts]),
-        users=pa.concat_arrays([part.users for part in parts]),
-        markets=torch.cat(markets) if len(markets) == len(parts) else None,
-        validates=None if all(part.validates is None for part in parts) else torch.cat(validates),
-        tests=all(part.tests for part in parts),
-    )
-
-
-def from_lists(histories: Sequence[Sequence[int]], users: Sequence[int | str] | None = None) -> Sequences:
-    """Sequences of histories at hand, of the users given or else of users 1, 2, …"""
-    ids = pa.array(range(1, len(histories) + 1) if users is None else users)
-    ids = ids if len(ids) else pa.array([], pa.int64())
-    return Sequences(
-        items=torch.tensor([item for history in histories for item in history], dtype=torch.int32),
-        offsets=bounds(torch.tensor([len(history) for history in histories], dtype=torch.int64)),
-        keys=torch.from_numpy(stable_keys(ids.cast(pa.string()))),
-        users=ids,
-    )
 
 
 def bounds(lengths: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def rank_targets(
                 ranks[name] = _full_ranks(module, states, examples.targets, seen, memory)
             else:
                 negatives = negatives_for(name, examples, len(module.head()[0]), config.seed, counts)
-                ranks[name] = _sampled_ranks(module, states, examples.targets, negatives, memory)
+                ranks[name] = sampled_ranks(module, states, examples.targets, negatives, memory)
     return ranks
 
 
@@ -148,18 +148,6 @@ def full_ranks(
     with evaluation_mode(module):
         states = States.of(module, histories, memory_bytes=memory_bytes)
         return _full_ranks(module, states, targets, seen, memory_bytes, offered)
-
-
-def sampled_ranks(
-    module: Recommender, histories: Tensor, targets: Tensor, negatives: Tensor, *, memory_bytes: int = MEMORY_BYTES
-) -> Tensor:
-    """Rank of each target among its negatives int64[U, n], where 0 stands for none: int64[U] from 1 to n + 1.
-
-    Ties count against the model. Time and memory do not depend on V. Raises as `full_ranks`.
-    """
-    with evaluation_mode(module):
-        states = States.of(module, histories, memory_bytes=memory_bytes)
-        return _sampled_ranks(module, states, targets, negatives, memory_bytes)
 
 
 def top_k(
@@ -258,9 +246,11 @@ def _ranks_of_chunk(
     return ranks
 
 
-def _sampled_ranks(
-    module: Recommender, states: States, targets: Tensor, negatives: Tensor, memory_bytes: int
-) -> Tensor:
+def sampled_ranks(module: Recommender, states: States, targets: Tensor, negatives: Tensor, memory_bytes: int) -> Tensor:
+    """Rank of each target among its negatives int64[U, n], where 0 stands for none: int64[U] from 1 to n + 1.
+
+    Ties count against the model. Time and memory do not depend on V. Raises as `full_ranks`.
+    """
     weight, bias, _ = module.head()
     _check_targets(states, targets, len(weight))
     _check_users("negatives", len(negatives), len(states))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partitions import from_lists
 
 from raymerge.data.markets import MarketsConfig, owners, seen_by_base, seen_by_market
-from raymerge.data.sequences import Sequences, from_lists
+from raymerge.data.sequences import Sequences
 from raymerge.data.split import training_part
 from raymerge.errors import ConfigError
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partitions import concatenate
 from pyarrow import parquet as pq
 
 from raymerge.data.prepare import PrepareConfig, prepare
-from raymerge.data.sequences import concatenate, read_items, read_partition
+from raymerge.data.sequences import read_items, read_partition
 from raymerge.data.spill import Spill, partition_of
 from raymerge.errors import ConfigError, InputError
 

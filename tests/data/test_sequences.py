@@ -7,19 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partitions import from_lists
 from pyarrow import parquet as pq
 
-from raymerge.data.sequences import (
-    Items,
-    concatenate,
-    from_lists,
-    pad_left,
-    read_items,
-    read_partition,
-    slices,
-    write_items,
-    write_partition,
-)
+from raymerge.data.sequences import Items, pad_left, read_items, read_partition, slices, write_items, write_partition
 from raymerge.data.split import Examples, drawn_to_validate, evaluated_users, examples, training_lengths, training_part
 from raymerge.errors import ArtifactError, ConfigError, InputError
 
@@ -132,17 +123,6 @@ def test_padding_and_slices_equal_python_slices(histories, width):
     assert offsets.diff().tolist() == [max(len(history) - 1, 0) for history in histories]
 
 
-def test_concatenation_keeps_users_and_order():
-    parts = [from_lists([[1], [2, 3]], ["b", "a"]), from_lists([], []), from_lists([[4]], ["c"])]
-    parts[1] = from_lists([[]], ["d"]).select(
-        torch.tensor([], dtype=torch.int64), *[torch.tensor([], dtype=torch.int64)] * 2
-    )
-    whole = concatenate(parts)
-    assert as_lists(whole) == [[1], [2, 3], [4]]
-    assert whole.users.to_pylist() == ["b", "a", "c"]
-    assert whole.keys.tolist() == [naive.stable_key(user) for user in "bac"]
-
-
 def test_a_partition_reads_back_as_written(tmp_path):
     table = pa.table({"user": ["a", "b"], "key": [-5, 2**62], "items": pa.array([[3, 1], []], pa.list_(pa.int32()))})
     pq.write_table(table, tmp_path / "part.parquet", row_group_size=1)
@@ -160,10 +140,8 @@ def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_p
     markets, validates = torch.tensor([1, 2, 1], dtype=torch.int16), torch.tensor([True, False])
     sequences = replace(from_lists([[1, 2], [3]]), markets=markets, validates=validates)
     write_partition(sequences, tmp_path / "part.parquet")
-    for found in (read_partition(str(tmp_path / "part.parquet")), concatenate([sequences])):
-        assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
-    mixed = concatenate([sequences, from_lists([[4]])])
-    assert mixed.markets is None and mixed.validates.tolist() == [True, False, True]
+    found = read_partition(str(tmp_path / "part.parquet"))
+    assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
 
 
 def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):

@@ -3,14 +3,14 @@ from types import SimpleNamespace
 import oracles_evaluation as oracles
 import pytest
 import torch
-from evaluation.cases import TableScorer, ragged
+from evaluation.cases import TableScorer, ragged, sampled_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import ranking
-from raymerge.evaluation.ranking import EvaluationConfig, full_ranks, negatives_for, rank_targets, sampled_ranks, top_k
+from raymerge.evaluation.ranking import EvaluationConfig, full_ranks, negatives_for, rank_targets, top_k
 from raymerge.evaluation.scoring import States
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 

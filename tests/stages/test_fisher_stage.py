@@ -11,11 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from partitions import concatenate
 from processes import named
 
 import raymerge.fisher
 from raymerge.artifacts import Artifact, load_diagonal, load_model
-from raymerge.data.sequences import Sequences, concatenate, read_partition
+from raymerge.data.sequences import Sequences, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import InputError
 from raymerge.events import Event, Progress

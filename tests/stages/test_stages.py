@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from partitions import concatenate
 from processes import named
 
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.data.sequences import Sequences, concatenate, read_items, read_partition
+from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import ConfigError, InputError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user

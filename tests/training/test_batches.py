@@ -7,17 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_training import random_histories, window_count
+from partitions import dealt, from_lists
 
-from raymerge.data.sequences import Sequences, from_lists
+from raymerge.data.sequences import Sequences
 from raymerge.models.batch import Batch
 from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch, pool_steps
 
 CPU = torch.device("cpu")
-
-
-def partitions_of(histories: list[list[int]], parts: int) -> list[Sequences]:
-    users = list(range(1, len(histories) + 1))
-    return [from_lists(histories[p::parts], users[p::parts]) for p in range(parts)]
 
 
 def windows_of(parts: list[Sequences], width: int = 6, stride: int = 5, last_only: bool = False) -> Windows:
@@ -36,7 +32,7 @@ def rows_of(batch: Batch) -> list[tuple[int, ...]]:
 @given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 10**6))
 def test_windows_are_whole_parts_of_the_training_part(width: int, stride: int, seed: int) -> None:
     histories = random_histories(8, 1000, longest=40, seed=seed)
-    windows = windows_of(partitions_of(histories, 3), width, stride)
+    windows = windows_of(dealt(histories, 3), width, stride)
     expected = sum(window_count(len(h) - 2, width=width, stride=stride) for h in histories)
     assert len(windows) == expected
     found = [list(row[1:]) for batch in batches_of(windows, steps=4, seed=seed) for row in rows_of(batch)]
@@ -66,14 +62,14 @@ def test_over_the_epochs_every_item_is_seen_and_windows_end_everywhere() -> None
 
 def test_last_windows_only() -> None:
     histories = random_histories(20, 50, longest=30, shortest=4, seed=0)
-    windows = windows_of(partitions_of(histories, 2), last_only=True)
+    windows = windows_of(dealt(histories, 2), last_only=True)
     rows = [row[1:] for batch in batches_of(windows, steps=3) for row in rows_of(batch)]
     assert sorted(rows) == sorted(tuple(h[:-2][-6:]) for h in histories)
 
 
 @pytest.mark.parametrize("split", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3, 0], [1], [2]], [[0, 1, 2, 3], []]])
 def test_batches_are_the_same_however_partitions_are_held(split: list[list[int]]) -> None:
-    parts = partitions_of(random_histories(60, 50, longest=40, seed=1), 4)
+    parts = dealt(random_histories(60, 50, longest=40, seed=1), 4)
     alone = batches_of(windows_of(parts), steps=7, epoch=3)
     ranks = [batches_of(windows_of([parts[p] for p in own]), steps=7, epoch=3) for own in split]
     for step, expected in enumerate(alone):
@@ -83,7 +79,7 @@ def test_batches_are_the_same_however_partitions_are_held(split: list[list[int]]
 
 @pytest.mark.parametrize(("size", "partitions", "share"), [(65, 8, 0.88), (8, 8, 0.88), (65, 64, 0.84)])
 def test_batches_are_even_and_their_padding_little(size: int, partitions: int, share: float) -> None:
-    parts = partitions_of(random_histories(2000, 50, longest=30, shortest=4, seed=2), partitions)
+    parts = dealt(random_histories(2000, 50, longest=30, shortest=4, seed=2), partitions)
     windows, pool = windows_of(parts, width=20, stride=20), pool_steps(partitions=partitions, batch_size=size)
     batches = batches_of(windows, steps=-(-len(windows) // size), pool=pool)
     sizes = torch.tensor([len(batch.seeds) for batch in batches])
@@ -95,12 +91,12 @@ def test_batches_are_even_and_their_padding_little(size: int, partitions: int, s
 
 
 def test_small_partitions_leave_no_step_empty_together() -> None:
-    parts = partitions_of(random_histories(300, 50, longest=5, shortest=4, seed=4), 100)
+    parts = dealt(random_histories(300, 50, longest=5, shortest=4, seed=4), 100)
     assert min(len(batch.seeds) for batch in batches_of(windows_of(parts), steps=10)) > 0
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
-    windows = windows_of(partitions_of(random_histories(40, 50, longest=40, seed=5), 2))
+    windows = windows_of(dealt(random_histories(40, 50, longest=40, seed=5), 2))
     first = [rows_of(batch) for batch in batches_of(windows, steps=5)]
     assert first == [rows_of(batch) for batch in batches_of(windows, steps=5)]
     assert first != [rows_of(batch) for batch in batches_of(windows, steps=5, epoch=1)]

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles_training import ndcg_at_10, random_histories
+from partitions import from_lists
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raymerge.data.sequences import Sequences, from_lists
+from raymerge.data.sequences import Sequences
 from raymerge.errors import ArtifactError, ConfigError, InputError, ScoreError
 from raymerge.models.batch import Batch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder

@@ -7,20 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_training import random_histories, same_target_histories
+from partitions import dealt, from_lists
 
-from raymerge.data.sequences import Sequences, from_lists
 from raymerge.models.draws import hashed
 from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex, index_same_targets, merge_indices
 
 
-def parts_of(histories: list[list[int]], parts: int) -> list[Sequences]:
-    users = list(range(1, len(histories) + 1))
-    return [from_lists(histories[p::parts], users[p::parts]) for p in range(parts)]
-
-
 def build(histories: list[list[int]], parts: int = 1, candidates: int = 10**6) -> SameTargetIndex:
-    return index_same_targets(parts_of(histories, parts), length=4, candidates=candidates, seed=3)
+    return index_same_targets(dealt(histories, parts), length=4, candidates=candidates, seed=3)
 
 
 def contents(index: SameTargetIndex) -> dict[int, list[list[int]]]:
@@ -49,7 +44,7 @@ def test_it_holds_the_last_item_but_one_of_who_does_not_validate() -> None:
 def test_bounded_index_is_the_same_whatever_the_parts(candidates: int) -> None:
     histories = random_histories(40, 9, longest=20, seed=0)
     whole = build(histories, 1, candidates)
-    one_by_one = [index_same_targets([p], length=4, candidates=candidates, seed=3) for p in parts_of(histories, 5)]
+    one_by_one = [index_same_targets([p], length=4, candidates=candidates, seed=3) for p in dealt(histories, 5)]
     for other in (build(histories, 3, candidates), merge_indices(one_by_one), merge_indices(one_by_one[::-1])):
         assert all(torch.equal(getattr(whole, f), getattr(other, f)) for f in ("targets", "priorities", "histories"))
     assert int(torch.bincount(whole.targets).max()) == candidates
@@ -57,7 +52,7 @@ def test_bounded_index_is_the_same_whatever_the_parts(candidates: int) -> None:
 
 def test_draws_are_of_the_target_uniform_and_not_the_row_itself() -> None:
     histories = [[1, 2, 9, 0, 0], [3, 4, 9, 0, 0], [5, 6, 9, 0, 0]]
-    parts = parts_of([[item or 8 for item in h] for h in histories], 1)
+    parts = dealt([[item or 8 for item in h] for h in histories], 1)
     index = index_same_targets(parts, length=4, candidates=8, seed=3)
     rows = 3000
     targets, seeds = torch.full((rows,), 9), torch.arange(rows)

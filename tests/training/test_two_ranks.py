@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from oracles_training import random_histories
+from partitions import from_lists
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from raymerge import memory
-from raymerge.data.sequences import Sequences, from_lists
+from raymerge.data.sequences import Sequences
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.training.config import TrainingConfig
