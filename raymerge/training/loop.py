@@ -23,7 +23,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from raymerge import memory
 from raymerge.data.sequences import Sequences
 from raymerge.data.split import examples
 from raymerge.errors import InputError, ScoreError
@@ -94,7 +93,6 @@ def train(
     `on_bad_step` had its batch.
     """
     device = encoder.item_embedding.weight.device
-    encoder.training_chunks = memory.pieces()
     start_alike(encoder, objective.to(device))
     windows, steps, pool = _windows(encoder, objective, partitions, config)
     same_target = _same_target(objective, partitions, config, device)

@@ -1,12 +1,14 @@
 """One step of the optimizer, and what it came to, over all ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from raymerge import memory
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
@@ -52,7 +54,6 @@ class Stepper:
         self.encoder = encoder
         self.objective = objective
         self.config = config
-        encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
         self.parameters = list(trained_parameters(encoder, objective).values())
         self.optimizer = torch.optim.AdamW(
             [
@@ -76,7 +77,7 @@ class Stepper:
     def gradients(self, batch: Batch) -> StepFigures:
         """Leave the gradient of the loss over all ranks' rows in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast(batch.windows.device.type):
+        with self._as_configured(batch.windows.device.type):
             terms = self.objective(self.encoder, batch)
         counts = sum_over_ranks(torch.stack([term.count for term in terms])).clamp(min=1)
         totals = torch.stack([term.total for term in terms])
@@ -86,10 +87,19 @@ class Stepper:
         terms = [replace(term, total=term.total.detach()) for term in terms]  # else each step's graph would live on
         return StepFigures(terms, figures[:-2], counts, figures[-2], figures[-1])
 
-    def _autocast(self, device: str) -> torch.autocast:
-        wanted = self.config.precision
-        mixed = wanted == "bf16" or (wanted == "auto" and multiplies_bf16(device))
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=mixed)
+    @contextmanager
+    def _as_configured(self, device: str) -> Iterator[None]:
+        """The encoder computes in the precision and the chunks of this training; afterwards it is as it was."""
+        encoder, config = self.encoder, self.config
+        mixed = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
+        before = encoder.casts_layers, encoder.training_chunks
+        encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
+        encoder.training_chunks = memory.pieces()
+        try:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
+                yield
+        finally:
+            encoder.casts_layers, encoder.training_chunks = before
 
     def _columns(self, batch: Batch) -> Tensor:
         """Input columns that hold an item, and all that are computed: int64[2]. Views are not counted."""
