@@ -75,8 +75,8 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
-        if self.rounds > 1 and (self.base is None or self.markets is None or self.rivals):
-            raise ConfigError("more rounds than one need markets and a base, and go without rivals")
+        if self.rounds > 1 and (self.base is None or self.rivals):
+            raise ConfigError("more rounds than one need a base, and go without rivals")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
             raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or they would draw alike")
         self._check_names()
@@ -108,6 +108,12 @@ class Config(BaseModel):
     def ceiling_training(self) -> TrainingConfig:
         """How the one model of all markets' data is trained: as long as members are in all rounds."""
         return replace(self.member_training, epochs=self.rounds * self.member_training.epochs)
+
+    @property
+    def control_training(self) -> TrainingConfig:
+        """How a member of the first round is trained on, for as long as all that comes after it."""
+        after = self.after_merge or self.member_training
+        return replace(after, epochs=after.epochs + (self.rounds - 1) * self.member_training.epochs)
 
     def of_rival(self, name: str) -> "Config":
         """The same run with a rival's diagonals."""

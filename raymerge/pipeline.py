@@ -45,16 +45,18 @@ def run(context: Context, log: Sequence[str]) -> Result:
     check_samples(context.config, lessons.validation)
     base = train_base(context, lessons.base)
     settings, name = context.config.merge, merge_name(context.config.merge)
-    start, early = base, dict[str, Artifact]()
+    start, early, singles = base, dict[str, Artifact](), dict[str, Artifact]()
     for number in range(1, context.config.rounds):
-        start = early[f"{name}-round-{number}"] = _round(context, lessons, start, number)
+        members, start = _round(context, lessons, start, number)
+        early[f"{name}-round-{number}"] = start
+        singles = singles or members
     members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, lessons, members)
         uniform = average(context, pool, lessons.validation, members)
         merged = merge(context, pool, lessons.validation, members, diagonals, settings)
         merges = {name: merged} | _rivals(context, pool, lessons, members)
-    extra = train_after_merge(context, data, merges, members) | train_ceiling(context, data, base)
+    extra = train_after_merge(context, data, merges, singles or members) | train_ceiling(context, data, base)
     models = ({"base": base} if base else {}) | {**members, "average": uniform, **early, **merges, **extra}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
@@ -66,14 +68,16 @@ def run(context: Context, log: Sequence[str]) -> Result:
     return Result(data, base, members, diagonals, merged, entries, made)
 
 
-def _round(context: Context, lessons: Lessons, start: Artifact | None, number: int) -> Artifact:
-    """Members of an early round, merged: what those of the next one start from."""
+def _round(
+    context: Context, lessons: Lessons, start: Artifact | None, number: int
+) -> tuple[dict[str, Artifact], Artifact]:
+    """Members of an early round, and their merge, from which those of the next one start."""
     suffix, settings = f"-round-{number}", context.config.merge
     members = train_members(context, lessons.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix)
         name = merge_name(settings) + suffix
-        return merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
+        return members, merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
 
 
 def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]) -> dict[str, Artifact]:

@@ -116,7 +116,8 @@ class _Planner:
             ceiling = [(members[0][0], config.ceiling_training)]
             stages.append(self._training("train/ceiling", ceiling, workers, cluster.base_threads))
         if config.after_merge:
-            after = [(config.base or members[0][0], config.after_merge)] * (2 + len(config.rivals))
+            settings = [config.control_training, *[config.after_merge] * (1 + len(config.rivals))]
+            after = [(config.base or members[0][0], training) for training in settings]
             stages.append(self._training("train/after", after, cluster.member_workers, cluster.member_threads))
         drawn = PROCESS_BYTES + 4.0 * self._diagonals() * self.parameters
         seconds = RATES.close_s + self.size.users * config.evaluation.replicates / RATES.bootstrap

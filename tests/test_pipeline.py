@@ -194,6 +194,22 @@ def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, 
     assert ceiling.manifest["configuration"]["training"]["epochs"] == 2, "as many as all rounds have"
 
 
+def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_knows_no_merge(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path
+) -> None:
+    made, once, _ = first
+    output = tmp_path / "out"
+    shutil.copytree(made, output)
+    twice = run(context(output, "rounds=2"), [str(log)])
+    models = {entry.name: entry.model for entry in twice.entries if entry.model}
+    assert models["fisher-round-1"].digest == once.merged.digest
+    starts = {name: models[name].manifest["inputs"]["start"] for name in ("duorec", "fine-tuned", "control")}
+    best = max(once.members.values(), key=lambda member: member.counts[SCORE])
+    assert starts == {"duorec": once.merged.digest, "fine-tuned": twice.merged.digest, "control": best.digest}
+    epochs = {name: models[name].manifest["configuration"]["training"]["epochs"] for name in starts}
+    assert epochs == {"duorec": 1, "fine-tuned": 1, "control": 2}
+
+
 def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:
     from raymerge.stages.prepare import prepare
     from raymerge.stages.train import train_base

@@ -93,23 +93,25 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 
 
 def train_after_merge(
-    context: Context, data: Artifact, merges: Mapping[str, Artifact], members: Mapping[str, Artifact]
+    context: Context, data: Artifact, merges: Mapping[str, Artifact], singles: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """Merged models trained on, and the control: the best single model with the very same extra training.
+    """Merged models trained on, and the control: the best of the single models, trained on for as long.
 
-    The first merge gives the model `fine-tuned`, another one `<its name>-fine-tuned`.
+    `singles` are the members that start from no merge, those of the first round; the control has the epochs of the
+    other rounds, too. The first merge gives the model `fine-tuned`, another one `<its name>-fine-tuned`.
     """
     config = context.config
     if config.after_merge is None:
         return {}
-    best = best_single(members)
+    best = best_single(singles)
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
     first, *rivals = merges
-    starts = {"fine-tuned": merges[first], "control": members[best]}
+    starts = {"fine-tuned": merges[first], "control": singles[best]}
     starts |= {f"{name}-fine-tuned": merges[name] for name in rivals}
+    trainings = dict.fromkeys(starts, config.after_merge) | {"control": config.control_training}
     plans = [
-        Plan(f"train/{name}", objective, seeded(config, config.after_merge), data, start, workers, threads)
+        Plan(f"train/{name}", objective, seeded(config, trainings[name]), data, start, workers, threads)
         for name, start in starts.items()
     ]
     trained = train(context, plans)
