@@ -279,5 +279,8 @@ def model_folder(url: str) -> str:
 
 
 def load_diagonal(url: str) -> dict[str, Tensor]:
-    """Load a Fisher diagonal (mean over users, by parameter name) from its artifact."""
+    """Load a Fisher diagonal from its artifact: float32 by parameter name, the mean over users, of no other scale.
+
+    Raises ArtifactError if there is none or a file of it was altered.
+    """
     return load_tensors(open_artifact(url, stage="fisher").file("diagonal.safetensors"))

@@ -34,14 +34,14 @@ SET = click.option(
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 2 yours to mend, 75 try again, 130 interrupted; a submitted job's is its own.",
+    epilog="Exit codes: 0 done, 2 an error of yours, 75 try again, 130 interrupted; a submitted job's is its own.",
 )
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 def cli(debug: bool) -> None:
     """Train several sequential recommenders, weigh them by Fisher information, merge them into one.
 
-    Start with `raymerge run`: it simulates a shop and does everything. A command that was cut off goes on where it was
+    Start with `raymerge run`: it simulates a log and does everything. A command that was cut off goes on where it was
     when it is given again.
     """
     # main() reads --debug from the arguments: an error may come before this is called
@@ -172,7 +172,7 @@ def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> No
 def log(url: str, tracking_uri: str | None) -> None:
     """Send to MLflow what an output folder holds, each figure once: after an outage, or to another server.
 
-    URL: an output folder. Nothing is computed, and Ray is not started. A command of which results are missing is FAILED
+    URL: an output folder. Nothing is computed, and Ray is not started. A command with results missing is marked FAILED
     there: give it again to go on.
     """
     from raymerge.tracking_commands import run_log

@@ -27,7 +27,6 @@ from raymerge.given import (
     open_models,
     open_start,
 )
-from raymerge.merging.methods import METHODS
 from raymerge.outages import redact
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
@@ -37,7 +36,7 @@ from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import check_samples, fisher
 from raymerge.stages.markets import check_division, divide
-from raymerge.stages.merge import check_coefficients, check_mergeable, is_settled, merge
+from raymerge.stages.merge import check_mergeable, merge
 from raymerge.stages.pooled import pool_reports
 from raymerge.stages.prepare import prepare
 from raymerge.stages.study import fisher_study, run_of
@@ -55,7 +54,7 @@ from raymerge.working import Announcer, tracked, working, working_pool
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
     with working(recipe=recipe or default_recipe(log), **options) as context:
-        check_coefficients(context.config.merge, len(context.config.all_members))
+        context.config.merge.check_members(len(context.config.all_members))
         files = log_files(context, log)
         with tracked(context, "run", dataset_of_log(context, files)) as tracker, session(context.config.cluster):
             _announce_plan(context, files)
@@ -160,14 +159,17 @@ def run_merge(
     with working(recipe=recipe or "default", **options) as context:
         members = open_models(models)
         if len(members) < 2:
-            raise MergeError(f"a merge is of two models or more, got {len(members)}: give --model for each")
+            raise MergeError(f"a merge needs at least two models, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
         weights = dict(zip(members, (open_artifact(url, stage="fisher") for url in diagonals), strict=False))
         check_mergeable(members, weights)
-        if METHODS[context.config.merge.method].needs_diagonals and not weights:
-            raise MergeError("method fisher needs a --diagonal for each --model; or --set merge.method=average")
-        check_coefficients(context.config.merge, len(members))
+        if context.config.merge.needs_diagonals and not weights:
+            raise MergeError(
+                f"method {context.config.merge.method} needs a --diagonal for each --model; "
+                "or --set merge.method=average"
+            )
+        context.config.merge.check_members(len(members))
         merged = _merge(context, data, members, weights)
     _print_artifacts({"merged": merged})
 
@@ -182,7 +184,7 @@ def _merge(
         check_catalogue(prepared, members)
         with working_pool(context, "merge", prepared, given) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings)
-    if not is_settled(settings):
+    if not settings.is_settled:
         raise InputError(
             "merge chooses on the validation split of prepared data: name it with --data, or leave nothing to choose "
             "by --set merge.coefficients=equal --set merge.normalise=none"

@@ -18,7 +18,7 @@ from raymerge.errors import ConfigError
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.fisher.study import StudyConfig
 from raymerge.fisher.weights import FisherConfig
-from raymerge.merging.methods import METHODS, MergeConfig
+from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.runtime import ClusterConfig
@@ -71,7 +71,7 @@ class Config(BaseModel):
         for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"members and rivals are named by letters, digits, - and _, got {name!r}")
-        if self.rivals and not METHODS[self.merge.method].needs_diagonals:
+        if self.rivals and not self.merge.needs_diagonals:
             raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")

@@ -12,7 +12,7 @@ class Event:
     """One figure of one run, recorded once by (run, key, step).
 
     `run` names the stage and model it belongs to ("prepare", "train/duorec", "merge"), "" the pipeline as a whole;
-    `key` the figure ("loss", "ndcg@10"); `step` the epoch or whatever the stage counts, from 0.
+    `key` the figure ("loss", "ndcg@10"); `step` the epoch or trial, from 1, or 0 where there is only one.
     """
 
     run: str

@@ -87,7 +87,7 @@ def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
     for model in models.values():
         if not read_items(model.file("model", ITEMS_FILE)).ids.equals(ids):
             raise InputError(
-                f"{model.url} is of another catalogue than {data.url}: prepare the log that it was trained on"
+                f"{model.url} has a different catalogue from {data.url}: prepare the log that it was trained on"
             )
 
 

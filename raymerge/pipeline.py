@@ -9,7 +9,7 @@ from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
 from raymerge.stages.fisher import check_samples, fisher
 from raymerge.stages.markets import Lessons, divide
-from raymerge.stages.merge import average, merge, merge_name, needs_diagonals
+from raymerge.stages.merge import average, merge
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, final_model, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
@@ -44,7 +44,7 @@ def run(context: Context, log: Sequence[str]) -> Result:
     lessons = divide(context, data)
     check_samples(context.config, lessons.validation)
     base = train_base(context, lessons.base)
-    settings, name = context.config.merge, merge_name(context.config.merge)
+    settings, name = context.config.merge, context.config.merge.label
     start, early, singles = base, dict[str, Artifact](), dict[str, Artifact]()
     for number in range(1, context.config.rounds):
         members, start = _round(context, lessons, start, number)
@@ -76,7 +76,7 @@ def _round(
     members = train_members(context, lessons.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix)
-        name = merge_name(settings) + suffix
+        name = settings.label + suffix
         return members, merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
 
 
@@ -97,7 +97,7 @@ def _own_diagonals(
 
     The suffix is for their runs' names.
     """
-    if not needs_diagonals(context.config.merge):
+    if not context.config.merge.needs_diagonals:
         return {}
     found: dict[str, Artifact] = {}
     for data in lessons.validation:

@@ -29,7 +29,6 @@ from raymerge.evaluation.distributed import MODELS_KEPT
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
-from raymerge.merging.methods import METHODS
 from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
@@ -109,7 +108,7 @@ class _Planner:
             stages.append(self._training("train/base", base, workers, cluster.base_threads))
         training = self._training("train/members", members, cluster.member_workers, cluster.member_threads)
         stages.append(self._each_round(training))
-        if METHODS[config.merge.method].needs_diagonals:
+        if config.merge.needs_diagonals:
             stages.append(self._each_round(self._fisher()))
         stages.append(self._merge())
         if config.markets:
@@ -219,7 +218,7 @@ class _Planner:
         return probes * self.length * layers(encoder) + 2.0 * self.size.items * encoder.dim * products
 
     def _diagonals(self) -> int:
-        return len(self.config.all_members) if METHODS[self.config.merge.method].needs_diagonals else 0
+        return len(self.config.all_members) if self.config.merge.needs_diagonals else 0
 
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge

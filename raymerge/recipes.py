@@ -57,7 +57,7 @@ def recipe(
 
 @recipe(
     "demo",
-    "a simulated shop, made on the spot: see everything work in a few minutes",
+    "a simulated log, made on the spot: see everything work in a few minutes",
     source=demo.write,
     size=DataSize(users=3500, items=593, interactions=92_037),
 )

@@ -77,7 +77,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "rivals={duorec: {estimator: target}}"], "two models of the run would be named 'duorec'"),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "named by letters, digits, - and _, got 'a b'"),
         (["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"], "takes none of"),
-        (["run", "--set", "rounds=2"], "more rounds than one need markets and a base, and go without rivals"),
+        (["run", "--set", "rounds=2", "--set", "base=null"], "more rounds than one need a base, and go without rivals"),
         (
             ["train", "--recipe", "markets", "--set", "rounds=2", "--data", "none"],
             "train makes one round: --set rounds=1",
@@ -249,7 +249,7 @@ def test_a_start_with_another_encoder_is_refused(capsys: pytest.CaptureFixture[s
 
 def test_a_merge_of_one_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = mistake(capsys, "merge", "--model", model(tmp_path / "a"), "--data", tmp_path, "--output", tmp_path / "out")
-    assert "a merge is of two models or more, got 1" in line
+    assert "a merge needs at least two models, got 1" in line
 
 
 def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **settings: int) -> Path:

@@ -39,15 +39,18 @@ def estimate(
     """Mean over users of the Fisher diagonal, raw, by `named_parameters()` name, in the precision computed in.
 
     `module` has `embed`, `encode` and `head`; `histories` int64[N, L], padded with 0 on the left; `targets` int64[N],
-    the next items (1..V), for estimator `target`. `keys` int64[N] identify users: random draws depend on (seed, key)
-    alone (default: the row number). `offered` bool[V] says among which items the model chooses, all if None; the others
-    have probability 0. Parameters that do not reach the logits get 0; `skip_frozen` leaves out those with
-    requires_grad off. `dtype` computes in another precision than the module's. `memory_bytes` is the budget of each of
-    torch's threads for what it works on, beside parameters and sums. `progress` gets the number of users just done.
-    The module is in eval mode meanwhile, and as it was afterwards. The number of threads changes no bit.
+    the next items (1..V), for estimator `target`. `estimator` is a name of the registry, `samples` its n where it takes
+    one. Logits are divided by `temperature`. With `batch_size` B the squares are of sums over B users, items aligned
+    across them as `align` says; without it they are per user and item before any sum. `keys` int64[N] identify users:
+    random draws depend on (seed, key) alone (default: the row number). `offered` bool[V] says among which items the
+    model chooses, all if None; the others have probability 0. Parameters that do not reach the logits get 0;
+    `skip_frozen` leaves out those with requires_grad off. `dtype` computes in another precision than the module's.
+    `memory_bytes` is the budget of each of torch's threads for what it works on, beside parameters and sums. `progress`
+    gets the number of users just done. The module is in eval mode meanwhile, and as it was afterwards. The number of
+    threads changes no bit.
 
     Raises ConfigError for settings that cannot work, InputError for histories that cannot, ScoreError if a logit is
-    not finite. Squares are per user and item before any sum (https://arxiv.org/abs/2307.05476, equation 4).
+    not finite. Source: https://arxiv.org/abs/2307.05476, equation 4.
     """
     config = FisherConfig(estimator, samples, temperature, batch_size, align, seed)
     sums, users = accumulate(

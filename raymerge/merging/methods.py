@@ -25,7 +25,8 @@ from raymerge.merging.checks import (
     diagonal_names,
     tensors_of,
 )
-from raymerge.merging.evidence import ENTRIES_AT_ONCE, NORMALISATIONS, Evidence, Normalise, blocks
+from raymerge.merging.coefficients import Point
+from raymerge.merging.weights import ENTRIES_AT_ONCE, NORMALISATIONS, FisherWeights, Normalise, stacked_blocks
 from raymerge.registry import Registry
 
 EPSILONS = (1e-6, 1e-3, 1e-1)
@@ -124,12 +125,43 @@ class MergeConfig:
 
     def settings(self) -> list[MergeSetting]:
         """The candidates for normalisation, ε and α, the plainest first; a single one where nothing is to be chosen."""
-        if not METHODS[self.method].needs_diagonals:
+        if not self.needs_diagonals:
             return [MergeSetting()]
         normalise = NORMALISATIONS if self.normalise == "search" else (self.normalise,)
         epsilon = EPSILONS if isinstance(self.epsilon, str) else (self.epsilon,)
         power = POWERS if isinstance(self.power, str) else (self.power,)
         return [MergeSetting(*candidate) for candidate in product(normalise, epsilon, power)]
+
+    @property
+    def label(self) -> str:
+        """What a merge is called beside the uniform average."""
+        return "weighted-average" if self.method == "average" else self.method
+
+    @property
+    def needs_diagonals(self) -> bool:
+        """Whether the Fisher diagonals of the members play a part."""
+        return METHODS[self.method].needs_diagonals
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to choose, so that a merge needs no data."""
+        return self.coefficients != "search" and len(self.settings()) == 1
+
+    def given(self, members: int) -> tuple[MergeSetting, Point]:
+        """The only setting and coefficients that settled settings allow."""
+        [setting] = self.settings()
+        return setting, self.point(members)
+
+    def point(self, members: int) -> Point:
+        """Coefficients that are not to be searched."""
+        return (1 / members,) * members if isinstance(self.coefficients, str) else tuple(self.coefficients)
+
+    def check_members(self, members: int) -> None:
+        """Raise ConfigError if coefficients are given, but not one for each member."""
+        if not isinstance(self.coefficients, str) and len(self.coefficients) != members:
+            raise ConfigError(
+                f"merge.coefficients must be one for each of {members} models, got {len(self.coefficients)}"
+            )
 
 
 @torch.no_grad()
@@ -167,18 +199,18 @@ def merge(
     """
     chosen = METHODS[method]
     check_models(models)
-    evidence = _evidence(method, models, diagonals, MergeSetting(normalise, epsilon, power))
+    weights = _fisher_weights(method, models, diagonals, MergeSetting(normalise, epsilon, power))
     lambdas = _sum_to_one(coefficients, len(models))
     names = diagonal_names(models[0])
     members = [tensors_of(model) for model in models]
     merged = {}
     for name in members[0]:
         values = [member[name] for member in members]
-        if name not in names or (evidence is not None and names[name] not in evidence):
+        if name not in names or (weights is not None and names[name] not in weights):
             check_unmerged(name, values)
             merged[name] = values[0].clone()
         else:
-            merged[name] = _merge_tensor(chosen.combine, values, lambdas, evidence, names[name])
+            merged[name] = _merge_tensor(chosen.combine, values, lambdas, weights, names[name])
     return merged
 
 
@@ -195,21 +227,21 @@ def shares(
 
     A part is the mean over the tensor's entries of λ_m (F_m^α + ε) / Σ λ (F^α + ε), with the arguments of `merge`.
     """
-    evidence = Evidence(diagonals, normalise, epsilon, power)
+    weights = FisherWeights(diagonals, normalise, epsilon, power)
     lambdas = _sum_to_one(coefficients, len(diagonals))
     parts = {}
     for name, tensor in diagonals[0].items():
         total = torch.zeros(len(diagonals), dtype=torch.float64)
-        floor = evidence.floor(name, total.device)
-        for block in evidence.blocks(name, total.device):
+        floor = weights.floor(name, total.device)
+        for block in weights.blocks(name, total.device):
             total += fisher_shares(lambdas, block, floor).sum(dim=1)
         parts[name] = (total / tensor.numel()).tolist()
     return parts
 
 
-def _evidence(
+def _fisher_weights(
     method: str, models: Sequence[Model], diagonals: Sequence[Tensors] | None, setting: MergeSetting
-) -> Evidence | None:
+) -> FisherWeights | None:
     """The diagonals that a method needs, checked; None for a method that needs none."""
     needed = METHODS[method].needs_diagonals
     if needed and diagonals is None:
@@ -219,7 +251,7 @@ def _evidence(
     if diagonals is None:
         return None
     check_diagonals(models, diagonals)
-    return Evidence(diagonals, setting.normalise, setting.epsilon, setting.power)
+    return FisherWeights(diagonals, setting.normalise, setting.epsilon, setting.power)
 
 
 def _sum_to_one(coefficients: Sequence[float] | None, members: int) -> Tensor:
@@ -231,15 +263,15 @@ def _sum_to_one(coefficients: Sequence[float] | None, members: int) -> Tensor:
 
 
 def _merge_tensor(
-    combine: Callable[..., Tensor], values: Sequence[Tensor], lambdas: Tensor, evidence: Evidence | None, name: str
+    combine: Callable[..., Tensor], values: Sequence[Tensor], lambdas: Tensor, weights: FisherWeights | None, name: str
 ) -> Tensor:
     """One merged tensor, filled block by block."""
     device = values[0].device
     merged = torch.empty_like(values[0], memory_format=torch.contiguous_format)
-    arguments: Iterator[tuple[Any, ...]] = ((block,) for block in blocks(values, device))
-    if evidence is not None:
-        floor = repeat(evidence.floor(name, device))
-        arguments = zip(blocks(values, device), evidence.blocks(name, device), floor, strict=False)
+    arguments: Iterator[tuple[Any, ...]] = ((block,) for block in stacked_blocks(values, device))
+    if weights is not None:
+        floor = repeat(weights.floor(name, device))
+        arguments = zip(stacked_blocks(values, device), weights.blocks(name, device), floor, strict=False)
     lambdas = lambdas.to(device)
     for output, (theta, *rest) in zip(merged.view(-1).split(ENTRIES_AT_ONCE), arguments, strict=True):
         output.copy_(combine(theta, lambdas, *rest))

@@ -1,7 +1,7 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import pyarrow as pa
 import torch
@@ -9,26 +9,16 @@ import torch
 from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
-from raymerge.errors import ConfigError, MergeError
-from raymerge.merging.coefficients import Point, search_settings
+from raymerge.errors import MergeError
+from raymerge.merging.choice import choose
+from raymerge.merging.coefficients import Point
 from raymerge.merging.distributed import Candidate, forget, merged_model, validate
-from raymerge.merging.held_out import FoldedScore, held_out_gain
-from raymerge.merging.methods import METHODS, MergeConfig, MergeSetting
+from raymerge.merging.held_out import FoldedScore
+from raymerge.merging.methods import MergeConfig, MergeSetting
 from raymerge.pool import Pool
 from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.stages.train import model_digest
-
-Trial = tuple[MergeSetting, Point]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """How to merge, its score, and how much better than the first trial the best is for users who did not choose it."""
-
-    trial: Trial
-    score: float
-    held_out_gain: float
 
 
 def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
@@ -49,11 +39,11 @@ def merge(
 ) -> Artifact:
     """One model out of several; what the settings leave open is chosen on the validation split of all `data`.
 
-    No data are needed for settings that leave nothing open (see `is_settled`); the merge then has no score.
+    No data are needed for settings that leave nothing open (`MergeConfig.is_settled`); the merge then has no score.
     `name` is what its run is called, by default what the settings make of the members.
     """
-    run = f"merge/{name or merge_name(settings)}"
-    uses = diagonals if needs_diagonals(settings) else {}
+    run = f"merge/{name or settings.label}"
+    uses = diagonals if settings.needs_diagonals else {}
     filter_seen = context.config.evaluation.filter_seen
     inputs = {
         "data": [one.digest for one in data],
@@ -90,7 +80,7 @@ def _settle(
     candidate: Callable[[MergeSetting, Point], Candidate],
     members: int,
     filter_seen: bool,
-) -> Trial:
+) -> tuple[MergeSetting, Point]:
     """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
     trials: list[dict[str, object]] = []
     partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
@@ -106,7 +96,7 @@ def _settle(
         return value
 
     if not data:
-        return given(settings, members)
+        return settings.given(members)
     chosen = choose(score, settings, members=members)
     making.draft.write_json("trials.json", trials)
     making.counts[SCORE] = chosen.score
@@ -126,23 +116,6 @@ def _merged_items(models: Iterable[Artifact]) -> Items:
     return Items(first.ids, counts, torch.stack(known).any(0) if len(known) == len(catalogues) else None)
 
 
-def merge_name(settings: MergeConfig) -> str:
-    """What a merge is called beside the uniform average: by its method, or as an average with weights of its own."""
-    return "weighted-average" if settings.method == "average" else settings.method
-
-
-def needs_diagonals(settings: MergeConfig) -> bool:
-    """Whether the Fisher diagonals of the members play a part."""
-    return METHODS[settings.method].needs_diagonals
-
-
-def check_coefficients(settings: MergeConfig, members: int) -> None:
-    """Raise ConfigError if coefficients are given, but not one for each member."""
-    given = settings.coefficients
-    if not isinstance(given, str) and len(given) != members:
-        raise ConfigError(f"merge.coefficients must be one for each of {members} models, got {len(given)}")
-
-
 def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]) -> None:
     """Raise MergeError unless catalogues and settings agree and each diagonal is of its model and like the others."""
     first = next(iter(models))
@@ -159,52 +132,10 @@ def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Arti
             raise MergeError(f"{diagonal.url} is the diagonal of another model than {models[name].url}")
         if diagonal.manifest["configuration"] != diagonals[first].manifest["configuration"]:
             raise MergeError(
-                f"the diagonals of {first} and {name} were estimated in different ways: they do not compare"
+                f"the diagonals of {first} and {name} were estimated in different ways and cannot be compared"
             )
 
 
 def _catalogue(model: Artifact) -> pa.Array:
     """Own ids of a model's items, in the order of their indices."""
     return read_items(model.file("model", ITEMS_FILE)).ids
-
-
-def is_settled(settings: MergeConfig) -> bool:
-    """Whether a merge leaves nothing to choose, so that it needs no data."""
-    return settings.coefficients != "search" and len(settings.settings()) == 1
-
-
-def given(settings: MergeConfig, members: int) -> Trial:
-    """The only setting and coefficients that settled settings allow."""
-    [setting] = settings.settings()
-    return setting, _point(settings, members)
-
-
-def _point(settings: MergeConfig, members: int) -> Point:
-    """Coefficients that are not to be searched."""
-    if isinstance(settings.coefficients, str):
-        return (1 / members,) * members
-    return tuple(settings.coefficients)
-
-
-def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
-    """The setting and the coefficients with the best score, if such a choice is better for users who did not make it.
-
-    Else it was luck, and the first trial is taken: the plainest setting, and coefficients that are equal or given.
-    What is given is not searched.
-    """
-    scores: dict[Trial, FoldedScore] = {}
-
-    def mean(setting: MergeSetting, point: Point) -> float:
-        scores[setting, point] = score(setting, point)
-        return scores[setting, point].mean
-
-    candidates = settings.settings()
-    if settings.coefficients == "search":
-        choice = search_settings(mean, candidates, members, budget=settings.budget)
-        best = (choice.setting, choice.found.coefficients)
-    else:
-        point = _point(settings, members)
-        best = max(((setting, point) for setting in candidates), key=lambda trial: mean(*trial))
-    gain = held_out_gain(list(scores.values()))
-    chosen = best if gain > 0 else next(iter(scores))
-    return Chosen(chosen, scores[chosen].mean, gain)

@@ -41,7 +41,7 @@ class Windows:
     keys: Tensor  # int64[U]
     partitions: Tensor  # int64[U], which of the rank's partitions a user belongs to
     phases: Tensor  # int64[P], the identity of each partition for seeding
-    users: Tensor  # int64[n], whose each window is
+    users: Tensor  # int64[n], owner of each window
     numbers: Tensor  # int64[n], 0 for a user's last window
     width: int
     stride: int

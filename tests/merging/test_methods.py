@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raymerge.errors import ConfigError, MergeError, UnknownNameError
-from raymerge.merging import evidence, methods
+from raymerge.merging import methods, weights
 from raymerge.merging.methods import METHODS, MergeConfig, MergeMethod, MergeSetting, merge, shares
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
@@ -112,7 +112,7 @@ def test_tensors_larger_than_a_block_are_merged_as_a_whole(monkeypatch):
     models, diagonals = ([{"w": torch.rand(7, 11, generator=generator)} for _ in range(3)] for _ in range(2))
     models[1]["w"] = models[1]["w"].T.contiguous().T  # strides do not matter
     whole, parts = merge(models, diagonals)["w"], shares(diagonals)["w"]
-    for module in (evidence, methods):
+    for module in (weights, methods):
         monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 10)
     assert merge(models, diagonals)["w"].equal(whole)
     assert whole.shape == (7, 11)

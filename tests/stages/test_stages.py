@@ -21,6 +21,7 @@ from raymerge.data.split import examples
 from raymerge.errors import ConfigError, InputError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
+from raymerge.merging.choice import choose
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeConfig, MergeSetting, merge
 from raymerge.models.objectives import ObjectiveConfig
@@ -29,7 +30,6 @@ from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
-from raymerge.stages.merge import check_coefficients, choose
 from raymerge.stages.merge import merge as merge_stage
 from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.train import Plan, model_digest, seeded, train, train_base
@@ -115,7 +115,7 @@ def test_given_coefficients_are_not_searched() -> None:
     assert {point for _, point in asked} == {(1.0, 3.0)}
     assert (setting.normalise, point, chosen.score, chosen.held_out_gain) == ("model", (1.0, 3.0), 0.5, 0.25)
     with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
-        check_coefficients(MergeConfig(coefficients=(1.0, 3.0)), 3)
+        MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
 
 
 def test_plans_of_the_very_same_model_are_trained_once(make_context: MakeContext, data: Artifact) -> None:

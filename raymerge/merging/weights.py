@@ -17,14 +17,14 @@ NORMALISATIONS: tuple[Normalise, ...] = ("none", "model", "tensor")
 ENTRIES_AT_ONCE = 1 << 18
 
 
-def blocks(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+def stacked_blocks(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """The same blocks of M tensors of one shape, flattened, side by side: f64[M, n <= 2^18]."""
     flattened = (tensor.reshape(-1).split(ENTRIES_AT_ONCE) for tensor in tensors)
     for block in zip(*flattened, strict=True):
         yield torch.stack([part.to(device, torch.float64) for part in block])
 
 
-class Evidence:
+class FisherWeights:
     """What each model knows about each parameter entry: (s F)^α, F its diagonal, s the scale that `normalise` gives.
 
     none: 1. model: 1 / mean of F over all entries of the model. tensor: 1 / mean of F over the tensor of that model.
@@ -53,7 +53,7 @@ class Evidence:
     def blocks(self, name: str, device: torch.device) -> Iterator[Tensor]:
         """(s F)^α of a tensor, block by block: f64[M, n]."""
         scales = torch.tensor([[scales[name]] for scales in self._scales], dtype=torch.float64, device=device)
-        for block in blocks([diagonal[name] for diagonal in self._diagonals], device):
+        for block in stacked_blocks([diagonal[name] for diagonal in self._diagonals], device):
             yield block.mul_(scales) if self._power == 1 else block.mul_(scales).pow_(self._power)
 
 

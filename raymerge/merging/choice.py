@@ -1,0 +1,43 @@
+"""How to merge: the setting and the coefficients that validate best, unless that is luck."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raymerge.merging.coefficients import Point, search_settings
+from raymerge.merging.held_out import FoldedScore, held_out_gain
+from raymerge.merging.methods import MergeConfig, MergeSetting
+
+Trial = tuple[MergeSetting, Point]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How to merge, its score, and how much better than the first trial the best is for users who did not choose it."""
+
+    trial: Trial
+    score: float
+    held_out_gain: float
+
+
+def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
+    """The setting and the coefficients with the best score, if such a choice is better for users who did not make it.
+
+    Else it was luck, and the first trial is taken: the plainest setting, and coefficients that are equal or given.
+    What is given is not searched.
+    """
+    scores: dict[Trial, FoldedScore] = {}
+
+    def mean(setting: MergeSetting, point: Point) -> float:
+        scores[setting, point] = score(setting, point)
+        return scores[setting, point].mean
+
+    candidates = settings.settings()
+    if settings.coefficients == "search":
+        choice = search_settings(mean, candidates, members, budget=settings.budget)
+        best = (choice.setting, choice.found.coefficients)
+    else:
+        point = settings.point(members)
+        best = max(((setting, point) for setting in candidates), key=lambda trial: mean(*trial))
+    gain = held_out_gain(list(scores.values()))
+    chosen = best if gain > 0 else next(iter(scores))
+    return Chosen(chosen, scores[chosen].mean, gain)
