@@ -18,9 +18,9 @@ from raymerge.artifacts import open_artifact
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
-from raymerge.outages import credentials_in, query_in, redact
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
+from raymerge.redaction import credentials_in, query_in, redact
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri

@@ -27,10 +27,10 @@ from raymerge.given import (
     open_models,
     open_start,
 )
-from raymerge.outages import redact
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
 from raymerge.recipes import default_recipe
+from raymerge.redaction import redact
 from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of

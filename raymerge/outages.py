@@ -1,15 +1,13 @@
-"""Which errors of a store pass, how often is tried again, and how the rest reads: one line, without a secret in it.
+"""Which errors of a store pass, how often is tried again, and how the rest reads: in one line.
 
 Errors of the clients of object stores are known by name, because none of those clients need be installed.
 """
 
 import errno
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from tenacity import (
     RetryCallState,
@@ -21,6 +19,7 @@ from tenacity import (
 )
 
 from raymerge.errors import InputError, LostError, ResourceError, UserError
+from raymerge.redaction import redact, without_credentials
 
 RETRY_LIMIT_S, MAX_ATTEMPTS = 60.0, 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -57,48 +56,6 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-_USER = r"(?<=://)(?:[^:/\s@]*:%s\S*|[^/\s@'\"]*)@"  # a password may hold what a URL should not: /, ?, @, '
-USER = re.compile(_USER % "")  # to be hidden: rather too much
-REFUSED_USER = re.compile(_USER % r"(?!\d+/)")  # to be refused: a port is no password
-QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
-
-
-def redact(text: str) -> str:
-    """The text with user, password and query taken out of each URL in it.
-
-    >>> redact("no answer from https://me:se/cr@et@host/api?token=x after 5 s")
-    'no answer from https://host/api after 5 s'
-    """
-    return QUERY.sub(r"\1", USER.sub("", text))
-
-
-def credentials_in(text: str) -> str:
-    """User and password of a URL in the text, with the @ after them; empty if there are none."""
-    found = REFUSED_USER.search(text)
-    return found[0] if found else ""
-
-
-def query_in(text: str) -> bool:
-    """Whether a URL in the text has a query, which may be a signature; the ? of a glob is none.
-
-    >>> query_in("https://host/log.csv?sig=x"), query_in("s3://bucket/part-?.parquet")
-    (True, False)
-    """
-    return any("=" in found[0].partition("?")[2] for found in QUERY.finditer(text))
-
-
-def without_credentials(url: str) -> str:
-    """The URL as it may be logged: no user, password or query.
-
-    >>> without_credentials("https://me:secret@host:80/a?token=x")
-    'https://host:80/a'
-    """
-    if "://" not in url or url.startswith("file://"):
-        return url
-    parts = urlsplit(USER.sub("", url))
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
 
 
 def is_passing(error: BaseException) -> bool:

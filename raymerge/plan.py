@@ -25,10 +25,10 @@ from raymerge.costs import (
 )
 from raymerge.data.size import DataSize
 from raymerge.errors import ResourceError
-from raymerge.evaluation.distributed import MODELS_KEPT
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
+from raymerge.loaded import MODELS_KEPT
 from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig

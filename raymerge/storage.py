@@ -12,7 +12,8 @@ from typing import IO, TypeVar
 import pyarrow.fs
 
 from raymerge.errors import InputError, LostError
-from raymerge.outages import MISSING, disk_errors, plain_errors, reason, without_credentials
+from raymerge.outages import MISSING, disk_errors, plain_errors, reason
+from raymerge.redaction import without_credentials
 from raymerge.stores import WEB, Store, is_local, refuse_secrets
 
 __all__ = [

@@ -13,7 +13,7 @@ from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.errors import TrackingError
 from raymerge.events import Event
-from raymerge.outages import redact
+from raymerge.redaction import redact
 from raymerge.stages.context import EVENTS, SCORE
 from raymerge.tracking import report as reports
 from raymerge.tracking import study as studies

@@ -5,19 +5,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from raymerge import memory
-from raymerge.artifacts import load_model
-from raymerge.data.sequences import Sequences, read_items, read_partition
-from raymerge.data.split import Examples, Split, evaluated_users, examples
+from raymerge.data.sequences import read_items
+from raymerge.data.split import evaluated_users
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
-from raymerge.models.encoder import SequenceEncoder
+from raymerge.loaded import examples_of, model_at, sequences_at
 from raymerge.models.ensemble import Ensemble
 from raymerge.pool import Pool
-
-MODELS_KEPT = 8  # in the memory of a process, for the next piece of work
 
 
 @dataclass(frozen=True)
@@ -34,29 +30,6 @@ class Ranks:
         return pa.table({"user": self.users, "key": self.keys.numpy(), **columns})
 
 
-@lru_cache(maxsize=MODELS_KEPT)
-def worker_model(url: str) -> SequenceEncoder:
-    """The model at a URL, on this process' GPU where it has one; kept between pieces of work."""
-    return load_model(url).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@lru_cache(maxsize=2)
-def _worker_sequences(partition: str) -> Sequences:
-    return read_partition(partition)
-
-
-@lru_cache(maxsize=2)
-def worker_examples(partition: str, split: Split, max_length: int, *, everyone: bool = False) -> Examples:
-    """`examples` of a partition; the last ones are kept between pieces of work."""
-    return examples(_worker_sequences(partition), split, max_length, everyone=everyone)
-
-
-@lru_cache(maxsize=8)
-def worker_offered(catalogue: str | None) -> Tensor | None:
-    """Which items of a catalogue are on offer, bool[V]; None for no catalogue."""
-    return None if catalogue is None else read_items(catalogue).offered
-
-
 @lru_cache(maxsize=1)
 def _popularity(items: str) -> Tensor:
     return read_items(items).counts
@@ -64,15 +37,15 @@ def _popularity(items: str) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _worker_ensemble(urls: tuple[str, ...]) -> Ensemble:
-    return Ensemble([worker_model(url) for url in urls])
+    return Ensemble([model_at(url) for url in urls])
 
 
 def rank_partition(models: tuple[str, ...], partition: str, items: str, config: EvaluationConfig) -> Ranks:
     """Rank the test items of one partition under a model, or under several together (runs in a worker)."""
-    first = worker_model(models[0])
+    first = model_at(models[0])
     module = first if len(models) == 1 else _worker_ensemble(models)
-    found = worker_examples(partition, "test", first.config.max_length)
-    sequences = _worker_sequences(partition)
+    found = examples_of(partition, "test", first.config.max_length)
+    sequences = sequences_at(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences, "test").numpy()))
     config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
     return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))

@@ -24,10 +24,10 @@ from raymerge import memory
 from raymerge.artifacts import Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
-from raymerge.evaluation.distributed import worker_examples, worker_model, worker_offered
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.fisher.weights import FisherConfig
+from raymerge.loaded import examples_of, model_at, offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.pool import Pool
 
@@ -70,8 +70,8 @@ class Shard:
 
 def make_shard(output: str, plan: ShardPlan) -> Shard:
     """Sum over the users of one partition, at the position that predicts their last item but one (runs in a worker)."""
-    module = worker_model(plan.model)
-    found = worker_examples(plan.partition, "validation", module.config.max_length, everyone=True)
+    module = model_at(plan.model)
+    found = examples_of(plan.partition, "validation", module.config.max_length, everyone=True)
     _warm_up(next(module.parameters()).device)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # CPUs may be shared with others
     began = clock()
@@ -96,7 +96,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
         config=plan.config,
         targets=found.targets[some],
         keys=found.keys[some],
-        offered=worker_offered(plan.catalogue),
+        offered=offered_in(plan.catalogue),
         dtype=torch.float64 if plan.double else None,
         memory_bytes=memory.budget(MEMORY_BYTES),
     )

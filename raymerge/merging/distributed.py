@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from raymerge.artifacts import load_diagonal, load_model
-from raymerge.evaluation.distributed import worker_examples, worker_offered
 from raymerge.evaluation.validation import validation_gains
+from raymerge.loaded import examples_of, offered_in
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.models.encoder import SequenceEncoder
@@ -69,8 +69,8 @@ def validate_partition(candidate: Candidate, partition: str, catalogue: str | No
     `catalogue` is the URL of the items if not all of them are on offer in the partition's data.
     """
     module = _worker_merged(candidate)
-    asked = worker_examples(partition, "validation", module.config.max_length)
-    gains = validation_gains(module, asked, filter_seen=filter_seen, offered=worker_offered(catalogue))
+    asked = examples_of(partition, "validation", module.config.max_length)
+    gains = validation_gains(module, asked, filter_seen=filter_seen, offered=offered_in(catalogue))
     return folded(gains, asked.keys)
 
 

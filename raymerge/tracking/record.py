@@ -7,7 +7,7 @@ from typing import Any
 
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError
-from raymerge.outages import redact
+from raymerge.redaction import redact
 
 FOLDER = "runs"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, open_artifact
 from raymerge.merging.methods import shares
-from raymerge.outages import redact
+from raymerge.redaction import redact
 from raymerge.tracking import plots, report
 from raymerge.tracking.registration import RegisteredVersion, Score, register
 from raymerge.tracking.runs import PIPELINE, Tracker

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from raymerge import storage
 from raymerge.events import Event
-from raymerge.outages import redact
+from raymerge.redaction import redact
 from raymerge.tracking import store
 from raymerge.tracking.store import call, flatten, metric_name
 

@@ -18,7 +18,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from raymerge import storage
 from raymerge.errors import ConfigError, TrackingError
-from raymerge.outages import redact
+from raymerge.redaction import redact
 
 REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords each request may take it seconds
 PARAM_LENGTH, KEY_LENGTH = 6000, 250  # MLflow's limits

@@ -26,8 +26,8 @@ from raymerge import memory, storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
 from raymerge.data.sequences import read_partition
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
-from raymerge.evaluation.distributed import worker_offered
 from raymerge.events import Emit, Event, Mistake, Progress
+from raymerge.loaded import offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.outages import reason
@@ -203,7 +203,7 @@ def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
         [read_partition(url) for url in job.partitions[rank::world]],
         job.training,
         filter_seen=job.filter_seen,
-        offered=worker_offered(job.catalogue),
+        offered=offered_in(job.catalogue),
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,
         on_epoch=reporter.epoch,
         on_step=reporter.step,

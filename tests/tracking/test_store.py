@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.errors import ConfigError
-from raymerge.outages import redact
+from raymerge.redaction import redact
 from raymerge.tracking import store
 
 
