@@ -4,11 +4,12 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import click
 import yaml
 
+from raymerge.choices import choices_in
 from raymerge.config import Config, class_in
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, complete_settings
 from raymerge.recipes import RECIPES, configure
@@ -74,5 +75,4 @@ def _notes(kind: Any) -> dict[str, str]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """All values of a literal type."""
-    return [_yaml(value) for value in get_args(annotation)] if get_origin(annotation) is Literal else []
+    return [_yaml(value) for value in choices_in(annotation)]

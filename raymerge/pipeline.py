@@ -8,7 +8,7 @@ from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
 from raymerge.stages.fisher import check_samples, fisher
-from raymerge.stages.markets import Lessons, divide
+from raymerge.stages.markets import TrainingData, divide
 from raymerge.stages.merge import average, merge
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, final_model, report
@@ -69,7 +69,7 @@ def run(context: Context, log: Sequence[str]) -> Result:
 
 
 def _round(
-    context: Context, lessons: Lessons, start: Artifact | None, number: int
+    context: Context, lessons: TrainingData, start: Artifact | None, number: int
 ) -> tuple[dict[str, Artifact], Artifact]:
     """Members of an early round, and their merge, from which those of the next one start."""
     suffix, settings = f"-round-{number}", context.config.merge
@@ -80,7 +80,9 @@ def _round(
         return members, merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
 
 
-def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def _rivals(
+    context: Context, pool: Pool, lessons: TrainingData, members: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
     """The merges by other diagonals, by name."""
     merges: dict[str, Artifact] = {}
     for rival in context.config.rivals:
@@ -91,7 +93,7 @@ def _rivals(context: Context, pool: Pool, lessons: Lessons, members: Mapping[str
 
 
 def _own_diagonals(
-    context: Context, pool: Pool, lessons: Lessons, members: Mapping[str, Artifact], suffix: str = ""
+    context: Context, pool: Pool, lessons: TrainingData, members: Mapping[str, Artifact], suffix: str = ""
 ) -> dict[str, Artifact]:
     """The Fisher diagonal of each member, on the histories that it learned from; none if the method takes none.
 

@@ -7,11 +7,12 @@ validates there, so that what validates the whole trains no market either. Shape
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from raymerge.choices import check_choices
 from raymerge.data.sequences import Sequences, bounds
 from raymerge.data.split import before_test
 from raymerge.errors import ConfigError
@@ -43,15 +44,13 @@ class MarketsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self, "markets")
         self._check_names()
         if not 2 <= len(self.labels) <= 64:
             what = "the number of markets.names" if self.names else "markets.count"
             raise ConfigError(f"{what} must be between 2 and 64, got {len(self.labels)}")
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
-        for name, known in (("by", get_args(By)), ("base", get_args(Base))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"markets.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.by != "items" and self.base == "shared":
             raise ConfigError("markets.base shared needs markets.by items: only these are drawn to be shared or not")
 

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import compute as pc
 
+from raymerge.choices import check_choices
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories
 from raymerge.data.ids import own_ids, stable_keys
 from raymerge.data.intake import MAX_MARKETS, Intake
@@ -78,9 +79,7 @@ class PrepareConfig(LogConfig):
             raise ConfigError(f"prepare.validation_users must be at least 1 or null, got {self.validation_users}")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"prepare.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
-        for name, known in (("duplicates", get_args(Duplicates)), ("core", get_args(Core))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"prepare.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_choices(self, "prepare")
 
 
 def prepare(

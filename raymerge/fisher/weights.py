@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
 from raymerge.fisher.draws import integers, uniforms
 from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
@@ -94,8 +95,7 @@ class FisherConfig:
         self._check_samples(entry)
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"fisher.temperature must be a positive number, got {self.temperature}")
-        if self.align not in ("identity", "rank"):
-            raise ConfigError(f"fisher.align must be identity or rank, got {self.align!r}")
+        check_choices(self, "fisher")
         if self.batch_size is None:
             return
         if self.batch_size < 1:

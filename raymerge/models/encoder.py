@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raymerge.choices import check_choices
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
 from raymerge.models.repeats import add_shift, distinct_columns
@@ -42,6 +43,7 @@ class EncoderConfig:
     repeat_direction: bool = False  # items that the encoder reads score as a learned direction says (models.repeats)
 
     def __post_init__(self) -> None:
+        check_choices(self, "encoder")
         for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
             value = getattr(self, name)
             if not 1 <= value <= 65536:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.batch import Batch, Term
@@ -28,12 +29,6 @@ def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
             raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
 
 
-def check_choice(settings: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless the named field is one of the choices."""
-    if getattr(settings, name) not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
-
-
 @dataclass(frozen=True)
 class SoftmaxSettings:
     """Over which items the softmax is taken: all, or those of the batch and a sample of the others.
@@ -48,7 +43,7 @@ class SoftmaxSettings:
     negatives: int = 8192  # draws from the catalogue a step, shared by all ranks; for `sampled`
 
     def __post_init__(self) -> None:
-        check_choice(self, "loss", ("full", "sampled"))
+        check_choices(self)
         check_numbers(self, negatives=(1, 2**31))
 
 

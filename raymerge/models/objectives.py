@@ -23,7 +23,6 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.item_losses import (
     ClozeSettings,
     SoftmaxSettings,
-    check_choice,
     check_numbers,
     cloze,
     next_item,
@@ -49,7 +48,6 @@ class ContrastiveSettings(ClozeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
-        check_choice(self, "similarity", ("cosine", "dot"))
         if not isinstance(self.projection, bool):
             raise ConfigError(f"projection must be true or false, got {self.projection!r}")
 
@@ -84,7 +82,6 @@ class DuorecSettings(ContrastiveSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, candidates=(1, 1000))
-        check_choice(self, "mode", ("supervised", "unsupervised", "both"))
 
 
 class Objective(nn.Module, ABC):

@@ -20,7 +20,7 @@ Part = Callable[[Sequences], Sequences]
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """The data that each model learns from; `validation` are those by which a merge is chosen."""
 
     base: Artifact
@@ -28,7 +28,7 @@ class Lessons:
     validation: Sequence[Artifact]
 
 
-def divide(context: Context, data: Artifact) -> Lessons:
+def divide(context: Context, data: Artifact) -> TrainingData:
     """All data for every model, or a part of it for each market, as data of its own with the same catalogue.
 
     The items that a part has are those on offer there: a member that starts from a base learns to choose among them and
@@ -37,7 +37,7 @@ def divide(context: Context, data: Artifact) -> Lessons:
     """
     config, settings = context.config, context.config.markets
     if settings is None:
-        return Lessons(data, dict.fromkeys(config.members, data), [data])
+        return TrainingData(data, dict.fromkeys(config.members, data), [data])
     check_division(settings, data)
     markets = {
         label: _part(context, data, f"market-{label}", partial(seen_by_market, market=number, config=settings))
@@ -47,7 +47,7 @@ def divide(context: Context, data: Artifact) -> Lessons:
     if config.base is not None and settings.base != "all":
         base = _part(context, data, f"base-{settings.base}", partial(seen_by_base, config=settings))
     members = {f"{name}-{label}": market for name in config.members for label, market in markets.items()}
-    return Lessons(base, members, list(markets.values()))
+    return TrainingData(base, members, list(markets.values()))
 
 
 def check_division(settings: MarketsConfig | None, data: Artifact) -> None:

@@ -14,12 +14,12 @@ from raymerge.models.objectives import ObjectiveConfig, complete_settings
 from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
-from raymerge.training.distributed import Job, epoch_events, train_all
+from raymerge.training.distributed import TrainingJob, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
 
 
 @dataclass(frozen=True)
-class Plan:
+class Training:
     """One model to train: what it learns, how, from where, and on how much of a cluster."""
 
     run: str
@@ -52,7 +52,7 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     if config.base is None:
         return None
     workers, threads = _of_base(context)
-    plan = Plan("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
+    plan = Training("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
     return train(context, [plan])[plan.run]
 
 
@@ -66,7 +66,7 @@ def train_members(
     config = context.config
     settings, members = config.fine_tuning if start else config.training, config.all_members
     plans = [
-        Plan(
+        Training(
             f"train/{name}{suffix}",
             objective,
             seeded(config, settings, member=after * len(members) + number),
@@ -88,7 +88,7 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
         return {}
     objective, *_ = config.members.values()
     workers, threads = _of_base(context)
-    plan = Plan("train/ceiling", objective, seeded(config, config.ceiling_training), data, base, workers, threads)
+    plan = Training("train/ceiling", objective, seeded(config, config.ceiling_training), data, base, workers, threads)
     return {"ceiling": train(context, [plan])[plan.run]}
 
 
@@ -111,7 +111,7 @@ def train_after_merge(
     starts |= {f"{name}-fine-tuned": merges[name] for name in rivals}
     trainings = dict.fromkeys(starts, config.after_merge) | {"control": config.control_training}
     plans = [
-        Plan(f"train/{name}", objective, seeded(config, trainings[name]), data, start, workers, threads)
+        Training(f"train/{name}", objective, seeded(config, trainings[name]), data, start, workers, threads)
         for name, start in starts.items()
     ]
     trained = train(context, plans)
@@ -134,14 +134,16 @@ def best_single(members: Mapping[str, Artifact]) -> str:
     return max(members, key=lambda name: members[name].counts[SCORE])
 
 
-def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
+def train(context: Context, plans: Sequence[Training]) -> dict[str, Artifact]:
     """The models of all plans, by run; those not yet committed are trained at the same time."""
     config, checkpoints = context.config, storage.join(context.output.open().url, "checkpoints")
     trained: dict[str, Artifact] = {}
-    waiting: dict[str, Plan] = {}
-    jobs: dict[str, Job] = {}  # by key: plans for the very same model, such as of equal merges, share the first one's
+    waiting: dict[str, Training] = {}
+    jobs: dict[
+        str, TrainingJob
+    ] = {}  # by key: plans for the very same model, such as of equal merges, share the first one's
 
-    def find(plan: Plan) -> Artifact | None:
+    def find(plan: Training) -> Artifact | None:
         return context.find("train", plan.run, inputs=plan.inputs(), configuration=plan.configuration(config))
 
     for plan in plans:
@@ -154,7 +156,7 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
             trained[plan.run] = found
             storage.remove_folder(storage.join(checkpoints, found.digest))
 
-    def commit(job: Job, state: TrainingState) -> None:
+    def commit(job: TrainingJob, state: TrainingState) -> None:
         trained[job.run] = _commit_model(context, waiting[job.run], state)
         storage.remove_folder(storage.join(checkpoints, job.key))
 
@@ -179,10 +181,10 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, Artifact]:
     return {plan.run: trained[plan.run] for plan in plans}  # not in the order in which they were done
 
 
-def _job(context: Context, plan: Plan) -> Job:
+def _job(context: Context, plan: Training) -> TrainingJob:
     config = context.config
     place = context.output.locate("train", inputs=plan.inputs(), configuration=plan.configuration(config))
-    return Job(
+    return TrainingJob(
         run=plan.run,
         key=place.rpartition("/")[2],
         partitions=tuple(partitions_of(plan.data)),
@@ -198,7 +200,7 @@ def _job(context: Context, plan: Plan) -> Job:
     )
 
 
-def _commit_model(context: Context, plan: Plan, state: TrainingState) -> Artifact:
+def _commit_model(context: Context, plan: Training, state: TrainingState) -> Artifact:
     inputs, configuration = plan.inputs(), plan.configuration(context.config)
 
     def fill(making: Making) -> None:

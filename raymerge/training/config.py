@@ -4,13 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
 
-_CHOICES = {
-    "schedule": ("constant", "linear", "cosine"),
-    "windows": ("all", "last"),
-    "precision": ("auto", "float32", "bf16"),
-}
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6),
     "average_epochs": (1, 10**6),
@@ -50,9 +46,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"training.{name} must be between {low:,} and {high:,}, got {value}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"training.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_choices(self, "training")
 
 
 def averaged_from(config: TrainingConfig) -> int:

@@ -42,7 +42,7 @@ TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more at once would only wait for 
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One model to train. `key` names its checkpoints: it must say everything that the result depends on."""
 
     run: str
@@ -59,11 +59,11 @@ class Job:
     threads: int = 1
 
 
-OnTrained = Callable[[Job, TrainingState], None]
+OnTrained = Callable[[TrainingJob, TrainingState], None]
 
 
 def train_all(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainingJob],
     *,
     checkpoints: str,
     capacity: Capacity,
@@ -134,7 +134,7 @@ def _exhaustion(what: str) -> ResourceError:
     )
 
 
-def _fit(job: Job, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
+def _fit(job: TrainingJob, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
     """Run one trainer to its end (in a thread of the driver); its last state."""
     log.add.remote([Progress(job.run, 0, job.training.epochs)])  # it has waited for its turn until now
     gpu = resources.get("GPU", 0)
@@ -189,7 +189,7 @@ def _work(arguments: dict[str, Any]) -> None:
         ray.get(log.add.remote([Mistake(run, _exhaustion(reason(error)))]))
 
 
-def _train_rank(job: Job, checkpoints: str, log: Any) -> None:
+def _train_rank(job: TrainingJob, checkpoints: str, log: Any) -> None:
     context = ray_train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
@@ -245,7 +245,7 @@ def epoch_events(run: str, report: EpochReport) -> list[Event]:
 class Reporter:
     """Tells the driver how far a rank is, and leaves a checkpoint after each epoch; only rank 0 has a log."""
 
-    def __init__(self, job: Job, checkpoints: str, log: Any | None) -> None:
+    def __init__(self, job: TrainingJob, checkpoints: str, log: Any | None) -> None:
         self._job, self._checkpoints, self._log = job, checkpoints, log
         self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if memory.pieces() > 1 else "")
         self._note = ""

@@ -32,7 +32,7 @@ from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import merge as merge_stage
 from raymerge.stages.prepare import partitions_of, prepare
-from raymerge.stages.train import Plan, model_digest, seeded, train, train_base
+from raymerge.stages.train import Training, model_digest, seeded, train, train_base
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
@@ -122,7 +122,7 @@ def test_plans_of_the_very_same_model_are_trained_once(make_context: MakeContext
     done: list[str] = []
     context = make_context("out", "training.epochs=1", emit=lambda message: done.append(message.run))
     assert context.config.base is not None
-    plan = Plan("train/a", context.config.base, context.config.training, data, None, 1, 1)
+    plan = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
     trained = train(context, [plan, replace(plan, run="train/b")])
     assert trained["train/a"].url == trained["train/b"].url
     assert {"train/a", "train/b"} <= set(done)
@@ -179,7 +179,9 @@ def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
 
     start = context.make("train", "diverged", spoil, inputs={}, configuration={})
-    plan = Plan("train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1)
+    plan = Training(
+        "train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1
+    )
     with pytest.raises(ScoreError, match="lower training.learning_rate"):
         train(context, [plan])
 

@@ -19,7 +19,7 @@ from raymerge.events import Message, Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
 from raymerge.stages.context import Context, Making
-from raymerge.stages.train import Plan, train
+from raymerge.stages.train import Training, train
 from raymerge.training import loop
 from raymerge.training.config import TrainingConfig
 from tests.stages.conftest import MakeContext
@@ -43,7 +43,7 @@ def test_worker_killed_in_mid_epoch_leaves_the_model_of_a_training_that_was_not(
                 os.kill(pid, signal.SIGKILL)
 
     context = make_context("out", emit=kill)
-    made = train(context, [Plan("train/one", NEXT_ITEM, settings, data, None, 1, 1)])["train/one"]
+    made = train(context, [Training("train/one", NEXT_ITEM, settings, data, None, 1, 1)])["train/one"]
     assert len(killed) == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -78,8 +78,8 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext
         notes.append(message.note if isinstance(message, Progress) else "")
 
     context = make_context("out", "encoder.dropout=0", emit=note)
-    plans = [Plan("train/usual", NEXT_ITEM, settings, data, None, workers, 1)]
-    plans += [Plan("train/hungry", Hungry("hungry"), settings, data, None, workers, 1)]
+    plans = [Training("train/usual", NEXT_ITEM, settings, data, None, workers, 1)]
+    plans += [Training("train/hungry", Hungry("hungry"), settings, data, None, workers, 1)]
     usual, hungry = (load_model(made.url).state_dict() for made in train(context, plans).values())
     for name, expected in usual.items():
         torch.testing.assert_close(hungry[name], expected, rtol=1e-4, atol=1e-5, msg=name)
@@ -88,7 +88,7 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext
 
 @pytest.mark.usefixtures("hungry")
 def test_workers_out_of_memory_in_smaller_chunks_too_are_given_up(make_context: MakeContext, data: Artifact) -> None:
-    plan = Plan("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
+    plan = Training("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
     with pytest.raises(ResourceError, match=r"train/insatiable: .* in chunks of 1/8 .*lower training.batch_size"):
         train(make_context("out"), [plan])
 
@@ -99,7 +99,7 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
     context = make_context("out", "cluster.keep_going=true")
     settings = TrainingConfig(epochs=2, batch_size=64)
     starts = {"good": models["first"], "bad": poisoned(context, data, models["second"])}
-    plans = [Plan(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
+    plans = [Training(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
     with pytest.raises(ScoreError, match=r"train/bad: the loss of epoch 1, step 1 of \d+, is nan") as error:
         train(context, plans)
     good, bad = (context.find("train", plan.run, **key(context, plan)) for plan in plans)
@@ -125,5 +125,5 @@ def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
     return context.make("train", "spoilt", spoil, inputs={"spoilt": model.digest}, configuration={})
 
 
-def key(context: Context, plan: Plan) -> dict:
+def key(context: Context, plan: Training) -> dict:
     return {"inputs": plan.inputs(), "configuration": plan.configuration(context.config)}
