@@ -114,12 +114,12 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
         given = open_start(context, prepared, start) if start else None
         starts = [given] if given else []
         with tracked(context, "train", dataset_of(prepared), starts), session(context.config.cluster):
-            lessons = divide(context, prepared)
-            base = given or train_base(context, lessons.base)
-            members = train_members(context, lessons.members, base)
+            parts = divide(context, prepared)
+            base = given or train_base(context, parts.base)
+            members = train_members(context, parts.members, base)
     _print_artifacts({**({"base": base} if base else {}), **members})
     if context.config.markets is not None:
-        _print_artifacts({f"data of {name}": part for name, part in lessons.members.items()})
+        _print_artifacts({f"data of {name}": part for name, part in parts.members.items()})
 
 
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:

@@ -41,21 +41,21 @@ class Result:
 def run(context: Context, log: Sequence[str]) -> Result:
     """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
     data = prepare(context, log)
-    lessons = divide(context, data)
-    check_samples(context.config, lessons.validation)
-    base = train_base(context, lessons.base)
+    parts = divide(context, data)
+    check_samples(context.config, parts.validation)
+    base = train_base(context, parts.base)
     settings, name = context.config.merge, context.config.merge.label
     start, early, singles = base, dict[str, Artifact](), dict[str, Artifact]()
     for number in range(1, context.config.rounds):
-        members, start = _round(context, lessons, start, number)
+        members, start = _round(context, parts, start, number)
         early[f"{name}-round-{number}"] = start
         singles = singles or members
-    members = train_members(context, lessons.members, start, after=context.config.rounds - 1)
+    members = train_members(context, parts.members, start, after=context.config.rounds - 1)
     with context.pool() as pool:
-        diagonals = _own_diagonals(context, pool, lessons, members)
-        uniform = average(context, pool, lessons.validation, members)
-        merged = merge(context, pool, lessons.validation, members, diagonals, settings)
-        merges = {name: merged} | _rivals(context, pool, lessons, members)
+        diagonals = _own_diagonals(context, pool, parts, members)
+        uniform = average(context, pool, parts.validation, members)
+        merged = merge(context, pool, parts.validation, members, diagonals, settings)
+        merges = {name: merged} | _rivals(context, pool, parts, members)
     extra = train_after_merge(context, data, merges, singles or members) | train_ceiling(context, data, base)
     models = ({"base": base} if base else {}) | {**members, "average": uniform, **early, **merges, **extra}
     with context.pool() as pool:
@@ -69,31 +69,29 @@ def run(context: Context, log: Sequence[str]) -> Result:
 
 
 def _round(
-    context: Context, lessons: TrainingData, start: Artifact | None, number: int
+    context: Context, parts: TrainingData, start: Artifact | None, number: int
 ) -> tuple[dict[str, Artifact], Artifact]:
     """Members of an early round, and their merge, from which those of the next one start."""
     suffix, settings = f"-round-{number}", context.config.merge
-    members = train_members(context, lessons.members, start, after=number - 1, suffix=suffix)
+    members = train_members(context, parts.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
-        diagonals = _own_diagonals(context, pool, lessons, members, suffix=suffix)
+        diagonals = _own_diagonals(context, pool, parts, members, suffix=suffix)
         name = settings.label + suffix
-        return members, merge(context, pool, lessons.validation, members, diagonals, settings, name=name)
+        return members, merge(context, pool, parts.validation, members, diagonals, settings, name=name)
 
 
-def _rivals(
-    context: Context, pool: Pool, lessons: TrainingData, members: Mapping[str, Artifact]
-) -> dict[str, Artifact]:
+def _rivals(context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The merges by other diagonals, by name."""
     merges: dict[str, Artifact] = {}
     for rival in context.config.rivals:
         theirs = replace(context, config=context.config.of_rival(rival))
-        diagonals = _own_diagonals(theirs, pool, lessons, members, suffix=f"-{rival}")
-        merges[rival] = merge(context, pool, lessons.validation, members, diagonals, context.config.merge, name=rival)
+        diagonals = _own_diagonals(theirs, pool, parts, members, suffix=f"-{rival}")
+        merges[rival] = merge(context, pool, parts.validation, members, diagonals, context.config.merge, name=rival)
     return merges
 
 
 def _own_diagonals(
-    context: Context, pool: Pool, lessons: TrainingData, members: Mapping[str, Artifact], suffix: str = ""
+    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact], suffix: str = ""
 ) -> dict[str, Artifact]:
     """The Fisher diagonal of each member, on the histories that it learned from; none if the method takes none.
 
@@ -102,7 +100,7 @@ def _own_diagonals(
     if not context.config.merge.needs_diagonals:
         return {}
     found: dict[str, Artifact] = {}
-    for data in lessons.validation:
-        mine = {name + suffix: model for name, model in members.items() if lessons.members[name] is data}
+    for data in parts.validation:
+        mine = {name + suffix: model for name, model in members.items() if parts.members[name] is data}
         found |= fisher(context, pool, data, mine)
     return {name: found[name + suffix] for name in members}

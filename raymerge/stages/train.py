@@ -24,7 +24,7 @@ class Training:
 
     run: str
     objective: ObjectiveConfig
-    training: TrainingConfig
+    settings: TrainingConfig
     data: Artifact
     start: Artifact | None
     workers: int
@@ -39,7 +39,7 @@ class Training:
         return {
             "encoder": asdict(config.encoder),
             "objective": {"name": self.objective.name, **complete_settings(self.objective)},
-            "training": asdict(self.training),
+            "training": asdict(self.settings),
             "filter_seen": config.evaluation.filter_seen,  # in validation, as a merge's, or they would not compare
             "workers": self.workers,
             "threads": self.threads,
@@ -52,8 +52,8 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
     if config.base is None:
         return None
     workers, threads = _of_base(context)
-    plan = Training("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
-    return train(context, [plan])[plan.run]
+    training = Training("train/base", config.base, seeded(config, config.training), data, None, workers, threads)
+    return train(context, [training])[training.run]
 
 
 def train_members(
@@ -65,7 +65,7 @@ def train_members(
     """
     config = context.config
     settings, members = config.fine_tuning if start else config.training, config.all_members
-    plans = [
+    trainings = [
         Training(
             f"train/{name}{suffix}",
             objective,
@@ -77,7 +77,7 @@ def train_members(
         )
         for number, (name, objective) in enumerate(members.items(), start=1)
     ]
-    trained = train(context, plans)
+    trained = train(context, trainings)
     return {name: trained[f"train/{name}{suffix}"] for name in data}
 
 
@@ -88,8 +88,10 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
         return {}
     objective, *_ = config.members.values()
     workers, threads = _of_base(context)
-    plan = Training("train/ceiling", objective, seeded(config, config.ceiling_training), data, base, workers, threads)
-    return {"ceiling": train(context, [plan])[plan.run]}
+    training = Training(
+        "train/ceiling", objective, seeded(config, config.ceiling_training), data, base, workers, threads
+    )
+    return {"ceiling": train(context, [training])[training.run]}
 
 
 def train_after_merge(
@@ -109,12 +111,12 @@ def train_after_merge(
     first, *rivals = merges
     starts = {"fine-tuned": merges[first], "control": singles[best]}
     starts |= {f"{name}-fine-tuned": merges[name] for name in rivals}
-    trainings = dict.fromkeys(starts, config.after_merge) | {"control": config.control_training}
-    plans = [
-        Training(f"train/{name}", objective, seeded(config, trainings[name]), data, start, workers, threads)
+    settings = dict.fromkeys(starts, config.after_merge) | {"control": config.control_training}
+    trainings = [
+        Training(f"train/{name}", objective, seeded(config, settings[name]), data, start, workers, threads)
         for name, start in starts.items()
     ]
-    trained = train(context, plans)
+    trained = train(context, trainings)
     return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
 
 
@@ -134,26 +136,26 @@ def best_single(members: Mapping[str, Artifact]) -> str:
     return max(members, key=lambda name: members[name].counts[SCORE])
 
 
-def train(context: Context, plans: Sequence[Training]) -> dict[str, Artifact]:
-    """The models of all plans, by run; those not yet committed are trained at the same time."""
+def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact]:
+    """The models of all trainings, by run; those not yet committed are trained at the same time."""
     config, checkpoints = context.config, storage.join(context.output.open().url, "checkpoints")
     trained: dict[str, Artifact] = {}
     waiting: dict[str, Training] = {}
-    jobs: dict[
-        str, TrainingJob
-    ] = {}  # by key: plans for the very same model, such as of equal merges, share the first one's
+    jobs: dict[str, TrainingJob] = {}  # by key: two of the very same model, such as of equal merges, share one
 
-    def find(plan: Training) -> Artifact | None:
-        return context.find("train", plan.run, inputs=plan.inputs(), configuration=plan.configuration(config))
+    def find(training: Training) -> Artifact | None:
+        return context.find(
+            "train", training.run, inputs=training.inputs(), configuration=training.configuration(config)
+        )
 
-    for plan in plans:
-        found = find(plan)
+    for training in trainings:
+        found = find(training)
         if found is None:
-            waiting[plan.run] = plan
-            job = _job(context, plan)
+            waiting[training.run] = training
+            job = _job(context, training)
             jobs.setdefault(job.key, job)
         else:
-            trained[plan.run] = found
+            trained[training.run] = found
             storage.remove_folder(storage.join(checkpoints, found.digest))
 
     def commit(job: TrainingJob, state: TrainingState) -> None:
@@ -173,49 +175,50 @@ def train(context: Context, plans: Sequence[Training]) -> dict[str, Artifact]:
                 emit=context.emit,
                 on_trained=commit,
             )
-    for plan in waiting.values():
-        if plan.run not in trained:
-            shared = find(plan)
-            assert shared is not None, "the first plan for it has just made it"
-            trained[plan.run] = shared
-    return {plan.run: trained[plan.run] for plan in plans}  # not in the order in which they were done
+    for training in waiting.values():
+        if training.run not in trained:
+            shared = find(training)
+            assert shared is not None, "the first training for it has just made it"
+            trained[training.run] = shared
+    return {training.run: trained[training.run] for training in trainings}  # not in the order in which they were done
 
 
-def _job(context: Context, plan: Training) -> TrainingJob:
+def _job(context: Context, training: Training) -> TrainingJob:
     config = context.config
-    place = context.output.locate("train", inputs=plan.inputs(), configuration=plan.configuration(config))
+    place = context.output.locate("train", inputs=training.inputs(), configuration=training.configuration(config))
     return TrainingJob(
-        run=plan.run,
+        run=training.run,
         key=place.rpartition("/")[2],
-        partitions=tuple(partitions_of(plan.data)),
-        num_items=plan.data.counts["items"],
+        partitions=tuple(partitions_of(training.data)),
+        num_items=training.data.counts["items"],
         encoder=config.encoder,
-        objective=plan.objective,
-        training=plan.training,
-        start=plan.start.file("model") if plan.start else None,
-        catalogue=restricted_catalogue(plan.data) if plan.start else None,  # what starts anew has nothing to keep
+        objective=training.objective,
+        training=training.settings,
+        start=training.start.file("model") if training.start else None,
+        # what starts anew has nothing to keep
+        catalogue=restricted_catalogue(training.data) if training.start else None,
         filter_seen=config.evaluation.filter_seen,
-        workers=plan.workers,
-        threads=plan.threads,
+        workers=training.workers,
+        threads=training.threads,
     )
 
 
-def _commit_model(context: Context, plan: Training, state: TrainingState) -> Artifact:
-    inputs, configuration = plan.inputs(), plan.configuration(context.config)
+def _commit_model(context: Context, training: Training, state: TrainingState) -> Artifact:
+    inputs, configuration = training.inputs(), training.configuration(context.config)
 
     def fill(making: Making) -> None:
-        module = SequenceEncoder(plan.data.counts["items"], context.config.encoder)
+        module = SequenceEncoder(training.data.counts["items"], context.config.encoder)
         module.load_state_dict(state.best)
-        save_model(module, making.folder / "model", items_url=plan.data.file(ITEMS_FILE))
+        save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
         making.draft.write_json("history.json", [asdict(report) for report in state.history])
-        for event in (event for report in state.history for event in epoch_events(plan.run, report)):
+        for event in (event for report in state.history for event in epoch_events(training.run, report)):
             making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded it
         making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
         making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"
         making.progress(1, 1, note)
 
-    return context.make("train", plan.run, fill, inputs=inputs, configuration=configuration)
+    return context.make("train", training.run, fill, inputs=inputs, configuration=configuration)
 
 
 def _seconds(report: EpochReport) -> float:
