@@ -184,7 +184,7 @@ def log(url: str, tracking_uri: str | None) -> None:
 @click.option("--recipe", default="default", show_default=True, help="A named configuration or a YAML file.")
 @SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
-@click.option("--objective", help="Print what this objective's `settings` may have, such as cl4srec.")
+@click.option("--objective", help="Print the `settings` that an objective takes, such as those of cl4srec.")
 def config(recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None) -> None:
     """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
     from raymerge.explained import print_config

@@ -190,7 +190,12 @@ def _merge(
             "by --set merge.coefficients=equal --set merge.normalise=none"
         )
     first, *_ = members.values()
-    models = {"name": "models", "digest": digest_of([one.digest for one in given]), "source": first.url, "counts": {}}
+    models = {
+        "name": "models",
+        "digest": digest_of([model.digest for model in members.values()]),
+        "source": first.url,
+        "counts": {},
+    }
     with tracked(context, "merge", models, given):
         return merge(context, None, [], members, diagonals, settings)
 

@@ -57,7 +57,7 @@ class Config(BaseModel):
     study: StudyConfig = StudyConfig()  # of the estimators; no part of a run
     merge: MergeConfig = MergeConfig()
     rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # merges by other diagonals, a row of the report each
-    after_merge: TrainingConfig | None = None  # of merged models, and of the control that they are compared with
+    after_merge: TrainingConfig | None = None  # of merged models; and of the control, which has all rounds' epochs, too
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -112,8 +112,9 @@ class Config(BaseModel):
     @property
     def control_training(self) -> TrainingConfig:
         """How a member of the first round is trained on, for as long as all that comes after it."""
-        after = self.after_merge or self.member_training
-        return replace(after, epochs=after.epochs + (self.rounds - 1) * self.member_training.epochs)
+        assert self.after_merge is not None, "without it there is no control"
+        epochs = self.after_merge.epochs + (self.rounds - 1) * self.member_training.epochs
+        return replace(self.after_merge, epochs=epochs)
 
     def of_rival(self, name: str) -> "Config":
         """The same run with a rival's diagonals."""

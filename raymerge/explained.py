@@ -11,6 +11,7 @@ import yaml
 
 from raymerge.choices import choices_in
 from raymerge.config import Config, class_in
+from raymerge.errors import ConfigError
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, complete_settings
 from raymerge.recipes import RECIPES, configure
 
@@ -19,6 +20,8 @@ SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
 
 def print_config(recipe: str, overrides: Sequence[str], listing: bool, objective: str | None) -> None:
     """`raymerge config`."""
+    if objective and (listing or overrides):
+        raise ConfigError("--objective prints what an objective takes, whatever the recipe: leave out --list and --set")
     if listing:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")

@@ -91,7 +91,7 @@ class _Work:
             reason = first_line(getattr(error, "cause", error))
             raise ResourceError(
                 f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{memory.SMALLER} of their size too "
-                f"({reason}); lower cluster.actors, or have larger machines"
+                f"({reason}); lower cluster.actors, or use larger machines"
             ) from error
         log.warning("%s: %s ran out of memory; it is done again in smaller chunks", self.doing, call.key)
         self._smaller.add(call.key)

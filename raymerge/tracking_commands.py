@@ -49,7 +49,8 @@ def _send(record: Record, tracker: Tracker) -> dict[str, Any]:
         tracker.finish(run)
         if not tracker.flush():
             raise TrackingError(
-                f"MLflow at {redact(tracker.uri)} did not take the figures of {run}; give the same command again"
+                f"MLflow at {redact(tracker.uri)} did not take the figures of {run} (why stands above); "
+                "give the same command again"
             )
     for run, artifact in artifacts.items():
         if artifact.manifest["stage"] == "study":

@@ -47,16 +47,16 @@ MAX_PARTITIONS = 65536
 class PrepareConfig(LogConfig):
     """How an interaction log becomes user partitions.
 
-    `duplicates` are kept, dropped if equal in user, item and time (`exact`), or dropped but the `first` or `last`
-    of a user with an item, all within a market where the log has several. `core` says how rare items and users go:
-    `once` drops items with fewer than `min_item_count` interactions and then users with fewer than `min_user_count`
-    left, in one pass each, as is common for SASRec; `iterated` repeats this until all that is left has the counts
-    (the k-core). `catalogue` names the items of other prepared data: the indices are theirs, all their items stay,
-    and interactions with other items are dropped and counted, so that models trained on both can be merged; those
+    `duplicates` are kept, dropped if equal in user, item and time (`exact`; where there are times), or dropped but the
+    `first` or `last` of a user with an item, all within a market where the log has several. `core` says how rare items
+    and users go: `once` drops items with fewer than `min_item_count` interactions and then users with fewer than
+    `min_user_count` left, in one pass each, as is common for SASRec; `iterated` repeats this until all that is left has
+    the counts (the k-core). `catalogue` names the items of other prepared data: the indices are theirs, all their items
+    stay, and interactions with other items are dropped and counted, so that models trained on both can be merged; those
     of its items that the log has are on offer here, and a model that starts from a given one learns to choose among
-    them alone. Up to `max_bad_share` of the rows may lack a user, an item, a timestamp that parses or a market that
-    was asked for; they are dropped and counted. Of more than `validation_users` users about so many are drawn, by the
-    hash of their id; the last item but one of the others trains.
+    them alone. Up to `max_bad_share` of the rows may lack a user, an item, a timestamp that parses or a market that was
+    asked for; they are dropped and counted. Of more than `validation_users` users about so many are drawn, by the hash
+    of their id; the last item but one of the others trains.
     """
 
     duplicates: Duplicates = "keep"  # repetitions of a user with an item
@@ -136,13 +136,18 @@ def _report_read(report: Progress, start: int, total: int, done: int) -> None:
 def _check(files: list[str], config: PrepareConfig) -> Iterator[int]:
     """Sizes in bytes of files that can all be opened as logs."""
     for file in files:
-        with open_log(file, config) as log:
-            if config.duplicates == "exact" and "timestamp" not in log.schema.names:
-                raise InputError(
-                    f"{without_credentials(file)} has no times, so that no two interactions are exact duplicates: "
-                    "set prepare.duplicates to keep, first or last"
-                )
-            yield log.size
+        yield check_log(file, config)
+
+
+def check_log(file: str, config: PrepareConfig) -> int:
+    """Size in bytes of a file; InputError unless it opens as a log with all that the configuration asks of it."""
+    with open_log(file, config) as log:
+        if config.duplicates == "exact" and "timestamp" not in log.schema.names:
+            raise InputError(
+                f"{without_credentials(file)} has no times, so that no two interactions are exact duplicates: "
+                "set prepare.duplicates to keep, first or last"
+            )
+        return log.size
 
 
 def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report: Progress) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from raymerge.choices import check_choices
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.checks import (
     Model,
@@ -97,8 +98,7 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         METHODS[self.method]
-        if self.normalise not in (*NORMALISATIONS, "search"):
-            raise ConfigError(f"merge.normalise must be {', '.join(NORMALISATIONS)} or search, got {self.normalise!r}")
+        check_choices(self, "merge")
         if not isinstance(self.coefficients, str):
             check_coefficients(self.coefficients, len(self.coefficients), ConfigError)
         elif self.coefficients not in ("search", "equal"):

@@ -4,7 +4,7 @@ Shapes: M models, n entries of a block of one tensor.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from raymerge.errors import ConfigError
 from raymerge.merging.checks import Tensors, check_epsilon, check_power
 
 Normalise = Literal["none", "model", "tensor"]
-NORMALISATIONS: tuple[Normalise, ...] = ("none", "model", "tensor")
+NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
 ENTRIES_AT_ONCE = 1 << 18
 
 

@@ -30,6 +30,8 @@ from raymerge.models.item_losses import (
 from raymerge.models.losses import info_nce
 from raymerge.registry import Registry
 
+Mode = Literal["supervised", "unsupervised", "both"]
+
 
 @dataclass(frozen=True)
 class ContrastiveSettings(ClozeSettings):
@@ -76,7 +78,7 @@ class Cl4srecSettings(ContrastiveSettings):
 class DuorecSettings(ContrastiveSettings):
     """Which views of a history are drawn together."""
 
-    mode: Literal["supervised", "unsupervised", "both"] = "both"  # another history of the same target, other dropout
+    mode: Mode = "both"  # contrast with another of the same target, with the same under other dropout
     candidates: int = 8  # histories kept for each item that they were followed by, of which views are drawn
 
     def __post_init__(self) -> None:

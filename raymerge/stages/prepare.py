@@ -6,8 +6,7 @@ from dataclasses import asdict, replace
 
 from raymerge import recipes, storage
 from raymerge.artifacts import Artifact, file_digest
-from raymerge.data.interactions import open_log
-from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file
+from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.stages.context import Context, Making
@@ -34,10 +33,9 @@ def source(context: Context, given: str | None) -> list[str]:
 
 
 def check_logs(context: Context, files: Sequence[str]) -> None:
-    """Raise InputError unless each file opens as a log with the columns that the configuration names."""
+    """Raise InputError unless each file opens as a log with all that the configuration asks of it."""
     for file in files:
-        with open_log(file, context.config.prepare):
-            pass
+        check_log(file, context.config.prepare)
 
 
 def prepare(context: Context, files: Sequence[str]) -> Artifact:

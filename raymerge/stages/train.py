@@ -148,24 +148,23 @@ def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact
             "train", training.run, inputs=training.inputs(), configuration=training.configuration(config)
         )
 
-    for training in trainings:
-        found = find(training)
-        if found is None:
-            waiting[training.run] = training
-            job = _job(context, training)
-            jobs.setdefault(job.key, job)
-        else:
-            trained[training.run] = found
-            storage.remove_folder(storage.join(checkpoints, found.digest))
-
     def commit(job: TrainingJob, state: TrainingState) -> None:
         trained[job.run] = _commit_model(context, waiting[job.run], state)
         storage.remove_folder(storage.join(checkpoints, job.key))
 
-    if jobs:
-        with ExitStack() as claims:
-            for key in jobs:
-                claims.enter_context(storage.claimed(storage.join(checkpoints, key)))
+    with ExitStack() as claims:
+        for training in trainings:
+            found, job = find(training), _job(context, training)
+            if found is None and job.key not in jobs:
+                claims.enter_context(storage.claimed(storage.join(checkpoints, job.key)))
+                found = find(training)  # again: another command may have made it meanwhile
+            if found is None:
+                waiting[training.run] = training
+                jobs.setdefault(job.key, job)
+            else:
+                trained[training.run] = found
+                storage.remove_folder(storage.join(checkpoints, found.digest))
+        if jobs:
             train_all(
                 list(jobs.values()),
                 checkpoints=checkpoints,
@@ -193,7 +192,7 @@ def _job(context: Context, training: Training) -> TrainingJob:
         num_items=training.data.counts["items"],
         encoder=config.encoder,
         objective=training.objective,
-        training=training.settings,
+        settings=training.settings,
         start=training.start.file("model") if training.start else None,
         # what starts anew has nothing to keep
         catalogue=restricted_catalogue(training.data) if training.start else None,

@@ -22,7 +22,7 @@ COLUMNS = ("ndcg@10", "ndcg@20", "hr@10")
 Kind = Literal["base", "member", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
 ROLES = {
     "base": "the base that members start from",
-    "member": "the best single model",
+    "member": "the best member",
     "average": "the uniform average",
     "control": "the control",
     "ceiling": "one model trained on all data",

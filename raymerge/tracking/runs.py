@@ -63,7 +63,7 @@ class Tracker:
         self._held: dict[str, set[tuple[str, int]]] = {}  # by run: what the server had before this process
         self._taken: set[tuple[str, str, int]] = set()
         self._waiting: dict[str, list[Metric]] = {}
-        self._refused: set[str] = set()
+        self._refused: dict[str, float] = {}  # by run: when to ask again
         self._due = 0.0
         self._away = False
         self.outcome = "FINISHED"
@@ -88,10 +88,11 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._refused = dict.fromkeys(self._refused, 0.0)
         self.flush()
         status = self.outcome if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
-            if not self._terminate(name, status):
+            if not self._terminate(name, "FAILED" if name in self._waiting else status):
                 break  # a store that is away is not asked once for each run
         if self.pending:
             log.warning("%d figures did not reach MLflow at %s", self.pending, redact(self.uri))
@@ -140,7 +141,7 @@ class Tracker:
 
         A run that the store refuses, such as one that somebody has deleted meanwhile, holds up no other.
         """
-        for run in sorted(self._waiting.keys() - self._refused):
+        for run in sorted(run for run in self._waiting if time.monotonic() >= self._refused.get(run, 0.0)):
             try:
                 with store.settings():
                     self._send_metrics(run)
@@ -148,8 +149,7 @@ class Tracker:
                 if store.is_outage(error):
                     self._report_outage(error)
                     return False
-                self._refused.add(run)
-                log.warning("MLflow at %s refuses run %s: %s", redact(self.uri), run, store.reason(error))
+                self._report_refusal(run, error)
         self._due = time.monotonic() + FLUSH_INTERVAL_S
         self._away = False
         return not self._waiting
@@ -178,10 +178,18 @@ class Tracker:
             with store.settings():
                 call(self.client.set_terminated, self.run_id(run), status)
         except Exception as error:
-            self._report_outage(error)
-            return not store.is_outage(error)
+            if store.is_outage(error):
+                self._report_outage(error)
+                return False
+            self._report_refusal(run, error)
+            return True
         self._finished.add(run)
         return True
+
+    def _report_refusal(self, run: str, error: Exception) -> None:
+        if run not in self._refused:
+            log.warning("MLflow at %s refuses run %s: %s", redact(self.uri), run, store.reason(error))
+        self._refused[run] = time.monotonic() + OUTAGE_INTERVAL_S
 
     def _report_outage(self, error: Exception) -> None:
         if not self._away:
@@ -222,7 +230,7 @@ class Tracker:
         return found[0] if found else None
 
     def _log_parameters(self, parent: Run) -> None:
-        """A parameter is written once; one that a restart changed (workers, threads) is told in a tag."""
+        """A parameter is written once; one that a restart changed (actors, GPUs) is told in a tag."""
         parameters, held = flatten(self._configuration), parent.data.params
         new = [Param(key, value) for key, value in parameters.items() if key not in held]
         changed = [

@@ -43,7 +43,7 @@ TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more at once would only wait for 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model to train. `key` names its checkpoints: it must say everything that the result depends on."""
+    """A training as the cluster is given it. `key` names its checkpoints, and says all that the result depends on."""
 
     run: str
     key: str
@@ -51,7 +51,7 @@ class TrainingJob:
     num_items: int
     encoder: EncoderConfig
     objective: ObjectiveConfig
-    training: TrainingConfig
+    settings: TrainingConfig
     start: str | None = None  # URL of the model to start from; without it from scratch
     catalogue: str | None = None  # URL of the items, of which not all are on offer; without it all are
     filter_seen: bool = True  # in validation
@@ -136,7 +136,7 @@ def _exhaustion(what: str) -> ResourceError:
 
 def _fit(job: TrainingJob, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
     """Run one trainer to its end (in a thread of the driver); its last state."""
-    log.add.remote([Progress(job.run, 0, job.training.epochs)])  # it has waited for its turn until now
+    log.add.remote([Progress(job.run, 0, job.settings.epochs)])  # it has waited for its turn until now
     gpu = resources.get("GPU", 0)
     filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
@@ -193,7 +193,7 @@ def _train_rank(job: TrainingJob, checkpoints: str, log: Any) -> None:
     context = ray_train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
-    torch.manual_seed(job.training.seed)
+    torch.manual_seed(job.settings.seed)
     encoder = load_model(job.start) if job.start else SequenceEncoder(job.num_items, job.encoder)
     checkpoint = ray_train.get_checkpoint()
     reporter = Reporter(job, checkpoints, log if rank == 0 else None)
@@ -201,7 +201,7 @@ def _train_rank(job: TrainingJob, checkpoints: str, log: Any) -> None:
         encoder.to(get_device()),
         build_objective(job.objective, encoder.config),
         [read_partition(url) for url in job.partitions[rank::world]],
-        job.training,
+        job.settings,
         filter_seen=job.filter_seen,
         offered=offered_in(job.catalogue),
         resume=read_state(checkpoints, checkpoint) if checkpoint else None,

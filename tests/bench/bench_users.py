@@ -107,12 +107,15 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--partition", type=int, default=125, help="users of a partition")
     parser.add_argument("--estimator", default="exact")
+    parser.add_argument("--samples", type=int, help="n of an estimator that samples")
     parser.add_argument("--scratch", help="folder for the data while they are needed; default: the system's")
     options = parser.parse_args()
-    print(f"\nFisher ({options.estimator}) and evaluation, {options.items:,} items, 2 processes")
+    estimator = options.estimator + (f", n = {options.samples}" if options.samples else "")
+    print(f"\nFisher ({estimator}) and evaluation, {options.items:,} items, 2 processes")
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder, session(configure("default").cluster):
         write_catalogue(Path(folder) / "items.parquet", options.items)
-        settings = [f"fisher.estimator={options.estimator}", f"prepare.catalogue={folder}/items.parquet"]
+        settings = [f"fisher.estimator={options.estimator}", f"fisher.samples={options.samples or 'null'}"]
+        settings += [f"prepare.catalogue={folder}/items.parquet"]
         logs = []
         for users in options.users:
             partitions = f"prepare.partitions={max(1, users // options.partition)}"

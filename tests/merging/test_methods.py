@@ -285,7 +285,7 @@ def test_a_config_lists_the_settings_to_choose_from():
     ("change", "message"),
     [
         ({"method": "ties"}, "unknown merge method 'ties'"),
-        ({"normalise": "layer"}, "merge.normalise must be none, model, tensor or search, got 'layer'"),
+        ({"normalise": "layer"}, "merge.normalise must be one of none, model, tensor, search, got 'layer'"),
         ({"coefficients": "best"}, "merge.coefficients must be numbers, equal or search, got 'best'"),
         ({"coefficients": (0.0, 0.0)}, "must not all be 0"),
         ({"coefficients": (1.0, -1.0)}, "got -1.0 for model 2"),

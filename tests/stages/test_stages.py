@@ -14,16 +14,15 @@ import torch
 from partitions import concatenate
 from processes import named
 
+from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import examples
-from raymerge.errors import ConfigError, InputError, ResourceError, ScoreError
+from raymerge.errors import InputError, LostError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
-from raymerge.merging.choice import choose
-from raymerge.merging.held_out import FoldedScore, folded
-from raymerge.merging.methods import MergeConfig, MergeSetting, merge
+from raymerge.merging.methods import merge
 from raymerge.models.objectives import ObjectiveConfig
 from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
 from raymerge.stages.context import Context, Making
@@ -62,16 +61,16 @@ def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeConte
     context = make_context("out", *changes, 'markets={by: column, names: ["Rome", "New York"]}')
     assert list(context.config.all_members) == ["next_item-Rome", "next_item-New-York"]
     whole = prepare(context, [str(tmp_path / "shops.parquet")])
-    lessons = divide(context, whole)
+    parts_of_data = divide(context, whole)
     for name, rest in (("next_item-Rome", [0]), ("next_item-New-York", [1, 2])):
-        parts = [read_partition(url) for url in partitions_of(lessons.members[name])]
-        users = [user for part in parts for user in part.users.to_pylist()]
+        histories = [read_partition(url) for url in partitions_of(parts_of_data.members[name])]
+        users = [user for part in histories for user in part.users.to_pylist()]
         assert users and {user % 3 for user in users} == set(rest), "users were given to shops by their ids"
     other = make_context("out", *changes, 'markets={by: column, names: ["Rome", "Paris"]}')
     with pytest.raises(InputError, match="the log has the markets New York, Rome, markets.names lists Rome, Paris"):
         divide(other, whole)
     with pytest.raises(InputError, match="are one market's data, which are not divided again: --set markets=null"):
-        divide(context, lessons.members["next_item-Rome"])
+        divide(context, parts_of_data.members["next_item-Rome"])
 
 
 def test_a_market_with_too_little_to_learn_from_is_named(make_context: MakeContext, tmp_path: Path) -> None:
@@ -103,45 +102,31 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
         assert torch.equal(value, expected[name]), name
 
 
-def test_given_coefficients_are_not_searched() -> None:
-    asked: list[tuple[MergeSetting, tuple[float, ...]]] = []
-
-    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
-        asked.append((setting, point))
-        return folded(torch.full((100,), 0.5 if setting.normalise == "model" else 0.25), torch.arange(100))
-
-    chosen = choose(score, MergeConfig(coefficients=(1.0, 3.0)), members=2)
-    setting, point = chosen.trial
-    assert {point for _, point in asked} == {(1.0, 3.0)}
-    assert (setting.normalise, point, chosen.score, chosen.held_out_gain) == ("model", (1.0, 3.0), 0.5, 0.25)
-    with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
-        MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
-
-
-def test_plans_of_the_very_same_model_are_trained_once(make_context: MakeContext, data: Artifact) -> None:
+def test_trainings_of_the_very_same_model_are_trained_once(make_context: MakeContext, data: Artifact) -> None:
     done: list[str] = []
     context = make_context("out", "training.epochs=1", emit=lambda message: done.append(message.run))
     assert context.config.base is not None
-    plan = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
-    trained = train(context, [plan, replace(plan, run="train/b")])
+    training = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
+    trained = train(context, [training, replace(training, run="train/b")])
     assert trained["train/a"].url == trained["train/b"].url
     assert {"train/a", "train/b"} <= set(done)
 
 
-def test_a_choice_that_is_luck_is_not_made() -> None:
-    noise = torch.Generator().manual_seed(1)
-    plain, means = torch.rand(1000, generator=noise), []
-
-    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
-        is_plain = setting.normalise == "none" and point[0] == point[1]
-        gains = plain if is_plain else plain - 0.002 + 0.1 * torch.randn(1000, generator=noise)
-        means.append(float(gains.mean()))
-        return folded(gains, torch.arange(1000))
-
-    chosen = choose(score, MergeConfig(coefficients="search"), members=2)
-    assert max(means) > means[0]
-    assert (chosen.trial, chosen.score) == ((MergeSetting(), (0.5, 0.5)), pytest.approx(float(plain.double().mean())))
-    assert chosen.held_out_gain < 0
+def test_a_model_that_another_command_trains_in_the_same_output_is_refused(
+    make_context: MakeContext, data: Artifact
+) -> None:
+    context = make_context("out", "training.epochs=1")
+    assert context.config.base is not None
+    training = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
+    place = context.output.locate(
+        "train", inputs=training.inputs(), configuration=training.configuration(context.config)
+    )
+    with (
+        storage.claimed(place.replace("/train/", "/checkpoints/")),
+        pytest.raises(LostError, match="another command is"),
+    ):
+        train(context, [training])
+    assert set(train(context, [training])) == {"train/a"}
 
 
 def test_killed_training_worker_is_replaced_and_the_model_is_the_same(
@@ -179,11 +164,11 @@ def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
 
     start = context.make("train", "diverged", spoil, inputs={}, configuration={})
-    plan = Training(
+    training = Training(
         "train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1
     )
     with pytest.raises(ScoreError, match="lower training.learning_rate"):
-        train(context, [plan])
+        train(context, [training])
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:

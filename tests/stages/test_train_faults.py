@@ -78,9 +78,9 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext
         notes.append(message.note if isinstance(message, Progress) else "")
 
     context = make_context("out", "encoder.dropout=0", emit=note)
-    plans = [Training("train/usual", NEXT_ITEM, settings, data, None, workers, 1)]
-    plans += [Training("train/hungry", Hungry("hungry"), settings, data, None, workers, 1)]
-    usual, hungry = (load_model(made.url).state_dict() for made in train(context, plans).values())
+    trainings = [Training("train/usual", NEXT_ITEM, settings, data, None, workers, 1)]
+    trainings += [Training("train/hungry", Hungry("hungry"), settings, data, None, workers, 1)]
+    usual, hungry = (load_model(made.url).state_dict() for made in train(context, trainings).values())
     for name, expected in usual.items():
         torch.testing.assert_close(hungry[name], expected, rtol=1e-4, atol=1e-5, msg=name)
     assert any("in smaller chunks after running out of memory" in text for text in notes)
@@ -88,9 +88,9 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext
 
 @pytest.mark.usefixtures("hungry")
 def test_workers_out_of_memory_in_smaller_chunks_too_are_given_up(make_context: MakeContext, data: Artifact) -> None:
-    plan = Training("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
+    training = Training("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
     with pytest.raises(ResourceError, match=r"train/insatiable: .* in chunks of 1/8 .*lower training.batch_size"):
-        train(make_context("out"), [plan])
+        train(make_context("out"), [training])
 
 
 def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_other_goes_on(
@@ -99,10 +99,10 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
     context = make_context("out", "cluster.keep_going=true")
     settings = TrainingConfig(epochs=2, batch_size=64)
     starts = {"good": models["first"], "bad": poisoned(context, data, models["second"])}
-    plans = [Training(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
+    trainings = [Training(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
     with pytest.raises(ScoreError, match=r"train/bad: the loss of epoch 1, step 1 of \d+, is nan") as error:
-        train(context, plans)
-    good, bad = (context.find("train", plan.run, **key(context, plan)) for plan in plans)
+        train(context, trainings)
+    good, bad = (context.find("train", training.run, **key(context, training)) for training in trainings)
     assert good is not None and good.counts["epochs"] == 2
     assert bad is None
     found = re.search(r"its batch lies in ([^\s,]+), a file a rank", str(error.value))
@@ -110,7 +110,7 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
     with safe_open(f"{found[1]}/rank-0.safetensors", "pt") as file:
         assert file.metadata()["step"] == "1"
         assert file.get_tensor("windows").shape[0] == len(file.get_tensor("seeds")) > 0
-    mended = [plans[0], replace(plans[1], start=models["second"])]
+    mended = [trainings[0], replace(trainings[1], start=models["second"])]
     assert set(train(context, mended)) == {"train/good", "train/bad"}
 
 
@@ -125,5 +125,5 @@ def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
     return context.make("train", "spoilt", spoil, inputs={"spoilt": model.digest}, configuration={})
 
 
-def key(context: Context, plan: Training) -> dict:
-    return {"inputs": plan.inputs(), "configuration": plan.configuration(context.config)}
+def key(context: Context, training: Training) -> dict:
+    return {"inputs": training.inputs(), "configuration": training.configuration(context.config)}

@@ -76,7 +76,7 @@ def test_the_table_fits_an_80_column_terminal() -> None:
 def test_the_verdict_names_each_reference_and_whether_the_difference_is_significant() -> None:
     assert report.verdict(example_report()) == [
         "merge + fine-tuning validates best of the merged models: NDCG@10 0.1400 on test.",
-        "Significantly better than the best single model (duorec): +0.0100, +7.7% (+0.0050 to +0.0150, p = 0.004).",
+        "Significantly better than the best member (duorec): +0.0100, +7.7% (+0.0050 to +0.0150, p = 0.004).",
         "Not significantly different from the uniform average: +0.0040, +2.9% (-0.0010 to +0.0090, p = 0.12).",
         "p values are corrected after Holm.",
     ]
@@ -85,7 +85,7 @@ def test_the_verdict_names_each_reference_and_whether_the_difference_is_signific
 def test_the_verdict_says_worse_where_it_is_worse_and_nothing_where_nothing_was_compared() -> None:
     content = example_report()
     content["comparisons"] = [comparison("duorec", -0.01, p_holm=0.01)]
-    assert report.verdict(content)[1].startswith("Significantly worse than the best single model (duorec): -0.0100")
+    assert report.verdict(content)[1].startswith("Significantly worse than the best member (duorec): -0.0100")
     content["comparisons"] = []
     assert report.verdict(content)[1:] == ["It was not compared with other models."]
 

@@ -1,0 +1,40 @@
+"""What is given is not searched, and what is luck is not chosen."""
+
+import pytest
+import torch
+
+from raymerge.errors import ConfigError
+from raymerge.merging.choice import choose
+from raymerge.merging.held_out import FoldedScore, folded
+from raymerge.merging.methods import MergeConfig, MergeSetting
+
+
+def test_given_coefficients_are_not_searched() -> None:
+    asked: list[tuple[MergeSetting, tuple[float, ...]]] = []
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
+        asked.append((setting, point))
+        return folded(torch.full((100,), 0.5 if setting.normalise == "model" else 0.25), torch.arange(100))
+
+    chosen = choose(score, MergeConfig(coefficients=(1.0, 3.0)), members=2)
+    setting, point = chosen.trial
+    assert {point for _, point in asked} == {(1.0, 3.0)}
+    assert (setting.normalise, point, chosen.score, chosen.held_out_gain) == ("model", (1.0, 3.0), 0.5, 0.25)
+    with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
+        MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
+
+
+def test_a_choice_that_is_luck_is_not_made() -> None:
+    noise = torch.Generator().manual_seed(1)
+    plain, means = torch.rand(1000, generator=noise), []
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
+        is_plain = setting.normalise == "none" and point[0] == point[1]
+        gains = plain if is_plain else plain - 0.002 + 0.1 * torch.randn(1000, generator=noise)
+        means.append(float(gains.mean()))
+        return folded(gains, torch.arange(1000))
+
+    chosen = choose(score, MergeConfig(coefficients="search"), members=2)
+    assert max(means) > means[0]
+    assert (chosen.trial, chosen.score) == ((MergeSetting(), (0.5, 0.5)), pytest.approx(float(plain.double().mean())))
+    assert chosen.held_out_gain < 0
