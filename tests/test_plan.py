@@ -55,6 +55,16 @@ def test_estimate_is_near_what_was_measured(recipe: str, measured_s: float | Non
     assert not found.problems
 
 
+def test_a_second_round_takes_as_long_as_the_first_and_gives_the_control_more_epochs() -> None:
+    size = RECIPES["ml-1m"].size
+    assert size is not None
+    one, two = (seconds(plan(f"rounds={rounds}", recipe="ml-1m", size=size)) for rounds in (1, 2))
+    assert (two["train/members"], two["fisher"]) == (2 * one["train/members"], 2 * one["fisher"])
+    control = configure("ml-1m", ("rounds=2",)).control_training.epochs
+    assert control == 4 + 6 and one["train/after"] < two["train/after"] < one["train/after"] * control / 6
+    assert two["train/base"] == one["train/base"]
+
+
 def test_command_prints_a_row_a_stage_and_refuses_what_cannot_be(
     capacity: Capacity, capsys: pytest.CaptureFixture[str]
 ) -> None:
