@@ -273,6 +273,7 @@ def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_repor
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)  # every process of a training reads and writes there
 def test_pipeline_on_a_store_that_fails_now_and_then_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, bucket: str, faults: Faults
 ) -> None:

@@ -118,7 +118,7 @@ def test_a_model_that_another_command_trains_in_the_same_output_is_refused(
     context = make_context("out", "training.epochs=1")
     assert context.config.base is not None
     training = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
-    place = context.output.locate(
+    place = context.output.open().locate(
         "train", inputs=training.inputs(), configuration=training.configuration(context.config)
     )
     with (
