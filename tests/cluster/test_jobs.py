@@ -104,9 +104,11 @@ def test_submission_without_the_token_is_one_line(head: Head, change: dict[str, 
 @pytest.mark.parametrize("door", ["gcs", "client"])
 @pytest.mark.parametrize("change", [{"RAY_AUTH_TOKEN": "0" * 64}, NO_TOKEN], ids=["wrong", "none"])
 def test_driver_without_the_token_does_not_get_in(head: Head, door: str, change: dict[str, str]) -> None:
-    driver = head.run("-c", f"import ray; ray.init({getattr(head, door)!r}); print('IN', ray.nodes())", **change)
+    entering = f"import ray; ray.init({getattr(head, door)!r}); print('IN', ray.nodes())"
+    driver = head.run("-c", entering, **change)
     assert driver.returncode != 0
     assert "IN" not in driver.stdout
+    assert "IN" in head.run("-c", entering).stdout, "the door is shut to all"
 
 
 CASES = """
