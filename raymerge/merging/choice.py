@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.held_out import FoldedScore, held_out_gain
-from raymerge.merging.methods import MergeConfig, MergeSetting
-
-Trial = tuple[MergeSetting, Point]
+from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 
 
 @dataclass(frozen=True)

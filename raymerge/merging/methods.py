@@ -83,6 +83,9 @@ class MergeSetting:
     power: float = 1.0
 
 
+Trial = tuple[MergeSetting, Point]
+
+
 @dataclass(frozen=True)
 class MergeConfig:
     """How members become one model. What is "search" is chosen on the validation split, within `budget` trials."""
@@ -147,7 +150,7 @@ class MergeConfig:
         """Whether nothing is left to choose, so that a merge needs no data."""
         return self.coefficients != "search" and len(self.settings()) == 1
 
-    def given(self, members: int) -> tuple[MergeSetting, Point]:
+    def given(self, members: int) -> Trial:
         """The only setting and coefficients that settled settings allow."""
         [setting] = self.settings()
         return setting, self.point(members)

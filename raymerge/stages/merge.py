@@ -14,7 +14,7 @@ from raymerge.merging.choice import choose
 from raymerge.merging.coefficients import Point
 from raymerge.merging.distributed import Candidate, forget, merged_model, validate
 from raymerge.merging.held_out import FoldedScore
-from raymerge.merging.methods import MergeConfig, MergeSetting
+from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 from raymerge.pool import Pool
 from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
@@ -80,7 +80,7 @@ def _settle(
     candidate: Callable[[MergeSetting, Point], Candidate],
     members: int,
     filter_seen: bool,
-) -> tuple[MergeSetting, Point]:
+) -> Trial:
     """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
     trials: list[dict[str, object]] = []
     partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}

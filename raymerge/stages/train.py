@@ -154,10 +154,12 @@ def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact
 
     with ExitStack() as claims:
         for training in trainings:
-            found, job = find(training), _job(context, training)
-            if found is None and job.key not in jobs:
-                claims.enter_context(storage.claimed(storage.join(checkpoints, job.key)))
-                found = find(training)  # again: another command may have made it meanwhile
+            found = find(training)
+            if found is None:
+                job = _job(context, training)
+                if job.key not in jobs:
+                    claims.enter_context(storage.claimed(storage.join(checkpoints, job.key)))
+                    found = find(training)  # again: another command may have made it meanwhile
             if found is None:
                 waiting[training.run] = training
                 jobs.setdefault(job.key, job)

@@ -3,23 +3,20 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from cluster.nodes import Nodes, start_nodes
+from random_models import random_model
 
 from raymerge import storage
-from raymerge.artifacts import Output, save_model
+from raymerge.artifacts import Output
 from raymerge.data import demo
-from raymerge.data.prepare import ITEMS_FILE
-from raymerge.models.encoder import SequenceEncoder
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context
 from raymerge.stages.prepare import prepare
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -113,15 +110,8 @@ def given(bucket: str, data: Path, stage: str) -> list[str]:
     context = Context(configure("demo", overrides), Output(f"{bucket}/given"), lambda message: None, Deadline(60))
     prepared = prepare(context, [str(data)])
     arguments = ["--data", prepared.url]
-
-    def draw(making: Making, seed: int) -> None:
-        torch.manual_seed(seed)
-        module = SequenceEncoder(prepared.counts["items"], context.config.encoder)
-        save_model(module, making.folder / "model", items_url=prepared.file(ITEMS_FILE))
-
     for seed in () if stage == "train" else (0, 1):
-        model = context.make("train", "random", partial(draw, seed=seed), inputs={"seed": seed}, configuration={})
-        arguments += ["--model", model.url]
+        arguments += ["--model", random_model(context, prepared, seed=seed).url]
     return arguments
 
 

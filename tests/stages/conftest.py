@@ -1,22 +1,19 @@
 """A small prepared log and a context for stages, both without Ray."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
+from random_models import random_model
 
-from raymerge.artifacts import Artifact, Output, save_model
+from raymerge.artifacts import Artifact, Output
 from raymerge.data import demo
-from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_partition
 from raymerge.events import Emit
-from raymerge.models.encoder import SequenceEncoder
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.stages.context import Context
 from raymerge.stages.prepare import partitions_of, prepare
 
 SMALL = (
@@ -61,14 +58,4 @@ def partitions(data: Artifact) -> list[Sequences]:
 def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
     """Two random models, as training leaves them."""
     context = make_context("models")
-
-    def draw(making: Making, seed: int) -> None:
-        torch.manual_seed(seed)
-        module = SequenceEncoder(data.counts["items"], context.config.encoder)
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-        making.counts[SCORE] = 0.1
-
-    return {
-        name: context.make("train", name, partial(draw, seed=seed), inputs={"seed": seed}, configuration={})
-        for seed, name in enumerate(("first", "second"))
-    }
+    return {name: random_model(context, data, name=name, seed=seed) for seed, name in enumerate(("first", "second"))}
