@@ -20,7 +20,7 @@ from raymerge.models.encoder import SelfAttention
 class AttentionState:
     """Inputs followed by a 1 [B, L, d + 1]; q, k, v [B, H, L, c]; A [B, H, Q, L] and mixed [B, H, Q, c] of Q queries.
 
-    The queries are all positions, or the last alone.
+    The queries are all positions, or the last alone. Inputs, q and k are in the dtype of `products`.
     """
 
     name: str
@@ -31,10 +31,11 @@ class AttentionState:
     v: Tensor
     probabilities: Tensor
     mixed: Tensor
+    products: torch.dtype
 
     @classmethod
     def of(
-        cls, name: str, module: SelfAttention, x: Tensor, allowed: Tensor, queries: int
+        cls, name: str, module: SelfAttention, x: Tensor, allowed: Tensor, queries: int, products: torch.dtype
     ) -> tuple["AttentionState", Tensor]:
         """The state and the output [B, Q, d] of the last Q positions."""
         heads = module.qkv(x).unflatten(2, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -43,7 +44,8 @@ class AttentionState:
         if module.distance_bias is not None:
             logits += module.bias(x.shape[1])[:, :, -queries:]
         probabilities = logits.masked_fill_(~allowed[:, :, -queries:], -torch.inf).softmax(dim=3)
-        state = cls(name, module, with_one(x), q, k, v, probabilities, probabilities @ v)
+        inputs, q, k = with_one(x).to(products), q.to(products), k.to(products)
+        state = cls(name, module, inputs, q, k, v, probabilities, probabilities @ v, products)
         return state, module.out(state.merged)
 
     @property
@@ -53,44 +55,49 @@ class AttentionState:
 
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d], all positions being queries."""
-        squares.linear(self.name + ".out", with_one(self.merged), g)
-        scratch, dim, size = squares.scratch, g.shape[3], self.v.shape[3]
-        out, mixed_g = scratch.empty("attention", *g.shape), scratch.empty("mixed", *g.shape[:3], size)
+        scratch, products, dim, size = squares.scratch, self.products, g.shape[3], self.v.shape[3]
+        g = scratch.cast("cotangents", g, products)
+        squares.linear(self.name + ".out", with_one(self.merged).to(products), g)
+        mixed_g = scratch.empty("mixed", *g.shape[:3], size, dtype=products)
+        qkv_g = scratch.empty("qkv", *g.shape[:3], 3 * dim, dtype=products)
+        out_weight = self.module.out.weight.to(products)
         for head in range(self.module.heads):
-            torch.mm(g.flatten(0, 2), self.module.out.weight[:, head * size :][:, :size], out=mixed_g.flatten(0, 2))
+            torch.mm(g.flatten(0, 2), out_weight[:, head * size :][:, :size], out=mixed_g.flatten(0, 2))
             for kind, part in enumerate(self._through_head(head, mixed_g, squares)):
                 first = kind * dim + head * size
-                squares.linear(self.name + ".qkv", self.inputs, part, first=first)
-                rows = self.module.qkv.weight[first : first + size]
-                out.view(-1, dim).addmm_(part.view(-1, size), rows, beta=int(first > 0))
-        return out
+                qkv_g[..., first : first + size] = part
+        squares.linear(self.name + ".qkv", self.inputs, qkv_g)
+        out = scratch.empty("attention", *g.shape, dtype=products)
+        torch.mm(qkv_g.flatten(0, 2), self.module.qkv.weight.to(products), out=out.flatten(0, 2))
+        return scratch.cast("attention", out, squares.dtype)
 
     def _through_head(self, head: int, mixed_g: Tensor, squares: Squares) -> Iterator[Tensor]:
         """Cotangents of one head's queries, then keys, then values, each [B, L, P, c] in the memory of the last."""
         batch, length, _, size = mixed_g.shape
-        scratch = squares.scratch
-        part = scratch.empty("part", *mixed_g.shape)
+        scratch, products = squares.scratch, self.products
+        part = scratch.empty("part", *mixed_g.shape, dtype=products)
         logits_g = self._logits_backward(head, mixed_g, scratch)
         if self.module.distance_bias is not None:
             sums = distance_sums(logits_g.unflatten(0, (batch, length)), causal=not self.module.most_ahead)
             self._add_bias(squares, head, sums)
-        keys = scratch.empty("keys", batch, length, length, size).copy_(self.k[:, head, None])
+        keys = scratch.empty("keys", batch, length, length, size, dtype=products).copy_(self.k[:, head, None])
         torch.bmm(logits_g.transpose(1, 2), keys.flatten(0, 1), out=part.flatten(0, 1))
         yield part
         torch.bmm(logits_g.view(batch, length, -1).transpose(1, 2), self.q[:, head], out=part.flatten(1, 2))
         yield part
-        torch.bmm(self.probabilities[:, head].transpose(1, 2), mixed_g.flatten(2), out=part.flatten(2))
+        probabilities = self.probabilities[:, head].to(products)
+        torch.bmm(probabilities.transpose(1, 2), mixed_g.flatten(2), out=part.flatten(2))
         yield part
 
     def _logits_backward(self, head: int, mixed_g: Tensor, scratch: Scratch) -> Tensor:
-        """Cotangents of q_t·k_s, A_ts (v_s - mixed_t) · mixed_g_t/√c: [B, L, P, c] → [B·L, s, P]."""
+        """Cotangents of q_t·k_s, A_ts (v_s - mixed_t)/√c · mixed_g_t: [B, L, P, c] → [B·L, s, P]."""
         batch, length, probes, size = mixed_g.shape
-        spread = scratch.empty("spread", batch, length, length, size)
-        torch.sub(self.v[:, head, None], self.mixed[:, head, :, None], out=spread)
-        logits_g = scratch.empty("logits", batch * length, length, probes)
-        torch.bmm(spread.flatten(0, 1), mixed_g.flatten(0, 1).transpose(1, 2), out=logits_g)
-        scale = self.probabilities[:, head].flatten(0, 1) * size**-0.5
-        return logits_g.mul_(scale[..., None])
+        slopes = scratch.empty("slopes", batch, length, length, size, dtype=self.v.dtype)
+        torch.sub(self.v[:, head, None], self.mixed[:, head, :, None], out=slopes)
+        slopes.mul_((self.probabilities[:, head] * size**-0.5)[..., None])
+        slopes = scratch.cast("slopes", slopes, mixed_g.dtype)
+        logits_g = scratch.empty("logits", batch * length, length, probes, dtype=mixed_g.dtype)
+        return torch.bmm(slopes.flatten(0, 1), mixed_g.flatten(0, 1).transpose(1, 2), out=logits_g)
 
     def backward_last(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output at the last position [B, 1, P, d], the only query → of the input [B, L, P, d].
@@ -112,7 +119,7 @@ class AttentionState:
                 self._add_bias(squares, head, logits_g[:, head].flip(1))
         values = (mixed_g @ value_rows).flatten(2)  # [B, H, P·d]
         keys = (self.q[:, :, -1:] @ key_rows)[:, :, 0]  # [B, H, d]
-        out = squares.scratch.empty("stream", g.shape[0], self.v.shape[2], *g.shape[2:])
+        out = squares.empty("stream", g.shape[0], self.v.shape[2], *g.shape[2:])
         torch.bmm(self.probabilities[:, :, 0].transpose(1, 2), values, out=out.flatten(2))
         out.flatten(1, 2).baddbmm_(logits_g.permute(0, 2, 3, 1).flatten(1, 2), keys)
         out[:, -1:] += query_g @ query_rows.flatten(0, 1)
@@ -135,7 +142,7 @@ class AttentionState:
         The last of the D distances is the longest; logits_g are of q_t·k_s, which is divided by √c.
         """
         totals = logits_g.unflatten(0, (-1, squares.group_size)).sum(1)
-        row = totals.square_().sum((0, 2)) * self.v.shape[3]
+        row = totals.to(squares.dtype).square_().sum((0, 2)) * self.v.shape[3]
         end = self.module.most_ahead + self.v.shape[2]
         whole = row.new_zeros(1, self.module.most_ahead + self.module.max_length)
         whole[0, end - len(row) : end] = row

@@ -2,20 +2,25 @@
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 
 class Scratch:
     """Uninitialised tensors by name. Asking for a name again gives the same memory: what was in it is gone."""
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._memory: dict[str, Tensor] = {}
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def empty(self, name: str, *shape: int) -> Tensor:
-        """A contiguous tensor of a shape, of the dtype and device of `like`."""
-        count = prod(shape)
-        found = self._memory.get(name)
+    def empty(self, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor of a shape and dtype."""
+        count, key = prod(shape), (name, dtype)
+        found = self._memory.get(key)
         if found is None or found.numel() < count:
-            found = self._memory[name] = self._like.new_empty(count)
+            found = self._memory[key] = torch.empty(count, dtype=dtype, device=self._device)
         return found[:count].view(shape)
+
+    def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor in a dtype: itself if it has it, otherwise a copy under a name."""
+        return x if x.dtype is dtype else self.empty(name, *x.shape, dtype=dtype).copy_(x)

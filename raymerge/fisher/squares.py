@@ -24,14 +24,19 @@ def with_one(x: Tensor) -> Tensor:
 
 
 class Squares:
-    """Collects squares in the working precision; `flush` hands them on."""
+    """Collects squares in the working precision, whatever that of the products; `flush` hands them on."""
 
-    def __init__(self, sums: Sink, group_size: int, scratch: Scratch) -> None:
+    def __init__(self, sums: Sink, group_size: int, working: Tensor) -> None:
         self.sums = sums
         self.group_size = group_size
-        self.scratch = scratch
+        self.dtype = working.dtype
+        self.scratch = Scratch(working.device)
         self._partial: dict[Key, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
+
+    def empty(self, name: str, *shape: int) -> Tensor:
+        """Scratch memory in the working precision."""
+        return self.scratch.empty(name, *shape, dtype=self.dtype)
 
     def linear(self, name: str, inputs: Tensor, cotangents: Tensor, *, first: int = 0) -> None:
         """Weight and bias of a linear layer (or their rows from `first` on), summed over positions as one product.
@@ -44,9 +49,10 @@ class Squares:
             return
         key = (name, first, (a.shape[2], *g.shape[2:]))
         a, g = a.transpose(1, 2), g.flatten(2)
-        for part in runs(g.shape[0], a.shape[1] * g.shape[2] * a.element_size()):
-            product = self.scratch.empty("product", part.stop - part.start, a.shape[1], g.shape[2])
+        for part in runs(g.shape[0], a.shape[1] * g.shape[2] * self.dtype.itemsize):
+            product = self.scratch.empty("product", part.stop - part.start, a.shape[1], g.shape[2], dtype=a.dtype)
             torch.bmm(a[part], g[part], out=product)
+            product = self.scratch.cast("product", product, self.dtype)
             self._total(key, product)[: product.shape[0]].addcmul_(product, product)
 
     def rows(self, name: str, factors: Tensor, cotangents: Tensor, *, first: int = 0) -> None:
@@ -56,7 +62,10 @@ class Squares:
 
     def vector(self, name: str, gradients: Tensor) -> None:
         """A vector [o] whose gradient at each position is [B, L, P, o]."""
-        totals = self._by_group(gradients).sum(1).square_()  # [G, P, o]
+        gradients = self._by_group(gradients)
+        ones = gradients.new_ones(1, 1, gradients.shape[1]).expand(len(gradients), -1, -1)
+        sums = torch.bmm(ones, gradients.flatten(2))  # a product reads memory faster than a sum does
+        totals = sums.view(len(gradients), *gradients.shape[2:]).square_()  # [G, P, o]
         if name in self._vectors:
             self._vectors[name] += totals.sum((0, 1))
         else:

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from raymerge.fisher.attention import AttentionState
 from raymerge.fisher.inputs import InputSide
-from raymerge.fisher.scratch import Scratch
 from raymerge.fisher.squares import Squares, runs, with_one
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
+from raymerge.models.precision import Precision, in_bf16
 
 MOST_PROBES = 32
 """Probes at a time: with all positions of a user they are enough rows for a product at full speed, yet fit a cache."""
+
+FEWEST_BF16 = 4
+"""Probes at a time for which products in bf16 pay: for fewer the conversions cost what they gain."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class NormState:
 
         All [B, L, P, d]. Overwrites the residual or, if there is none, g.
         """
-        weighted = torch.mul(g, self.normed, out=squares.scratch.empty("weighted", *g.shape))
+        weighted = torch.mul(g, self.normed, out=squares.empty("weighted", *g.shape))
         squares.vector(self.name + ".weight", weighted)
         squares.vector(self.name + ".bias", g)
         gamma = self.module.weight
@@ -63,40 +66,47 @@ class NormState:
 
 @dataclass(frozen=True)
 class FeedForwardState:
-    """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, 1, f]."""
+    """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, 1, f].
+
+    With the weights, inner [f, d] and outer [d, f], in the dtype of products.
+    """
 
     name: str
-    module: FeedForward
+    inner: Tensor
+    outer: Tensor
     inputs: Tensor
     active: Tensor
     slope: Tensor
 
     @classmethod
-    def of(cls, name: str, module: FeedForward, x: Tensor) -> tuple["FeedForwardState", Tensor]:
+    def of(cls, name: str, module: FeedForward, x: Tensor, products: torch.dtype) -> tuple["FeedForwardState", Tensor]:
         """The state and the output [B, L, d]."""
         with torch.enable_grad():
             before = module.inner(x).detach().requires_grad_()
             after = module.activation(before)
             (slope,) = torch.autograd.grad(after.sum(), before)
         active = after.detach()
-        return cls(name, module, with_one(x), with_one(active), slope[:, :, None]), module.outer(active)
+        weights = module.inner.weight, module.outer.weight
+        factors = *weights, with_one(x), with_one(active), slope[:, :, None]
+        return cls(name, *(factor.to(products) for factor in factors)), module.outer(active)
 
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d].
 
         A few groups at a time: the cotangents of the wide layer are the largest tensors of all, and fit a cache so.
         """
+        scratch, size, width, dtype = squares.scratch, squares.group_size, self.inner.shape[0], self.inner.dtype
+        g = scratch.cast("cotangents", g, dtype)
         squares.linear(self.name + ".outer", self.active, g)
-        outer, inner, size = self.module.outer.weight, self.module.inner.weight, squares.group_size
-        out = squares.scratch.empty("feed_forward", *g.shape)
-        for run in runs(g.shape[0] // size, g[:size, ..., 0].numel() * inner.shape[0] * g.element_size()):
+        out = scratch.empty("feed_forward", *g.shape, dtype=dtype)
+        for run in runs(g.shape[0] // size, g[:size, ..., 0].numel() * width * g.element_size()):
             part = slice(run.start * size, run.stop * size)
-            wide = squares.scratch.empty("wide", *g[part].shape[:3], inner.shape[0])
-            torch.mm(g[part].flatten(0, 2), outer, out=wide.flatten(0, 2))
+            wide = scratch.empty("wide", *g[part].shape[:3], width, dtype=dtype)
+            torch.mm(g[part].flatten(0, 2), self.outer, out=wide.flatten(0, 2))
             wide.mul_(self.slope[part])
             squares.linear(self.name + ".inner", self.inputs[part], wide)
-            torch.mm(wide.flatten(0, 2), inner, out=out[part].flatten(0, 2))
-        return out
+            torch.mm(wide.flatten(0, 2), self.inner, out=out[part].flatten(0, 2))
+        return scratch.cast("feed_forward", out, squares.dtype)
 
 
 @dataclass(frozen=True)
@@ -111,21 +121,23 @@ class BlockState:
     feed_forward: FeedForwardState
 
     @classmethod
-    def of(cls, name: str, block: Block, x: Tensor, allowed: Tensor, last: bool) -> tuple["BlockState", Tensor]:
+    def of(
+        cls, name: str, block: Block, x: Tensor, allowed: Tensor, last: bool, products: torch.dtype
+    ) -> tuple["BlockState", Tensor]:
         """The state and the output, [B, L, d] or of the last position [B, 1, d]."""
         queries = 1 if last else x.shape[1]
         parts = (name + ".attention", block.attention), (name + ".feed_forward", block.feed_forward)
         if block.pre:
             first, normed = NormState.of(name + ".attention_norm", block.attention_norm, x)
-            attention, out = AttentionState.of(*parts[0], normed, allowed, queries)
+            attention, out = AttentionState.of(*parts[0], normed, allowed, queries, products)
             x = x[:, -queries:] + out
             second, normed = NormState.of(name + ".feed_forward_norm", block.feed_forward_norm, x)
-            feed_forward, out = FeedForwardState.of(*parts[1], normed)
+            feed_forward, out = FeedForwardState.of(*parts[1], normed, products)
             x = x + out
         else:
-            attention, out = AttentionState.of(*parts[0], x, allowed, queries)
+            attention, out = AttentionState.of(*parts[0], x, allowed, queries, products)
             first, x = NormState.of(name + ".attention_norm", block.attention_norm, x[:, -queries:] + out)
-            feed_forward, out = FeedForwardState.of(*parts[1], x)
+            feed_forward, out = FeedForwardState.of(*parts[1], x, products)
             second, x = NormState.of(name + ".feed_forward_norm", block.feed_forward_norm, x + out)
         return cls(block.pre, last, first, attention, second, feed_forward), x
 
@@ -163,8 +175,8 @@ class EncoderState:
     output_norm: NormState
 
     @classmethod
-    def of(cls, module: SequenceEncoder, histories: Tensor) -> "EncoderState":
-        """Run the encoder in eval mode on histories int64[B, L]."""
+    def of(cls, module: SequenceEncoder, histories: Tensor, products: torch.dtype) -> "EncoderState":
+        """Run the encoder in eval mode on histories int64[B, L]; the last block multiplies little, as it came."""
         rows = module.input_rows(histories)
         positions = module.position_embedding.weight[: rows.shape[1]].flip(0)
         input_norm, x = NormState.of("input_norm", module.input_norm, module.item_embedding.weight[rows] + positions)
@@ -172,7 +184,8 @@ class EncoderState:
         states = []
         for number, block in enumerate(module.blocks):
             last = number == len(module.blocks) - 1
-            state, x = BlockState.of(f"blocks.{number}", cast(Block, block), x, allowed, last)
+            of_block = x.dtype if last else products
+            state, x = BlockState.of(f"blocks.{number}", cast(Block, block), x, allowed, last, of_block)
             states.append(state)
         return cls(input_norm, states, NormState.of("output_norm", module.output_norm, x)[0])
 
@@ -185,7 +198,10 @@ class EncoderState:
 
 
 class EncoderBackward:
-    """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget in bytes."""
+    """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget in bytes.
+
+    Products are in bf16 if `precision` and the device say so, the model is in float32 and the probes are not too few.
+    """
 
     skips_padding = True
     """Positions count from the end, so columns that are padding for all users of a batch can go."""
@@ -193,9 +209,11 @@ class EncoderBackward:
     threaded = True
     """A pass leaves nothing behind and its squares go to the sink of `inputs` alone."""
 
-    def __init__(self, module: SequenceEncoder, memory_bytes: int) -> None:
+    def __init__(self, module: SequenceEncoder, memory_bytes: int, precision: Precision) -> None:
         self.module = module
         self.memory_bytes = memory_bytes
+        weight = module.item_embedding.weight
+        self.in_bf16 = weight.dtype == torch.float32 and in_bf16(precision, weight.device.type)
 
     def table_read(self, histories: Tensor, rows: Tensor) -> str:
         """Name of the embedding whose rows the embedded input is."""
@@ -204,11 +222,12 @@ class EncoderBackward:
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
         """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
         groups, probes, size, _ = cotangents.shape
-        squares = Squares(inputs.sums, size, Scratch(cotangents))
+        squares = Squares(inputs.sums, size, cotangents)
         many_groups, many_probes = self._chunk(histories.shape[1] + 1, size, probes)
+        products = torch.bfloat16 if self.in_bf16 and many_probes >= FEWEST_BF16 else cotangents.dtype
         for start in range(0, groups, many_groups):
             some = slice(start, start + many_groups)
-            state = EncoderState.of(self.module, histories[start * size : (start + many_groups) * size])
+            state = EncoderState.of(self.module, histories[start * size : (start + many_groups) * size], products)
             rows = []
             for first in range(0, probes, many_probes):
                 run = slice(first, first + many_probes)
@@ -224,7 +243,7 @@ class EncoderBackward:
     def _add_positions(self, g: Tensor, squares: Squares) -> None:
         """Squares of the position embedding, from cotangents of the embedded input [G, S, L, P, d]."""
         total = g.sum(1) if g.shape[1] > 1 else g[:, 0]
-        total = torch.mul(total, total, out=squares.scratch.empty("weighted", *total.shape))
+        total = torch.mul(total, total, out=squares.empty("weighted", *total.shape))
         squares.sums.add("position_embedding.weight", total.sum((0, 2)).flip(0))
 
     def _chunk(self, length: int, size: int, probes: int) -> tuple[int, int]:
@@ -234,6 +253,6 @@ class EncoderBackward:
         probes = min(probes, MOST_PROBES)
         shared = 2 * length * width + 20 * config.dim + 3 * config.feed_forward  # what the probes of a user share
         logits = length * (3 if config.distance_bias and config.cloze else 1)  # both directions are copied to sum them
-        one = size * length * (probes * (logits + 6 * config.dim) + shared)
+        one = size * length * (probes * (logits + 9 * config.dim) + shared)
         fit = self.memory_bytes // (one * self.module.item_embedding.weight.element_size())
         return max(1, fit), probes

@@ -23,15 +23,17 @@ from race import Contestant, race
 from raymerge.fisher import FisherConfig, accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.models.precision import Precision
 
-ROWS: tuple[tuple[str, int | None], ...] = (
-    ("exact", None),
-    ("model", 10),
-    ("random", 30),
-    ("topk", 50),
-    ("target", None),
-    ("rank_unbiased", 8),
-    ("hutchinson", 1),
+ROWS: tuple[tuple[str, int | None, Precision], ...] = (
+    ("exact", None, "float32"),
+    ("exact", None, "auto"),
+    ("model", 10, "auto"),
+    ("random", 30, "auto"),
+    ("topk", 50, "auto"),
+    ("target", None, "auto"),
+    ("rank_unbiased", 8, "auto"),
+    ("hutchinson", 1, "auto"),
 )
 
 
@@ -43,19 +45,20 @@ class Case:
     items: int = 3416
     estimator: str = "exact"
     samples: int | None = None
+    precision: Precision = "auto"
     threads: int = 2
     memory_mib: int = MEMORY_BYTES >> 20
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Users a second, matrix-product rate (GFLOP/s) and the share of it that the engine's products reach, peak MiB."""
+    """Users a second, float32 products (GFLOP/s) and the share of that rate that the engine's reach, peak MiB."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     module = SequenceEncoder(case.items, EncoderConfig(attention="causal")).eval()
     module.item_embedding.weight.data[1:].normal_(std=0.3)
     histories = torch.stack([torch.randperm(case.items)[:50] + 1 for _ in range(case.users)])
     targets = histories[:, 0]
-    config = FisherConfig(case.estimator, case.samples)
+    config = FisherConfig(case.estimator, case.samples, precision=case.precision)
 
     def run(users: int) -> float:
         start = time.perf_counter()
@@ -105,7 +108,7 @@ def table(title: str, rows: dict[str, Case]) -> None:
     print(f"\n{title}" if rows else "")
     for name, case in rows.items():
         found = in_fresh_process(__file__, asdict(case))
-        print(f"{name:18s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
+        print(f"{name:22s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
 
 
 def peers(turns: int, threads: int) -> None:
@@ -128,7 +131,7 @@ def main() -> None:
     """Parse the options and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=6040, help="users of the first table")
-    parser.add_argument("--estimators", nargs="*", default=[name for name, _ in ROWS], help="rows of the first table")
+    parser.add_argument("--estimators", nargs="*", default=[name for name, *_ in ROWS], help="rows of the first table")
     parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="items, second table")
     parser.add_argument("--catalogue-users", type=int, default=64, help="users of the second table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -141,14 +144,12 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(options.case)))))
         return
     common = {"threads": options.threads, "memory_mib": options.memory_mib}
-    chosen = [(name, samples) for name, samples in ROWS if name in options.estimators]
-    table(
-        f"3416 items, {options.users} users, {options.threads} threads",
-        {
-            f"{name}({samples or ''})": Case(options.users, estimator=name, samples=samples, **common)
-            for name, samples in chosen
-        },
-    )
+    rows = {
+        f"{name}({samples or ''}) {precision}": Case(options.users, 3416, name, samples, precision, **common)
+        for name, samples, precision in ROWS
+        if name in options.estimators
+    }
+    table(f"3416 items, {options.users} users, {options.threads} threads", rows)
     sizes = {f"{items:,} items": Case(options.catalogue_users, items=items, **common) for items in options.catalogues}
     table(f"exact, {options.catalogue_users} users", sizes)
     peers(options.turns, options.threads)

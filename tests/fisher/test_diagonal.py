@@ -292,7 +292,7 @@ def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -
     module, users = encoder(9), histories()
     exact = estimate(module, users)
     single = module.float()
-    for name, value in estimate(single, users).items():
+    for name, value in estimate(single, users, precision="float32").items():
         assert value.dtype == torch.float32
         assert (value - exact[name]).abs().max() <= 1e-4 * exact[name].max() + 1e-12
     double = estimate(single, users, dtype=torch.float64)
@@ -301,10 +301,26 @@ def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -
     assert_close(double, exact, 1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"norm": "post", "attention": "causal", "distance_bias": True}])
+def test_products_in_bf16_err_by_little_where_there_are_probes_enough(settings: dict[str, object]) -> None:
+    module, users = encoder(9, dim=8, blocks=3, **settings), histories()
+    exact = estimate(module, users, precision="bf16")
+    assert all(torch.equal(exact[name], value) for name, value in estimate(module, users).items()), "in float64"
+    rounded, single = (estimate(module.float(), users, precision=precision) for precision in ("bf16", "float32"))
+    for name, value in exact.items():
+        assert (rounded[name] - value).norm() <= 0.03 * value.norm(), name
+    changed = {name for name in single if not torch.equal(single[name], rounded[name])}
+    assert "blocks.1.feed_forward.inner.weight" in changed and "blocks.2.feed_forward.inner.weight" not in changed
+    few = [
+        estimate(module, users, estimator="target", targets=users[:, 0] + 1, precision=p) for p in ("bf16", "float32")
+    ]
+    assert all(torch.equal(few[0][name], few[1][name]) for name in few[0])
+
+
 def test_a_nearly_certain_item_does_not_cancel_in_float32() -> None:
     module, users = encoder(9), histories()
     module.output_bias.data[2] = 18.0
-    exact, single = estimate(module, users), estimate(module.float(), users)
+    exact, single = estimate(module, users), estimate(module.float(), users, precision="float32")
     for name in ("output_bias", "item_embedding.weight", "blocks.0.feed_forward.inner.weight", "repeat_direction"):
         assert (single[name] - exact[name]).norm() < 1e-4 * exact[name].norm(), name
 
