@@ -13,7 +13,7 @@ sums in float64, and the engine's budget; a model is too large for a process onl
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -53,7 +53,7 @@ class ShardPlan:
     @property
     def key(self) -> dict[str, Any]:
         """What the shard is found by: all that its sum depends on."""
-        configuration = asdict(self.config)
+        configuration = self.config.key
         configuration |= {"users": self.users} if self.users is not None else {}
         configuration |= {"dtype": "float64"} if self.double else {}
         return {"inputs": dict(self.inputs), "configuration": configuration}

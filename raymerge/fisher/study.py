@@ -46,13 +46,16 @@ class StudyConfig:
             raise ConfigError(f"study.batch_size must be at least 2, got {self.batch_size}; or leave it out")
 
 
-def candidates(settings: StudyConfig, *, temperature: float, items: int, dim: int) -> Iterator[FisherConfig]:
-    """All registered estimators with all numbers of samples that a model of this size allows, and their seeds."""
+def candidates(settings: StudyConfig, like: FisherConfig, *, items: int, dim: int) -> Iterator[FisherConfig]:
+    """All registered estimators with all numbers of samples that a model of this size allows, and their seeds.
+
+    Temperature and precision are as in `like`.
+    """
     for name in ESTIMATORS:
         entry = ESTIMATORS[name]
         most = {"items": items, "dimensions": dim, None: max(settings.samples)}[entry.limit]
         numbers = [None] if entry.samples is None else [n for n in sorted(settings.samples) if n <= most]
-        for plain in (FisherConfig(name, n, temperature) for n in numbers):
+        for plain in (FisherConfig(name, n, like.temperature, precision=like.precision) for n in numbers):
             for form in [plain, *_batch_wise(plain, entry, settings.batch_size)]:
                 for seed in range(settings.seeds if entry.random else 1):
                     yield replace(form, seed=seed)

@@ -7,7 +7,7 @@ Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -116,6 +116,16 @@ class FisherConfig:
             raise ConfigError(f"estimator {self.estimator!r} needs fisher.samples: {entry.samples}")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"fisher.samples must be at least 1, got {self.samples}")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The settings that a diagonal depends on: a seed if items are drawn, an alignment if users form groups."""
+        found = asdict(self)
+        if not ESTIMATORS[self.estimator].random:
+            del found["seed"]
+        if self.batch_size is None:
+            del found["align"]
+        return found
 
     def check_model(self, *, dim: int, items: int | None = None) -> None:
         """Raise ConfigError if a model of this many dimensions, and items if known, cannot give so many samples."""

@@ -1,7 +1,6 @@
 """From models to Fisher diagonals, shard by shard."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from math import prod
 
 import torch
@@ -55,7 +54,7 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
 def _key(context: Context, data: Artifact, model: Artifact) -> dict[str, dict[str, object]]:
     """What a diagonal is found by."""
     inputs = {"data": data.digest, "model": model_digest(model)}
-    return {"inputs": inputs, "configuration": asdict(context.config.fisher)}
+    return {"inputs": inputs, "configuration": context.config.fisher.key}
 
 
 def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict[str, ShardPlan]:

@@ -37,7 +37,8 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
     its shards are removed, so that the disk holds the shards of a few candidates at a time.
     """
     task = _Task(context, pool, data, run_of(name), model)
-    configuration = asdict(context.config.study) | {"temperature": context.config.fisher.temperature}
+    like = context.config.fisher
+    configuration = asdict(context.config.study) | {"temperature": like.temperature, "precision": like.precision}
 
     def compare(making: Making) -> None:
         content = _content(task, _measure(task, _exact(task)))
@@ -89,13 +90,13 @@ class _Task:
 
     def key(self, config: FisherConfig) -> dict[str, Any]:
         """What the result for a candidate is found by."""
-        return {"inputs": self.inputs, "configuration": asdict(config) | {"users": self.context.config.study.users}}
+        return {"inputs": self.inputs, "configuration": config.key | {"users": self.context.config.study.users}}
 
 
 def _exact(task: _Task) -> Artifact:
     """The exact diagonal in float64, with which all others are compared."""
     output, run = task.context.output, f"{task.run}/exact"
-    config = FisherConfig(temperature=task.context.config.fisher.temperature)
+    config = FisherConfig(temperature=task.context.config.fisher.temperature, precision="float32")
     key = task.key(config)
     found = output.find("study-exact", **key)
     if found is not None:
@@ -123,7 +124,7 @@ def _exact(task: _Task) -> Artifact:
 def _measure(task: _Task, exact: Artifact) -> list[Measured]:
     """All candidates, those measured before included; the most expensive first, so that the time left is soon true."""
     output, size = task.context.output, task.size
-    configs = list(candidates(task.context.config.study, temperature=task.context.config.fisher.temperature, **size))
+    configs = list(candidates(task.context.config.study, task.context.config.fisher, **size))
     found = {config: output.find(RESULT, **task.key(config)) for config in configs}
     costs = {config: backward_passes(config, dim=size["dim"]) + 1 for config in configs}
     missing = sorted((config for config in configs if found[config] is None), key=lambda one: -costs[one])

@@ -269,6 +269,13 @@ def test_seed_matters_to_an_estimator_that_draws_at_random_alone(name: str) -> N
     assert entry.random == any(not torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_diagonal_is_found_by_what_it_depends_on() -> None:
+    assert FisherConfig(seed=1, align="identity").key == FisherConfig().key
+    assert FisherConfig("model", 3, seed=1).key != FisherConfig("model", 3).key
+    assert FisherConfig("topk", 3, batch_size=2, align="identity").key != FisherConfig("topk", 3, batch_size=2).key
+    assert FisherConfig(precision="bf16").key != FisherConfig(precision="float32").key
+
+
 def test_the_number_of_threads_changes_no_bit_and_is_restored() -> None:
     module, users, threads = encoder(9).float(), histories().repeat(40, 1), torch.get_num_threads()
     found = []

@@ -70,9 +70,10 @@ def test_layer_on_which_nothing_depends_is_left_out() -> None:
 
 
 def test_candidates_are_all_estimators_within_the_models_limits() -> None:
-    found = list(candidates(StudyConfig(samples=(5, 1, 100), seeds=2), temperature=2.0, items=50, dim=16))
+    like = FisherConfig(temperature=2.0, precision="float32")
+    found = list(candidates(StudyConfig(samples=(5, 1, 100), seeds=2), like, items=50, dim=16))
     assert {config.estimator for config in found} == set(ESTIMATORS)
-    assert {config.temperature for config in found} == {2.0}
+    assert {(config.temperature, config.precision) for config in found} == {(2.0, "float32")}
     assert len(set(found)) == len(found)
     numbers = {name: [c.samples for c in found if c.estimator == name and c.seed == 0] for name in ESTIMATORS}
     assert numbers["rank"] == [1, 5]
@@ -84,14 +85,14 @@ def test_candidates_are_all_estimators_within_the_models_limits() -> None:
 
 
 def test_only_estimators_that_draw_have_several_seeds() -> None:
-    found = candidates(StudyConfig(samples=(3,), seeds=2), temperature=1.0, items=50, dim=16)
+    found = candidates(StudyConfig(samples=(3,), seeds=2), FisherConfig(), items=50, dim=16)
     assert {config.estimator for config in found if config.seed == 1} == {
         name for name in ESTIMATORS if ESTIMATORS[name].random
     }
 
 
 def test_batch_wise_forms_are_added_on_demand_and_are_no_estimates_of_the_diagonal() -> None:
-    found = list(candidates(StudyConfig(samples=(3,), seeds=1, batch_size=4), temperature=1.0, items=50, dim=16))
+    found = list(candidates(StudyConfig(samples=(3,), seeds=1, batch_size=4), FisherConfig(), items=50, dim=16))
     forms = {(config.estimator, config.align) for config in found if config.batch_size == 4}
     assert forms == {(name, align) for name in ESTIMATORS for align in ESTIMATORS[name].alignments}
     one = next(config for config in found if config.batch_size and config.estimator == "model")
@@ -100,7 +101,7 @@ def test_batch_wise_forms_are_added_on_demand_and_are_no_estimates_of_the_diagon
 
 
 def test_every_estimators_cost_is_a_number() -> None:
-    for config in candidates(StudyConfig(samples=(3,), batch_size=4), temperature=1.0, items=50, dim=16):
+    for config in candidates(StudyConfig(samples=(3,), batch_size=4), FisherConfig(), items=50, dim=16):
         assert 1 <= backward_passes(config, dim=16) <= 16
     assert backward_passes(FisherConfig("model", 50), dim=16) == 16
 
