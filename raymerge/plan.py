@@ -206,7 +206,8 @@ class _Planner:
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
         user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
-        memory = ENGINE_BYTES + (8.0 + 4.0 * min(models, MODELS_KEPT)) * self.parameters  # sums are in float64
+        kept = (8.0 + 4.0 * min(models, MODELS_KEPT)) * self.parameters  # sums are in float64
+        memory = ENGINE_BYTES * self.config.cluster.actor_threads + kept
         work = self.size.users * models * user / RATES.fisher
         return self._pool("fisher", work, models * partitions, memory, start=True)
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from raymerge.errors import ConfigError
 from raymerge.fisher.engine import MEMORY_BYTES, Engine, Users
 from raymerge.fisher.weights import FisherConfig
-from raymerge.models.precision import Precision
 from raymerge.models.recommender import evaluation_mode
 
 
@@ -34,7 +33,7 @@ def estimate(
     offered: Tensor | None = None,
     skip_frozen: bool = False,
     dtype: torch.dtype | None = None,
-    precision: Precision = "auto",
+    precision: Literal["float32", "bf16"] = "float32",
     memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -47,10 +46,11 @@ def estimate(
     random draws depend on (seed, key) alone (default: the row number). `offered` bool[V] says among which items the
     model chooses, all if None; the others have probability 0. Parameters that do not reach the logits get 0;
     `skip_frozen` leaves out those with requires_grad off. `dtype` computes in another precision than the module's.
-    `precision` "bf16" makes products inside a float32 SequenceEncoder in bf16, "auto" where that is faster, "float32"
-    never: in bf16 a parameter's diagonal errs by some 1e-3 of its norm. `memory_bytes` is the budget of each of torch's
-    threads for what it works on, beside parameters and sums. `progress` gets the number of users just done. The module
-    is in eval mode meanwhile, and as it was afterwards. The number of threads changes no bit.
+    `precision` "bf16" makes the products inside a float32 SequenceEncoder in bf16, of 4 probes or more: faster where
+    there are instructions for it, at an error of some 1e-3 of a parameter's diagonal (up to 5e-3 for a few users).
+    `memory_bytes` is the budget of each of torch's threads for what it works on, beside parameters and sums. `progress`
+    gets the number of users just done. The module is in eval mode meanwhile, and as it was afterwards. The number of
+    threads changes no bit.
 
     Raises ConfigError for settings that cannot work, InputError for histories that cannot, ScoreError if a logit is
     not finite. Source: https://arxiv.org/abs/2307.05476, equation 4.

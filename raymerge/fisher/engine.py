@@ -84,7 +84,7 @@ class Engine:
         self.sums = SquareSums(parameters)
         self.backward: EncoderBackward | AutogradBackward
         if type(module) is SequenceEncoder:  # a subclass may compute something else
-            self.backward = EncoderBackward(module, memory_bytes, config.precision)
+            self.backward = EncoderBackward(module, memory_bytes, config.precision == "bf16")
         else:
             self.backward = AutogradBackward(module, self.sums)
 

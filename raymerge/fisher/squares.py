@@ -12,10 +12,10 @@ from torch import Tensor
 from raymerge.fisher.scratch import Scratch
 from raymerge.fisher.sums import Sink
 
-CACHE_BYTES = 2 << 20
+CACHE_BYTES = 9 << 18
 """Bytes of the largest tensors that exist at a time, per-probe weight gradients and cotangents of a wide layer."""
 
-Key = tuple[str, int, tuple[int, ...]]
+Key = tuple[str, int, int, int]
 
 
 def with_one(x: Tensor) -> Tensor:
@@ -45,10 +45,15 @@ class Squares:
         """
         a, g = self._by_group(inputs), self._by_group(cotangents)
         if a.shape[1] == 1:
-            self._add(name, first, self._outer(a, g))
+            self._add(name, first, self._outer(a.to(self.dtype), g.to(self.dtype)))
             return
-        key = (name, first, (a.shape[2], *g.shape[2:]))
-        a, g = a.transpose(1, 2), g.flatten(2)
+        probes, width = g.shape[2:]
+        for some in runs(probes, a.shape[2] * width * self.dtype.itemsize):
+            key = (name, first, some.stop - some.start, width)
+            self._collect(key, a.transpose(1, 2), g[:, :, some].flatten(2))
+
+    def _collect(self, key: Key, a: Tensor, g: Tensor) -> None:
+        """Squares of the products of [G, i + 1, T] and [G, T, P·o]."""
         for part in runs(g.shape[0], a.shape[1] * g.shape[2] * self.dtype.itemsize):
             product = self.scratch.empty("product", part.stop - part.start, a.shape[1], g.shape[2], dtype=a.dtype)
             torch.bmm(a[part], g[part], out=product)
@@ -73,8 +78,8 @@ class Squares:
 
     def flush(self) -> None:
         """Add what was collected to the sums."""
-        for (name, first, shape), total in self._partial.items():
-            self._add(name, first, total.sum(0).view(shape).sum(1))
+        for (name, first, _, width), total in self._partial.items():
+            self._add(name, first, total.sum(0).unflatten(1, (-1, width)).sum(1))
         for name, vector in self._vectors.items():
             self.sums.add(name, vector)
         self._partial.clear()
@@ -97,7 +102,10 @@ class Squares:
         return x.reshape(-1, self.group_size * x.shape[1], *x.shape[2:])
 
     def _total(self, key: Key, like: Tensor) -> Tensor:
-        """What is collected under a key: [groups, i + 1, P·o], of as many groups as were ever squared at a time."""
+        """What is collected under a key: [groups, i + 1, P·o], of as many groups as were ever squared at a time.
+
+        A key is a layer, its first row, how many probes are squared at a time, and o.
+        """
         if key not in self._partial:
             self._partial[key] = torch.zeros_like(like)
         return self._partial[key]

@@ -177,6 +177,7 @@ class Study(TypedDict):
     items: int
     dim: int
     temperature: float
+    precision: str
     rows: list[Row]
 
 

@@ -20,7 +20,6 @@ from raymerge.fisher.attention import AttentionState
 from raymerge.fisher.inputs import InputSide
 from raymerge.fisher.squares import Squares, runs, with_one
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
-from raymerge.models.precision import Precision, in_bf16
 
 MOST_PROBES = 32
 """Probes at a time: with all positions of a user they are enough rows for a product at full speed, yet fit a cache."""
@@ -200,7 +199,7 @@ class EncoderState:
 class EncoderBackward:
     """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget in bytes.
 
-    Products are in bf16 if `precision` and the device say so, the model is in float32 and the probes are not too few.
+    With `in_bf16` the products of a float32 model are in bf16, if the probes are not too few.
     """
 
     skips_padding = True
@@ -209,11 +208,10 @@ class EncoderBackward:
     threaded = True
     """A pass leaves nothing behind and its squares go to the sink of `inputs` alone."""
 
-    def __init__(self, module: SequenceEncoder, memory_bytes: int, precision: Precision) -> None:
+    def __init__(self, module: SequenceEncoder, memory_bytes: int, in_bf16: bool) -> None:
         self.module = module
         self.memory_bytes = memory_bytes
-        weight = module.item_embedding.weight
-        self.in_bf16 = weight.dtype == torch.float32 and in_bf16(precision, weight.device.type)
+        self.in_bf16 = in_bf16 and module.item_embedding.weight.dtype == torch.float32
 
     def table_read(self, histories: Tensor, rows: Tensor) -> str:
         """Name of the embedding whose rows the embedded input is."""
@@ -251,7 +249,8 @@ class EncoderBackward:
         config = self.module.config
         width = config.dim // config.heads
         probes = min(probes, MOST_PROBES)
-        shared = 2 * length * width + 20 * config.dim + 3 * config.feed_forward  # what the probes of a user share
+        states = config.blocks * (14 * config.dim + 3 * config.feed_forward + config.heads * length)
+        shared = states + 3 * length * width  # by the probes of a user; the last for one head at a time
         logits = length * (3 if config.distance_bias and config.cloze else 1)  # both directions are copied to sum them
         one = size * length * (probes * (logits + 9 * config.dim) + shared)
         fit = self.memory_bytes // (one * self.module.item_embedding.weight.element_size())

@@ -18,7 +18,6 @@ from raymerge.errors import ConfigError
 from raymerge.fisher.draws import integers, uniforms
 from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
 from raymerge.fisher.scores import Scores
-from raymerge.models.precision import Precision
 from raymerge.registry import Registry
 
 PAPER = "https://arxiv.org/abs/2307.05476"
@@ -89,7 +88,7 @@ class FisherConfig:
     temperature: float = 1.0  # of the logits
     batch_size: int | None = None  # B of the paper's batch-wise form; null: each user alone
     align: Literal["identity", "rank"] = "rank"  # items across users of a batch
-    precision: Precision = "auto"  # of the encoder's products; sums are not in bf16; auto: where that is faster
+    precision: Literal["float32", "bf16"] = "float32"  # of the encoder's products, if it is in float32; never of sums
     seed: int = 0
 
     def __post_init__(self) -> None:

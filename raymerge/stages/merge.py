@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -10,6 +11,7 @@ from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import MergeError
+from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.choice import choose
 from raymerge.merging.coefficients import Point
 from raymerge.merging.distributed import Candidate, forget, merged_model, validate
@@ -130,10 +132,15 @@ def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Arti
     for name, diagonal in diagonals.items():
         if diagonal.manifest["inputs"]["model"] != model_digest(models[name]):
             raise MergeError(f"{diagonal.url} is the diagonal of another model than {models[name].url}")
-        if diagonal.manifest["configuration"] != diagonals[first].manifest["configuration"]:
+        if _estimated_by(diagonal) != _estimated_by(diagonals[first]):
             raise MergeError(
                 f"the diagonals of {first} and {name} were estimated in different ways and cannot be compared"
             )
+
+
+def _estimated_by(diagonal: Artifact) -> dict[str, Any]:
+    """What two diagonals that are compared have in common, whatever settings the manifest leaves at their defaults."""
+    return FisherConfig(**diagonal.manifest["configuration"]).key
 
 
 def _catalogue(model: Artifact) -> pa.Array:

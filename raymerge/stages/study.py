@@ -96,7 +96,7 @@ class _Task:
 def _exact(task: _Task) -> Artifact:
     """The exact diagonal in float64, with which all others are compared."""
     output, run = task.context.output, f"{task.run}/exact"
-    config = FisherConfig(temperature=task.context.config.fisher.temperature, precision="float32")
+    config = FisherConfig(temperature=task.context.config.fisher.temperature)
     key = task.key(config)
     found = output.find("study-exact", **key)
     if found is not None:
@@ -180,6 +180,7 @@ def _content(task: _Task, measured: Sequence[Measured]) -> Study:
         "items": task.size["items"],
         "dim": task.size["dim"],
         "temperature": task.context.config.fisher.temperature,
+        "precision": task.context.config.fisher.precision,
         "rows": rows(measured, dim=task.size["dim"]),
     }
 

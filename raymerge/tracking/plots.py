@@ -197,7 +197,8 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(study["rows"]):
         if row["estimator"] == "exact":
-            axes.axvline(costs[place], color="#999999", linewidth=3, label="exact: no error")
+            label = f"exact in {study['precision']}: {100 * errors[place]['mean']:.1g}%"
+            axes.axvline(costs[place], color="#999999", linewidth=3, label=label)
         else:
             lines.setdefault(row["line"], []).append(place)
     for (line, places), (colour, style), marker in zip(lines.items(), _styles(len(lines)), cycle(MARKERS)):

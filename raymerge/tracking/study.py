@@ -26,9 +26,8 @@ FACTS: Final = (
 
 def render(study: Study) -> Group:
     """The table for a `rich` console, and below it how many samples are enough."""
-    table = Table(
-        title=f"against the exact diagonal of {study['users']:,} users, d {study['dim']}", box=SIMPLE, pad_edge=False
-    )
+    title = f"against the exact diagonal of {study['users']:,} users, d {study['dim']}, {study['precision']}"
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
     table.add_column("estimator", no_wrap=True)
     for heading in ("n", "passes", "ms", "error", "scaled", "cosine"):
         table.add_column(heading, justify="right", no_wrap=True)

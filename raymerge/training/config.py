@@ -6,7 +6,6 @@ from typing import Literal
 
 from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
-from raymerge.models.precision import Precision
 
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6),
@@ -39,7 +38,7 @@ class TrainingConfig:
     patience: int = 10  # epochs, from the first averaged on, without a better NDCG@10 before it stops; 0 never stops
     windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
     stride: int | None = None  # items between the ends of a history's windows; null: as many as the encoder reads
-    precision: Precision = "auto"  # bf16 autocast of products; auto: where that is faster
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16 autocast of products; auto: where that is faster
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from raymerge import memory
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
-from raymerge.models.precision import in_bf16
 from raymerge.training.collectives import sum_gradients, sum_over_ranks
 from raymerge.training.config import TrainingConfig
 from raymerge.training.state import trained_parameters
@@ -91,7 +91,7 @@ class Stepper:
     def _as_configured(self, device: str) -> Iterator[None]:
         """The encoder computes in the precision and the chunks of this training; afterwards it is as it was."""
         encoder, config = self.encoder, self.config
-        mixed = in_bf16(config.precision, device)
+        mixed = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
         before = encoder.casts_layers, encoder.training_chunks
         encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
         encoder.training_chunks = memory.pieces()
@@ -107,3 +107,14 @@ class Stepper:
         not_read = rows * (self.objective.window - self.encoder.config.max_length)  # the last item of a causal window
         real = (batch.windows != 0).sum()
         return torch.stack([real, torch.full_like(real, rows * width)]) - not_read
+
+
+@cache
+def multiplies_bf16(device: str) -> bool:
+    """Whether products are faster in bf16 there: on a GPU or CPU that has instructions for them."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device != "cpu":
+        return False
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

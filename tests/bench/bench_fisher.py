@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,17 +24,19 @@ from race import Contestant, race
 from raymerge.fisher import FisherConfig, accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.models.precision import Precision
 
+Precision = Literal["float32", "bf16"]
 ROWS: tuple[tuple[str, int | None, Precision], ...] = (
     ("exact", None, "float32"),
-    ("exact", None, "auto"),
-    ("model", 10, "auto"),
-    ("random", 30, "auto"),
-    ("topk", 50, "auto"),
-    ("target", None, "auto"),
-    ("rank_unbiased", 8, "auto"),
-    ("hutchinson", 1, "auto"),
+    ("exact", None, "bf16"),
+    ("model", 10, "float32"),
+    ("model", 10, "bf16"),
+    ("random", 30, "float32"),
+    ("random", 30, "bf16"),
+    ("topk", 50, "float32"),
+    ("target", None, "float32"),
+    ("rank_unbiased", 8, "float32"),
+    ("hutchinson", 1, "float32"),
 )
 
 
@@ -45,7 +48,7 @@ class Case:
     items: int = 3416
     estimator: str = "exact"
     samples: int | None = None
-    precision: Precision = "auto"
+    precision: Precision = "float32"
     threads: int = 2
     memory_mib: int = MEMORY_BYTES >> 20
 

@@ -70,10 +70,10 @@ def test_layer_on_which_nothing_depends_is_left_out() -> None:
 
 
 def test_candidates_are_all_estimators_within_the_models_limits() -> None:
-    like = FisherConfig(temperature=2.0, precision="float32")
+    like = FisherConfig(temperature=2.0, precision="bf16")
     found = list(candidates(StudyConfig(samples=(5, 1, 100), seeds=2), like, items=50, dim=16))
     assert {config.estimator for config in found} == set(ESTIMATORS)
-    assert {(config.temperature, config.precision) for config in found} == {(2.0, "float32")}
+    assert {(config.temperature, config.precision) for config in found} == {(2.0, "bf16")}
     assert len(set(found)) == len(found)
     numbers = {name: [c.samples for c in found if c.estimator == name and c.seed == 0] for name in ESTIMATORS}
     assert numbers["rank"] == [1, 5]

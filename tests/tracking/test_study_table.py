@@ -36,6 +36,7 @@ def example() -> Study:
         "items": 50,
         "dim": 64,
         "temperature": 1.0,
+        "precision": "float32",
         "rows": rows(measured, dim=64),
     }
 
