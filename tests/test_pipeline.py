@@ -254,6 +254,18 @@ def test_driver_killed_after_the_first_of_a_stage_goes_on_and_ends_with_the_same
 
 
 @pytest.mark.chaos
+def test_driver_killed_in_the_report_goes_on_and_ends_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path
+) -> None:
+    """All that the report is made of is there: the driver is killed when it has begun to write."""
+    made, result, _ = first
+    output = tmp_path / "out"
+    shutil.copytree(made, output, ignore=shutil.ignore_patterns("report"))
+    kill_once_there_is(".staging/*", log, output)
+    assert_goes_on(log, output, result)
+
+
+@pytest.mark.chaos
 def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path
 ) -> None:

@@ -164,16 +164,17 @@ def share_map(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def error_over_cost(study: Study) -> Figure:
     """Error against the exact diagonal over seconds a user: a line an estimator, a point a number of samples."""
-    figure = _figure(12, 5.4)
+    figure = _figure(15, 5.4)
+    overall = [row["overall"] for row in study["rows"]]
     panels = {
-        "Relative error, raw": [row["overall"]["error"] for row in study["rows"]],
-        "Relative error after the best single scale": [row["overall"]["scaled_error"] for row in study["rows"]],
+        "Relative error, raw": [one["error"] for one in overall],
+        "After the best single scale": [one["scaled_error"] for one in overall],
+        "1 - cosine": [Spread(mean=1 - one["cosine"]["mean"], spread=one["cosine"]["spread"]) for one in overall],
     }
     for place, (title, errors) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, 2, place + 1)
+        axes = figure.add_subplot(1, 3, place + 1)
         _draw_study(axes, study, errors)
         axes.set_title(f"{title} ({study['users']:,} users)", loc="left")
-        axes.set_ylabel("|estimate - exact| / |exact|")
     _legend_below(figure)
     return figure
 
@@ -197,7 +198,7 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(study["rows"]):
         if row["estimator"] == "exact":
-            label = f"exact in {study['precision']}: {100 * errors[place]['mean']:.1g}%"
+            label = f"exact in {study['precision']}: {100 * row['overall']['error']['mean']:.1g}%"
             axes.axvline(costs[place], color="#999999", linewidth=3, label=label)
         else:
             lines.setdefault(row["line"], []).append(place)

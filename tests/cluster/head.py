@@ -36,6 +36,8 @@ class Head:
     dashboard: str
     gcs: str
     client: str
+    agent: str
+    logs: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
@@ -85,7 +87,8 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
     with open(home / "head.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     at = "127.0.0.1"
-    head = Head(f"http://{at}:{ports[1]}", f"{at}:{ports[0]}", f"ray://{at}:{ports[3]}", environment, process)
+    doors = f"http://{at}:{ports[1]}", f"{at}:{ports[0]}", f"ray://{at}:{ports[3]}", f"http://{at}:{ports[2]}"
+    head = Head(*doors, folder / "session_latest" / "logs", environment, process)
     try:
         _wait_until_it_answers(head)
         yield head

@@ -81,6 +81,8 @@ def test_nobody_gets_in_without_the_token(head: Head) -> None:
             assert status(head.dashboard + entry, token=token) in (401, 403), entry
         body = json.dumps({"entrypoint": "touch /tmp/in"}).encode()
         assert status(head.dashboard + "/api/jobs/", method="POST", token=token, body=body) in (401, 403)
+        agent = head.agent + "/api/job_agent/jobs/"
+        assert status(agent, method="POST", token=token, body=body) in (401, 403)
         package = head.dashboard + "/api/packages/gcs/_ray_pkg_0.zip"
         assert status(package, method="PUT", token=token, body=b"x") in (401, 403)
     assert status(head.dashboard + "/api/version", token=head.environment["RAY_AUTH_TOKEN"]) == 200
@@ -258,16 +260,26 @@ def checkpointed(output: Path) -> list[dict]:
 
 
 @pytest.mark.chaos
-def test_interrupted_job_leaves_nothing_behind_and_the_next_one_goes_on(head: Head, log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["Ctrl-C", "ray job stop"])
+def test_stopped_job_leaves_nothing_behind_and_the_next_one_goes_on(
+    head: Head, log: Path, tmp_path: Path, way: str
+) -> None:
     output = tmp_path / "out"
     overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
     data = prepare(Context(configure("demo", overrides), Output(str(output)), print, Deadline(60)), [str(log)])
     first = start(head, data.url, output)
     wait_for(lambda: len(checkpointed(output)) >= 3 or first.poll() is not None, 90, "no checkpoint")
-    first.send_signal(signal.SIGINT)
+    if way == "Ctrl-C":
+        first.send_signal(signal.SIGINT)
+    else:
+        jobs = "from raymerge.submission import connect; import sys; print(*[job.submission_id for job in "
+        jobs += "connect(sys.argv[1]).list_jobs() if job.status == 'RUNNING'])"
+        [job] = head.run("-c", jobs, head.dashboard).stdout.split()
+        stopped = head.run("-m", "ray.scripts.scripts", "job", "stop", "--address", head.dashboard, job)
+        assert stopped.returncode == 0, stopped.stderr
     text, said = first.communicate(timeout=40)
     assert first.returncode == 130, text + said
-    assert "is stopped; the same command goes on where it was" in said
+    assert ("is stopped; the same command goes on where it was" if way == "Ctrl-C" else "it was stopped") in said
     wait_for(lambda: not head.workers(), 20, "processes of the job are left")
     assert not list(output.glob("train/*"))
     assert not list((output / ".staging").iterdir())
@@ -283,6 +295,9 @@ def test_interrupted_job_leaves_nothing_behind_and_the_next_one_goes_on(head: He
     lines = [line for line in text.splitlines() if "train/one" in line]
     assert 1 <= len(lines) <= 4, "a line at the start, one a minute, one at the end"
     assert "\r" not in text
+    token = head.environment["RAY_AUTH_TOKEN"].encode()
+    told = [path for folder in (head.logs, output) for path in folder.rglob("*") if path.is_file()]
+    assert len(told) > 20 and not [path for path in told if token in path.read_bytes()]
 
 
 @pytest.mark.chaos

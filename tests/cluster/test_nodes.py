@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
@@ -115,6 +116,14 @@ def given(bucket: str, data: Path, stage: str) -> list[str]:
     return arguments
 
 
+def wait_for_checkpoint(driver: Popen[str], output: str) -> None:
+    """So that there is something to go on from."""
+    end = time.monotonic() + 150
+    while not storage.list_files(f"{output}/checkpoints/*/checkpoint_*/state.json"):
+        assert driver.poll() is None and time.monotonic() < end, "no checkpoint"
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize(
     ("stage", "process"),
     [("train", "ray::RayTrainWorker"), ("fisher", "ray::Worker.run"), ("evaluate", "ray::Worker.run")],
@@ -125,6 +134,8 @@ def test_killed_node_changes_no_bit(short: Path, bucket: str, data: Path, stage:
         for output in (f"{bucket}/hit", f"{bucket}/calm"):
             driver = start(nodes, output, stage, *arguments)
             if output.endswith("hit"):
+                if stage == "train":
+                    wait_for_checkpoint(driver, output)
                 assert nodes.kill_busy(process)
             printed, progress = driver.communicate(timeout=300)
             assert driver.returncode == 0, printed + progress

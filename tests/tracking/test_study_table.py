@@ -66,8 +66,9 @@ def test_plot_has_a_line_an_estimator_and_a_point_a_number_of_samples() -> None:
         assert labels["hutchinson"].get_xdata().tolist() == pytest.approx([2, 30])
         assert labels["topk (biased)"].get_markerfacecolor() == "white"
         assert axes.lines[0].get_xdata() == pytest.approx([64, 64]), "where the exact diagonal costs"
-    raw, _ = plots.error_over_cost(example()).axes
+    raw, _, cosine = plots.error_over_cost(example()).axes
     assert raw.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.25, 0.05])
+    assert cosine.containers[0].lines[0].get_ydata()[0] == pytest.approx(1 - 0.9692, abs=1e-4), "as in the table"
 
 
 def test_each_layer_has_its_plot() -> None:
