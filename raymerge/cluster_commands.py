@@ -23,11 +23,12 @@ from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.redaction import credentials_in, query_in, redact
 from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
-from raymerge.tracking.store import default_uri
+from raymerge.tracking.store import default_uri, sqlite_path
 
 GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
 PLACES = ("output", "log", "data", "models", "model", "diagonals")
 OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # that are called otherwise
+ELSEWHERE = re.compile(r"https?://(?!(localhost|127\.[\d.]+|\[::1\])([:/]|$))")  # servers that are not on loopback
 
 
 def run_submit(
@@ -77,11 +78,16 @@ def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
     for name in PLACES:
         value = given.get(name) or ()
         for url in (value,) if isinstance(value, str) else value:
-            if storage.is_local(url) and not os.path.isabs(url.removeprefix("file://")):
-                raise InputError(
-                    f"--{OPTIONS.get(name, name)} {url!r} is relative to a folder of this machine; "
-                    "give a URL, or an absolute path that all nodes of the cluster see"
-                )
+            if storage.is_local(url):
+                _refuse_relative(OPTIONS.get(name, name), url, url.removeprefix("file://"))
+
+
+def _refuse_relative(option: str, url: str, path: str | Path) -> None:
+    if not os.path.isabs(path):
+        raise InputError(
+            f"--{option} {url!r} is relative to a folder of this machine; "
+            "give a URL, or an absolute path that all nodes of the cluster see"
+        )
 
 
 def _configuration(given: Mapping[str, Any], working_dir: str | None) -> Config:
@@ -130,11 +136,17 @@ def _refuse_credentials(argument: str) -> None:
 
 
 def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
-    """The server that is named here; one of the environment must hold no credentials, for a command line shows it."""
+    """The store that is named here, else the server of the environment.
+
+    That must mean the same on the cluster, and hold no credentials, for a command line shows it.
+    """
     _refuse_credentials(config.tracking.uri or "")
+    named = given["tracking_uri"] or config.tracking.uri
+    if named and (path := sqlite_path(named)):
+        _refuse_relative("tracking-uri", named, path)
     ours = os.environ.get("MLFLOW_TRACKING_URI") or ""
-    shown = ours and not credentials_in(ours) and not query_in(ours)
-    return given["tracking_uri"] or config.tracking.uri or (ours if shown else None)
+    travels = ELSEWHERE.match(ours) and not credentials_in(ours) and not query_in(ours)
+    return named or (ours if travels else None)
 
 
 def _where_runs_are(tracking: str | None, output: str) -> str:

@@ -35,6 +35,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             ["run", "--output", "/out", "--input", "log.csv"],
             "--input 'log.csv' is relative to a folder",
         ),
+        (["run", "--output", "/out", "--tracking-uri", "sqlite:///a.db"], "'sqlite:///a.db' is relative"),
+        (["run", "--output", "/out", "--set", "tracking.uri=sqlite:///runs.db"], "'sqlite:///runs.db' is relative"),
         (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "--model 'm' is relative"),
         (["run", "--output", "/out", "--address", "auto"], "goes before the command"),
         (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
@@ -171,6 +173,20 @@ def test_command_goes_as_it_was_typed_and_the_exit_code_comes_back(
     assert job.metadata == {"raymerge.version": raymerge.__version__, "raymerge.recipe": "demo", "team": "shop"}
     assert options["address"] == "http://127.0.0.1:8265"
     assert "MLflow: http://tracking:5000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////home/me/runs.db", "http://127.0.0.1:5000", "http://localhost:5000", "https://[::1]:5000"]
+)
+def test_tracking_of_this_machine_alone_does_not_stand_before_the_cluster_s(
+    sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    submit("--address", "http://127.0.0.1:8265", "run", "--output", "s3://bucket/out")  # a forwarded port
+    submit("run", "--output", "s3://bucket/out", "--tracking-uri", uri)
+    assert sent[0][0].entrypoint == "python -m raymerge run --output s3://bucket/out"
+    assert sent[1][0].entrypoint.endswith(f"--tracking-uri {uri}" if "[" not in uri else f"--tracking-uri '{uri}'")
+    assert "MLflow: the server that MLFLOW_TRACKING_URI of the cluster names" in capsys.readouterr().err
 
 
 def test_secret_of_the_environment_stays_here(
