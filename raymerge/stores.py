@@ -27,6 +27,7 @@ from raymerge.redaction import credentials_in, redact, without_credentials
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+CONNECT_TIMEOUT_S, SILENCE_S = 30.0, 60.0  # of a web server, however long its files take
 BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
 logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that has no right to ask what a bucket is
@@ -62,6 +63,14 @@ def refuse_secrets(url: str) -> None:
         )
 
 
+def _limit_silence(filesystem: Any) -> None:
+    """Have a web server's silence ended, not its downloads, to all of which aiohttp by itself gives 300 s."""
+    from aiohttp import ClientTimeout
+
+    limit = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+    filesystem.client_kwargs.setdefault("timeout", limit)
+
+
 class Store:
     """A file system of fsspec whose every operation is whole, tried again in an outage, and never served from a cache.
 
@@ -84,6 +93,8 @@ class Store:
             raise InputError(f"not a URL that can be read: {without_credentials(url)} ({error})") from None
         if options:
             self._filesystem.retries = 1
+        if self.protocol in WEB:
+            _limit_silence(self._filesystem)
 
     def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
         return Store, (self._url,)

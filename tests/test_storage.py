@@ -5,11 +5,13 @@ import http.server
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from raymerge import storage
 from raymerge.data.interactions import LogConfig, open_log
@@ -71,9 +73,10 @@ def test_credentials_do_not_show() -> None:
 
 
 class Web(http.server.BaseHTTPRequestHandler):
-    """Serves two rows, packed, at an address that must be signed; fails for as long as it is told."""
+    """Serves two rows, packed, at an address that must be signed; fails for as long as it is told, and may be slow."""
 
     failures = 0
+    pause_s = 0.0  # before each fifth of a file
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -88,7 +91,9 @@ class Web(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if status == 200 else 0))
         self.end_headers()
         if status == 200 and self.command == "GET":
-            self.wfile.write(body)
+            for start in range(0, len(body), length := len(body) // 5 + 1):
+                time.sleep(self.pause_s)
+                self.wfile.write(body[start : start + length])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -110,6 +115,21 @@ def test_a_log_at_a_signed_address_is_read_through_an_outage(web: str, monkeypat
     for _ in range(2):
         with open_log(url, LogConfig()) as log:
             assert sum(len(batch) for batch in log.batches) == 2
+
+
+def test_a_download_may_take_long_but_not_be_silent_for_long(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{web}/log.csv.gz?sig=x"
+    monkeypatch.setattr("raymerge.stores.SILENCE_S", 1.0)
+    monkeypatch.setattr("raymerge.outages.MAX_ATTEMPTS", 1)
+    HTTPFileSystem.clear_instance_cache()
+    try:
+        monkeypatch.setattr(Web, "pause_s", 0.4)
+        assert len(gzip.decompress(storage.read_bytes(url)).splitlines()) == 3
+        monkeypatch.setattr(Web, "pause_s", 3.0)
+        with pytest.raises(LostError, match="log.csv.gz did not answer"):
+            storage.read_bytes(url)
+    finally:
+        HTTPFileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("path", ["none.csv?sig=secret", "logs/*.csv"])
