@@ -273,10 +273,12 @@ def _too_large(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
 
 
 def _on(node: Node, stage: Stage) -> int:
-    """Processes of a stage that Ray may put on one node."""
+    """Processes of a stage that Ray may put on one node; what takes no CPU is the driver's own work."""
     kind = "GPU" if "GPU" in stage.resources else "CPU"
     share, room = stage.resources[kind], node.gpus if kind == "GPU" else node.cpus
-    return min(stage.processes, int(room / share + 1e-9)) if share else stage.processes
+    if not share:
+        return stage.processes if node.has_driver else 0
+    return min(stage.processes, int(room / share + 1e-9))
 
 
 def _remedy(stage: Stage, nodes: Sequence[Node]) -> str:

@@ -71,6 +71,7 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: float
+    has_driver: bool = True  # as the node of a machine alone
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,16 @@ def cluster_capacity(config: ClusterConfig) -> Capacity:
 
 def cluster_nodes() -> list[Node]:
     """The nodes of the present session that are alive, those with GPUs and many CPUs first."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    here = ray.get_runtime_context().get_node_id()
+    found = [(node["Resources"], node["NodeID"] == here) for node in ray.nodes() if node["Alive"]]
     nodes = [
         Node(
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),
             memory_bytes=resources.get("memory", 0.0) + resources.get("object_store_memory", 0.0),
+            has_driver=is_ours,
         )
-        for resources in found
+        for resources, is_ours in found
     ]
     return sorted(nodes, key=lambda node: (-node.gpus, -node.cpus))
 

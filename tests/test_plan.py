@@ -161,6 +161,17 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
     assert "\n" not in str(refused.value)
 
 
+def test_what_the_driver_does_must_fit_on_its_own_node_alone() -> None:
+    head, workers = Node(2, 0, 64 * GIB), (Node(2, 0, 4 * GIB, has_driver=False),) * 2
+    catalogue = replace(SHOP, items=5_000_000)
+
+    def refused(node: Node) -> set[str]:
+        return {problem.partition(" ")[0] for problem in plan(size=catalogue, nodes=(node, *workers)).problems}
+
+    assert "report" not in refused(head) and "evaluate" in refused(head)
+    assert "report" in refused(replace(head, memory_bytes=4 * GIB))
+
+
 def test_advice_on_actors_is_enough() -> None:
     node = Node(64, 0, 16 * GIB)
     with pytest.raises(ResourceError) as refused:

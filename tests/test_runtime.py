@@ -17,6 +17,10 @@ def test_ray_of_this_machine_asks_for_a_token_and_writes_none(capacity: Capacity
     assert not (Path(os.environ["HOME"]) / ".ray" / "auth_token").exists()
 
 
+def test_driver_is_on_the_node_of_this_machine(capacity: Capacity) -> None:
+    assert [node.has_driver for node in capacity.nodes] == [True]
+
+
 def test_more_gpus_than_there_are_is_refused_at_once() -> None:
     with pytest.raises(ResourceError, match=r"cluster\.gpus is 4, but the cluster has 2 GPUs"):
         Capacity((Node(8, 2, 2**34),)).check(ClusterConfig(gpus=4))
