@@ -149,8 +149,7 @@ class Output:
             return self
         self.check()
         storage.make_folder(self.url)
-        if storage.is_local(self.url):
-            _clear_staging(Path(self.url) / ".staging")
+        _clear_staging(self._staging)
         marker = storage.join(self.url, MARKER)
         if not storage.exists(marker):
             storage.write_bytes(marker, json.dumps({"format": FORMAT}).encode())
@@ -194,12 +193,23 @@ class Output:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def _staging(self) -> Path:
+        """Where artifacts are made: in the output, so that a rename commits them; for a store, on this machine."""
+        return Path(self.url, ".staging") if storage.is_local(self.url) else Path(tempfile.gettempdir())
+
     def _staging_folder(self) -> Path:
+        prefix = f"{_name_here()}-{os.getpid()}-"
         if not storage.is_local(self.url):
-            return Path(tempfile.mkdtemp(prefix="raymerge-"))
-        folder = Path(self.url) / ".staging" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            return Path(tempfile.mkdtemp(prefix=prefix))
+        folder = self._staging / f"{prefix}{uuid.uuid4().hex[:8]}"
         storage.make_folder(str(folder))
         return folder
+
+
+def _name_here() -> str:
+    """How the names of what processes of this machine have in staging begin; the process id is next."""
+    return f"raymerge-{socket.gethostname()}"
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -208,9 +218,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _clear_staging(folder: Path) -> None:
-    for left in folder.glob("*-*-*"):
-        host, pid, _ = left.name.rsplit("-", 2)
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+    for left in folder.glob("raymerge-*-*-*"):
+        name, pid, _ = left.name.rsplit("-", 2)
+        if name == _name_here() and pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,11 +92,30 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.doc"]
 
 
-def test_staging_of_dead_processes_is_cleared(output: Output) -> None:
-    dead = Path(output.url) / ".staging" / f"{artifacts.socket.gethostname()}-999999999-x"
-    dead.mkdir(parents=True)
-    Output(output.url).open()
-    assert not dead.exists()
+MAKES = """
+import sys, time
+from raymerge.artifacts import Output
+with Output(sys.argv[1]).stage("prepare", inputs={}, configuration={}):
+    print(flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("store", ["", "memory://"])
+def test_staging_of_a_killed_process_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    url, temporary = f"{store}{tmp_path}/out", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", MAKES, url]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        [made] = temporary.iterdir() if store else Path(url, ".staging").iterdir()
+        Output(url).open()
+        assert made.exists(), "of a process that is at work"
+        other.kill()
+    Output(url).open()
+    assert not made.exists()
 
 
 @pytest.fixture
