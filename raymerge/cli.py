@@ -217,7 +217,7 @@ def plan(log: str | None, data: str | None, **options: Any) -> None:
 @click.option("--working-dir", help="A folder that the job starts in; what its .gitignore names does not travel.")
 @click.option("--requirements", help="A file of pinned requirements, such as constraints.txt, to install for the job.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Noted beside the job; may be repeated.")
-@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Tries after a job was lost.")
+@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Tries after the cluster failed.")
 @click.argument("command", type=click.Choice(SUBMITTED), metavar="COMMAND")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:

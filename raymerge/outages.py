@@ -33,6 +33,7 @@ PASSING = frozenset(
         "ClientConnectionError",  # aiohttp
         "ClientPayloadError",
         "IncompleteRead",  # urllib3
+        "Timeout",  # requests
         "HttpError",  # gcsfs: what its own attempts did not mend
     }
 )

@@ -12,16 +12,24 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
-from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
-from raymerge.errors import ConfigError, ResourceError, first_line
-from raymerge.outages import PASSING_STATUSES
+from raymerge.errors import ConfigError, LostError, ResourceError, first_line
+from raymerge.outages import PASSING_STATUSES, is_passing
 from raymerge.runtime import Deadline
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -78,26 +86,26 @@ def run_job(
 ) -> int:
     """Run a job to its end and give its exit code; `write` gets its log as it comes, `say` what happens to it.
 
-    What the cluster loses is submitted again, up to `retries` times, after `wait_s` doubled each time and jittered.
-    An interrupt stops the job on the cluster. Raises ResourceError where there is no cluster, or none that lets us
-    in, and for a passed deadline, after which the job is stopped.
+    A cluster that does not answer is asked again, and what it loses is submitted again, up to `retries` times, after
+    `wait_s` doubled each time and jittered. An interrupt stops the job on the cluster. Raises LostError where no
+    cluster ever answered, and ResourceError where what answers is none or does not let us in, and for a passed
+    deadline, after which the job is stopped.
     """
-    client = connect(address)
 
     def announce(state: RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
-        reason, wait = state.outcome.result().reason, state.next_action.sleep
-        say(f"the job was lost ({reason}); try {state.attempt_number} of {retries} again in {wait:.0f} s")
+        what = state.outcome.exception() or f"the job was lost ({state.outcome.result().reason})"
+        say(f"{what}; try {state.attempt_number} of {retries} again in {state.next_action.sleep:.0f} s")
         deadline.check("the job")
 
     attempts = Retrying(
-        retry=retry_if_result(lambda outcome: outcome.lost),
+        retry=retry_if_exception_type(LostError) | retry_if_result(lambda outcome: outcome.lost),
         stop=stop_after_attempt(1 + retries),
         wait=wait_exponential_jitter(initial=wait_s, max=LONGEST_WAIT_S, jitter=wait_s),
         before_sleep=announce,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
-    submission = _Submission(client, job, deadline, write, say)
+    submission = _Submission(address, job, deadline, write, say)
     try:
         outcome: Outcome = attempts(submission.run)
     except (KeyboardInterrupt, ResourceError):
@@ -111,7 +119,11 @@ def run_job(
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's jobs API; ResourceError after a minute if nobody answers, or for a wrong token."""
+    """A client of the cluster's jobs API.
+
+    LostError where nobody answers, as while a head starts; ResourceError where nobody ever will: no such host, an
+    answer that is not a cluster's, or a wrong token.
+    """
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -128,7 +140,9 @@ def connect(address: str) -> JobSubmissionClient:
     except AuthenticationError as error:
         raise _wants_token(address, error) from None
     except (*NO_ANSWER, RuntimeError) as error:
-        raise ResourceError(f"no Ray cluster at {address} ({first_line(error)}); start one or give --address") from None
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        kind = LostError if is_passing(error) or status in PASSING_STATUSES else ResourceError
+        raise kind(f"no Ray cluster at {address} ({first_line(error)}); start one or give --address") from None
 
 
 class _Client(JobSubmissionClient):
@@ -158,16 +172,20 @@ class _Submission:
     Two jobs at work in one output would take each other's checkpoints away.
     """
 
-    def __init__(self, client: JobSubmissionClient, job: Job, deadline: Deadline, write: Say, say: Say) -> None:
-        self._client, self._job, self._deadline, self._write, self._say = client, job, deadline, write, say
+    def __init__(self, address: str, job: Job, deadline: Deadline, write: Say, say: Say) -> None:
+        self._address, self._job, self._deadline, self._write, self._say = address, job, deadline, write, say
         self._sent = False  # whether there may be a job of the name below
         self._rename()
+
+    @cached_property
+    def _client(self) -> JobSubmissionClient:
+        return connect(self._address)
 
     def _rename(self) -> None:
         self._name = f"raymerge-{secrets.token_hex(6)}"
 
     def run(self) -> Outcome:
-        """Submit the job unless it is there, and follow it to its end."""
+        """Submit the job unless it is there, and follow it to its end; LostError if no cluster has answered yet."""
         try:
             if not (self._sent and self._is_there()):
                 self._submit()
@@ -229,9 +247,12 @@ def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
     try:
         client.stop_job(name)
         end = time.monotonic() + STOP_TIMEOUT_S
-        while not client.get_job_status(name).is_terminal() and time.monotonic() < end:
+        while not (ended := client.get_job_status(name).is_terminal()) and time.monotonic() < end:
             time.sleep(POLL_S)
-        say(f"job {name} is stopped; the same command goes on where it was")
+        found, then = "is stopped", ""
+        if not ended:
+            found, then = f"has not ended in {STOP_TIMEOUT_S:.0f} s", f"once `ray job status {name}` says STOPPED, "
+        say(f"job {name} {found}; {then}the same command goes on where it was")
     except (*NO_ANSWER, RuntimeError, AuthenticationError) as error:
         say(f"job {name} could not be stopped ({first_line(error)}): ray job stop {name}")
 

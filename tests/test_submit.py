@@ -1,6 +1,8 @@
 """What `raymerge submit` checks before it asks a cluster, what travels, and how the end of a job is judged."""
 
+import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import raymerge
 from raymerge import cluster_commands, submission
 from raymerge.cli import main
 from raymerge.cluster_commands import runtime_env
+from raymerge.errors import LostError, ResourceError
 from raymerge.runtime import Deadline
 from raymerge.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
 
@@ -26,7 +29,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--address", NOWHERE, "run", "--output", "/out"], "no Ray cluster at http://127.0.0.1:9"),
+        (["--address", "http://head.invalid", "run", "--output", "/out"], "no Ray cluster at http://head.invalid"),
         (["--address", "10.0.0.1:6379", "run", "--output", "/out"], "must be that of the dashboard"),
         (["--address", "http://head:99999", "run", "--output", "/out"], "must be that of the dashboard"),
         (["--address", "http://[::1", "run", "--output", "/out"], "must be that of the dashboard"),
@@ -115,6 +118,53 @@ def test_log_of_the_next_head_s_job_is_shown_from_its_beginning(monkeypatch: pyt
     )
     assert code == 0 and len(heads.jobs) == 2
     assert written[-1] == "the table\n"
+
+
+class Starting(BaseHTTPRequestHandler):
+    """What stands before a head that is away, and then something else than a head."""
+
+    answers: list[int]
+
+    def do_GET(self) -> None:
+        self.send_error(self.answers.pop(0))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again_and_what_is_no_cluster_is_not() -> None:
+    said: list[str] = []
+    options = {"deadline": Deadline(60), "write": said.append, "say": said.append, "wait_s": 0.01}
+    with pytest.raises(LostError, match="no Ray cluster at http://127.0.0.1:9 .*; start one or give --address"):
+        run_job(Job("train"), address=NOWHERE, retries=2, **options)
+    assert ["try 1 of 2 again in" in said[0], "try 2 of 2 again in" in said[1]] == [True, True] and len(said) == 2
+    handler = type("Handler", (Starting,), {"answers": [503, 404]})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ResourceError, match="no Ray cluster at .*404") as refused:
+            run_job(Job("train"), address=f"http://127.0.0.1:{server.server_port}", retries=2, **options)
+        server.shutdown()
+    assert not isinstance(refused.value, LostError)
+    assert "503" in said[2] and len(said) == 3
+
+
+class Deaf(Heads):
+    """A cluster whose job does not end when it is stopped."""
+
+    def stop_job(self, name: str) -> None:
+        pass
+
+    def get_job_status(self, name: str) -> JobStatus:
+        return JobStatus.RUNNING
+
+
+def test_a_job_that_does_not_end_is_not_called_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, said = Deaf(), []
+    monkeypatch.setattr(submission, "connect", lambda address: heads)
+    monkeypatch.setattr(submission, "STOP_TIMEOUT_S", 0.0)
+    with pytest.raises(ResourceError, match="the job was not done within"):
+        run_job(Job("train"), address="", retries=0, deadline=Deadline(0), write=list, say=said.append)
+    assert "has not ended" in said[-1] and heads.jobs[0] in said[-1]
 
 
 def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
