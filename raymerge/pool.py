@@ -132,9 +132,15 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in [*self._idle, *self._starting.values()]:
+        self._end_idle()
+        for actor in self._starting.values():
             ray.kill(actor)
-        self._idle, self._starting = [], {}
+        self._starting = {}
+
+    def _end_idle(self) -> None:
+        for actor in self._idle:
+            ray.kill(actor)
+        self._idle = []
 
     def run(
         self,
@@ -206,6 +212,8 @@ class Pool:
             return []
         except RayError as error:  # the actor or its node died, cannot be reached, or was ended because it hung
             ray.kill(call.actor)
+            if not call.hangs:
+                self._end_idle()  # they may be gone with its node, and a piece has only so many attempts
             work.again(call, error)
             return []
         work.done(call)

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,11 @@ def take_memory(usual_bytes: int, folder: str) -> int:
     return torch.ones(wanted, dtype=torch.uint8).numel()
 
 
-def process_id(number: int) -> int:
+def meet(folder: str, others: int) -> int:
+    """The id of the own process, once so many processes have been here."""
+    (Path(folder) / str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < others:
+        time.sleep(0.01)
     return os.getpid()
 
 
@@ -124,13 +129,18 @@ def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pyt
         collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=0.2 / 3600)
 
 
-def test_process_killed_while_idle_is_replaced(capacity: Capacity) -> None:
-    results: list[int] = []
-    with Pool(capacity, ClusterConfig(actors=1), HOUR) as pool:
-        for _ in range(2):
-            pool.run(process_id, {"a": (1,)}, doing="pids", on_result=lambda _, pid: results.append(pid))
-            os.kill(results[-1], signal.SIGKILL)
-    assert results[0] != results[1]
+def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
+    capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymerge.pool.MAX_ATTEMPTS", 2)
+    pids: list[int] = []
+    pieces = {name: (str(tmp_path), 3) for name in "abc"}
+    with Pool(capacity, ClusterConfig(actors=3), HOUR) as pool:
+        pool.run(meet, pieces, doing="pids", on_result=lambda _, pid: pids.append(pid))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        pool.run(meet, {"a": pieces["a"]}, doing="pids", on_result=lambda _, pid: pids.append(pid))
+    assert len(set(pids)) == 4
 
 
 def test_mistake_found_by_a_worker_reaches_the_driver_as_it_is(capacity: Capacity) -> None:
