@@ -81,16 +81,18 @@ def _announce_plan(context: Context, files: Sequence[str]) -> None:
 
 
 def _register(context: Context, tracker: Tracker, report: Artifact) -> str:
-    """Log what there is beside the figures and register the model; in words, what came of it.
-
-    A server that is gone by now does not take the results away: they lie in the output folder.
-    """
+    """Log what there is beside the figures and register the model; in words, what came of it."""
     try:
         registered = send_report(tracker, context.output.url, context.config.plain(), report)
     except TrackingError as error:
-        output = context.output.url
-        return f"not yet: {error}; once it is there: raymerge log {output} --tracking-uri {redact(tracker.uri)}"
+        return _not_yet(context, tracker, error)
     return f"{registered.uri} ({'champion' if registered.champion else 'not the champion'}: {registered.reason})"
+
+
+def _not_yet(context: Context, tracker: Tracker, error: TrackingError) -> str:
+    """A server that is gone by now does not take the results away: they lie in the output folder."""
+    later = f"raymerge log {context.output.url} --tracking-uri {redact(tracker.uri)}"
+    return f"not yet: {error}; once it is there: {later}"
 
 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -146,10 +148,19 @@ def run_fisher_study(
         with tracked(context, "fisher-study", dataset, [trained]) as tracker, session(context.config.cluster):
             with context.pool() as pool:
                 made = fisher_study(context, pool, prepared, name, trained)
-            studies.log_study(tracker, run_of(name), made)
+            shown = _log_study(context, tracker, name, made)
     console = Console()
     console.print(studies.render(made.json("study.json")))
-    _print_rows(console, {"study": made.file("study.json"), "MLflow": ui_command(tracker.uri)})
+    _print_rows(console, {"study": made.file("study.json"), "MLflow": shown})
+
+
+def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -> str:
+    """Log the study of a model; in words, where it is to be seen."""
+    try:
+        studies.log_study(tracker, run_of(model), made)
+    except TrackingError as error:
+        return _not_yet(context, tracker, error)
+    return ui_command(tracker.uri)
 
 
 def run_merge(

@@ -8,9 +8,13 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from raymerge import commands
 from raymerge.artifacts import Artifact, Output
 from raymerge.fisher.study import Agreement, Measured, Study, rows
 from raymerge.fisher.weights import FisherConfig
+from raymerge.recipes import configure
+from raymerge.runtime import Deadline
+from raymerge.stages.context import Context
 from raymerge.tracking import plots, study
 from raymerge.tracking.runs import Tracker
 
@@ -76,15 +80,34 @@ def test_each_layer_has_its_plot() -> None:
     assert [one.get_title(loc="left") for one in axes] == ["norms", "output bias"]
 
 
-def test_table_and_plots_reach_mlflow(tmp_path: Path) -> None:
-    output, key = Output(str(tmp_path / "out")).open(), {"inputs": {}, "configuration": {}}
-    with output.stage("study", **key) as draft:
+def made(output: Output) -> Artifact:
+    key = {"inputs": {}, "configuration": {}}
+    with output.open().stage("study", **key) as draft:
         draft.write_json("study.json", example())
     artifact = output.find("study", **key)
     assert isinstance(artifact, Artifact)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return artifact
+
+
+def new_tracker(uri: str) -> Tracker:
     dataset = {"name": "d", "digest": "0", "source": "s", "counts": {}}
-    with Tracker(uri, "raymerge", name="study", identity="1", configuration={}, dataset=dataset) as tracker:
+    return Tracker(uri, "raymerge", name="study", identity="1", configuration={}, dataset=dataset)
+
+
+def test_a_study_that_mlflow_does_not_take_is_shown_all_the_same(tmp_path: Path) -> None:
+    context = Context(configure("demo"), Output(str(tmp_path / "out")), print, Deadline(60))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with new_tracker(uri) as tracker:
+        (tmp_path / "mlartifacts").write_text("in the way")
+        shown = commands._log_study(context, tracker, "base", made(context.output))
+    assert shown.startswith(f"not yet: MLflow at {uri} cannot be used")
+    assert shown.endswith(f"raymerge log {tmp_path}/out --tracking-uri {uri}")
+
+
+def test_table_and_plots_reach_mlflow(tmp_path: Path) -> None:
+    artifact = made(Output(str(tmp_path / "out")))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with new_tracker(uri) as tracker:
         study.log_study(tracker, "fisher-study/base", artifact)
         run_id = tracker.run_id("fisher-study/base")
     client = MlflowClient(uri)
