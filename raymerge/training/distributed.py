@@ -130,7 +130,7 @@ def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingStat
 def _exhaustion(what: str) -> ResourceError:
     return ResourceError(
         f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({what}); "
-        "lower training.batch_size, have fewer trainings at the same time (cluster.gpus), or larger machines"
+        "lower training.batch_size, or use larger machines"
     )
 
 
