@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from raymerge.artifacts import Artifact, Output, digest_of
+from raymerge.config import Config
 from raymerge.events import Event, Message, Place, Progress
 from raymerge.given import dataset_of
 from raymerge.pool import Pool
@@ -17,7 +18,7 @@ from raymerge.recipes import configure
 from raymerge.runtime import Deadline, session
 from raymerge.stages.context import Context
 from raymerge.tracking.record import Record
-from raymerge.tracking.runs import Tracker
+from raymerge.tracking.runs import Tracker, check_server
 from raymerge.tracking.store import resolve_uri
 
 
@@ -45,13 +46,17 @@ class Announcer:
 def working(
     *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
 ) -> Iterator[Context]:
-    """A context for stages: the configuration is resolved and the output folder is ours, or nothing was touched."""
+    """A context for stages: the configuration is resolved, the output folder is ours and MLflow's server answers.
+
+    Otherwise nothing was touched, and no log was read or fetched.
+    """
     changes = [*overrides]
     changes += [f"cluster.address={address}"] if address else []
     changes += [f"tracking.uri={tracking_uri}"] if tracking_uri else []
     config = configure(recipe, tuple(changes))
     place = Output(output)
     place.check()
+    check_server(_tracking_uri(config, place))
     announcer = Announcer(Console(stderr=True))
     with announcer.display:
         yield Context(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
@@ -61,13 +66,13 @@ def working(
 def tracked(
     context: Context, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
 ) -> Iterator[Tracker]:
-    """A run in MLflow around stages; an unreachable server is refused before anything starts.
+    """A run in MLflow around stages; an unreachable server is refused before any of them starts.
 
     It continues that of the same command on the same data and on the artifacts that are `given` beside them.
     """
     config, announcer = context.config, context.emit
     assert isinstance(announcer, Announcer)
-    uri = resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), context.output.url)
+    uri = _tracking_uri(config, context.output)
     configuration = config.plain()
     given_digests = [artifact.digest for artifact in given]
     facts = [command, config.determining(), config.cluster.in_artifacts(), dataset["digest"], given_digests]
@@ -84,6 +89,10 @@ def tracked(
             yield tracker
         finally:
             announcer.tracker = announcer.record = None
+
+
+def _tracking_uri(config: Config, output: Output) -> str:
+    return resolve_uri(config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"), output.url)
 
 
 def tracker_of(record: Record, uri: str) -> Tracker:

@@ -189,11 +189,13 @@ def test_foreign_output_folder_is_left_alone(capsys: pytest.CaptureFixture[str],
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.doc"]
 
 
-def test_unreachable_tracking_server_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+def test_unreachable_tracking_server_is_refused_before_the_log_is_looked_at(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     uri = "http://127.0.0.1:9"
-    line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "out", "--tracking-uri", uri)
-    assert uri in line
-    assert not (tmp_path / "out" / "prepare").exists()
+    line = mistake(capsys, "run", "--input", "none.csv", "--output", tmp_path / "out", "--tracking-uri", uri)
+    assert f"MLflow at {uri} cannot be used" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_prepare_leaves_its_counts_in_mlflow(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:

@@ -31,6 +31,13 @@ FLUSH_INTERVAL_S, OUTAGE_INTERVAL_S = 5.0, 60.0
 log = logging.getLogger(__name__)
 
 
+def check_server(uri: str) -> None:
+    """Raise TrackingError within seconds if a server cannot be reached; a database is left alone, or not yet made."""
+    if uri.startswith("http"):
+        with store.as_tracking_error(uri), store.settings():
+            call(MlflowClient(uri).search_experiments, max_results=1)
+
+
 class Tracker:
     """Records one pipeline run: buffers events, sends them in batches, and outlives an outage of the server.
 
