@@ -16,7 +16,7 @@ from raymerge.errors import LostError, UserError
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, os.EX_TEMPFAIL, 130
-GRACE_S = 60.0  # from SIGTERM on
+GRACE_S = 60.0  # from the first signal on
 SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "fisher-study", "merge", "evaluate")
 RECIPE = click.option(
     "--recipe",
@@ -239,7 +239,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     another try may.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a command in the background of a script
+            signal.signal(number, _interrupt)
     try:
         cli(arguments, prog_name="raymerge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -266,19 +266,24 @@ def test_driver_killed_in_the_report_goes_on_and_ends_with_the_same_report(
 
 
 @pytest.mark.chaos
-def test_group_of_processes_that_is_stopped_ends_and_goes_on_with_the_same_report(
-    first: tuple[Path, Result, list], log: Path, tmp_path: Path
+@pytest.mark.parametrize("whom", ["group", "driver"])
+def test_what_is_stopped_in_training_ends_and_goes_on_with_the_same_report(
+    first: tuple[Path, Result, list], log: Path, tmp_path: Path, whom: str
 ) -> None:
-    """A scheduler signals driver, Ray and workers at once: the driver waits for a Ray that is no more."""
+    """By Ctrl-C; or by a scheduler that signals Ray and workers as well: the driver waits for a Ray that is no more."""
     output, home = tmp_path / "out", tmp_path / "home"
     home.mkdir()
     driver = start(log, output, home=home)
     wait_for_file(driver, output, f"checkpoints/*/checkpoint_*/{STATE_NUMBERS}")
-    for pid in processes.of_home(str(home)):
-        with contextlib.suppress(ProcessLookupError):  # another's end may have ended it
-            os.kill(pid, signal.SIGTERM)
+    if whom == "group":
+        for pid in processes.of_home(str(home)):
+            with contextlib.suppress(ProcessLookupError):  # another's end may have ended it
+                os.kill(pid, signal.SIGTERM)
+    else:
+        driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=GRACE_S + 30)
-    assert driver.returncode in (130, 1), said  # 1: Ray ends a driver whose node is gone before that ends itself
+    lost = [1] if whom == "group" else []  # Ray ends a driver whose node is gone before that ends itself
+    assert driver.returncode in [130, *lost], said
     assert "Traceback" not in said
     processes.wait_until_gone(str(home))
     assert_goes_on(log, output, first[1])

@@ -55,7 +55,7 @@ class Context:
         """Commit the artifact that `fill` makes; what `tell` is given is emitted and kept with it."""
         began = time.monotonic()
         with self.output.stage(stage, inputs=inputs, configuration=configuration) as draft:
-            making = Making(run, draft, self.emit)
+            making = Making(run, draft, self.emit, self.deadline)
             fill(making)
             draft.counts.setdefault("seconds", round(time.monotonic() - began, 1))
             draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in making.events])
@@ -72,8 +72,8 @@ class Context:
 class Making:
     """An artifact in the making, and the events that it makes."""
 
-    def __init__(self, run: str, draft: Draft, emit: Emit) -> None:
-        self.run, self.draft, self._emit = run, draft, emit
+    def __init__(self, run: str, draft: Draft, emit: Emit, deadline: Deadline) -> None:
+        self.run, self.draft, self._emit, self._deadline = run, draft, emit, deadline
         self.folder, self.counts = draft.folder, draft.counts
         self.events: list[Event] = []
 
@@ -83,5 +83,7 @@ class Making:
         self._emit(self.events[-1])
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        """Say how far it is."""
+        """Say how far it is; ResourceError if the time is over before it is done."""
         self._emit(Progress(self.run, done, total, note))
+        if done < total:
+            self._deadline.check(self.run)

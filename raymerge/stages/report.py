@@ -1,7 +1,7 @@
 """From ranks to the report: every model's metrics with intervals, and which differences are more than chance."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -62,9 +62,8 @@ def report(
     configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
 
     def compare(making: Making) -> None:
-        making.progress(0, 1)
         ranks = {entry.name: [entry.ranks] for entry in entries}
-        bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
+        bootstrap = bootstrap_of(partitions_of(data), ranks, settings, progress=making.progress)
         content = _content(context, data, entries, merge, bootstrap)
         content["artifacts"] = {
             "models": {entry.name: _within(context, entry.model) for entry in entries if entry.model},
@@ -81,15 +80,21 @@ def report(
 
 
 def bootstrap_of(
-    partitions: Sequence[str], ranks: Mapping[str, Sequence[Artifact]], settings: EvaluationConfig
+    partitions: Sequence[str],
+    ranks: Mapping[str, Sequence[Artifact]],
+    settings: EvaluationConfig,
+    *,
+    progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Bootstrap:
     """All metrics of all models over all users, partition by partition in their order.
 
-    A model of several runs has several artifacts of ranks: a user's metric is its mean over them.
+    A model of several runs has several artifacts of ranks: a user's metric is its mean over them. `progress` gets how
+    many partitions are done before each, and how many there are.
     """
     columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
-    for partition in (url.rpartition("/")[2] for url in partitions):
+    for done, partition in enumerate(url.rpartition("/")[2] for url in partitions):
+        progress(done, len(partitions))
         keys, values = torch.zeros(0, dtype=torch.int64), dict[str, Tensor]()
         for name, runs in ranks.items():
             for artifact in runs:

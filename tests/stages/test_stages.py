@@ -24,7 +24,7 @@ from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
 from raymerge.merging.methods import merge
 from raymerge.models.objectives import ObjectiveConfig
-from raymerge.runtime import Capacity, ClusterConfig, cluster_capacity
+from raymerge.runtime import Capacity, ClusterConfig, Deadline, cluster_capacity
 from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
@@ -51,6 +51,13 @@ def test_metrics_equal_those_of_one_process(
     for ranking in settings.rankings:
         for metric, values in per_user(expected[ranking], settings.ks).items():
             assert found[f"{ranking}.{metric}"] == pytest.approx(float(values.mean()))
+
+
+def test_stage_of_the_driver_alone_is_given_up_when_the_time_is_over(make_context: MakeContext, log: Path) -> None:
+    late = replace(make_context("out"), deadline=Deadline(0.0))
+    with pytest.raises(ResourceError, match="prepare was not done within 0 hours; run the same command again"):
+        prepare(late, [str(log)])
+    assert prepare(make_context("out"), [str(log)]).counts["users"] > 100
 
 
 def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeContext, log: Path, tmp_path: Path) -> None:
