@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from bench_prepare import PER_USER, write_log
+from random_models import random_model
 
-from raymerge.artifacts import Artifact, Output, save_model
-from raymerge.data.prepare import ITEMS_FILE
-from raymerge.models.encoder import SequenceEncoder
+from raymerge.artifacts import Artifact, Output
 from raymerge.pool import Pool
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline, session
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher
 from raymerge.stages.prepare import prepare
@@ -53,17 +51,6 @@ def write_catalogue(path: Path, items: int) -> None:
     """All items of the generated logs, also those that a short log leaves out."""
     columns = {"index": np.arange(1, items + 1), "item": np.arange(items), "count": np.zeros(items, np.int64)}
     pq.write_table(pa.table(columns), path)
-
-
-def random_model(context: Context, data: Artifact) -> Artifact:
-    """A model as training leaves it."""
-
-    def draw(making: Making) -> None:
-        torch.manual_seed(0)
-        module = SequenceEncoder(data.counts["items"], context.config.encoder)
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
-
-    return context.make("train", "random", draw, inputs={}, configuration={})
 
 
 def forget_peak(piece: int = 0) -> None:
