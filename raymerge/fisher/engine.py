@@ -22,7 +22,7 @@ from raymerge.fisher.weights import ESTIMATORS, FisherConfig, Request
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
 
-MEMORY_BYTES = 32 << 20
+MEMORY_BYTES = 64 << 20
 """Default budget; larger chunks than these do not stay in a CPU's cache, a GPU wants more."""
 
 MOST_USERS = 64

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,11 +107,18 @@ def products_of_a_user(
     return counter.get_total_flops() / len(histories)
 
 
-def table(title: str, rows: dict[str, Case]) -> None:
+def measured(case: Case, processes: int) -> dict[str, float]:
+    """What so many processes at once reach: rates added up, of the rest the largest."""
+    with ThreadPoolExecutor(processes) as starting:
+        found = list(starting.map(lambda one: in_fresh_process(__file__, asdict(one)), [case] * processes))
+    return {unit: (sum if unit.endswith("/s") else max)(one[unit] for one in found) for unit in found[0]}
+
+
+def table(title: str, rows: dict[str, Case], processes: int) -> None:
     """Measure and print, a line a case."""
-    print(f"\n{title}" if rows else "")
+    print(f"\n{title}, {processes} processes" if rows else "")
     for name, case in rows.items():
-        found = in_fresh_process(__file__, asdict(case))
+        found = measured(case, processes)
         print(f"{name:22s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
 
 
@@ -137,6 +145,9 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="*", default=[name for name, *_ in ROWS], help="rows of the first table")
     parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="items, second table")
     parser.add_argument("--catalogue-users", type=int, default=64, help="users of the second table")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="at once, as the actors of a stage are; each does all users"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="budget of each thread")
     parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row of the third table")
@@ -152,9 +163,9 @@ def main() -> None:
         for name, samples, precision in ROWS
         if name in options.estimators
     }
-    table(f"3416 items, {options.users} users, {options.threads} threads", rows)
+    table(f"3416 items, {options.users} users, {options.threads} threads", rows, options.processes)
     sizes = {f"{items:,} items": Case(options.catalogue_users, items=items, **common) for items in options.catalogues}
-    table(f"exact, {options.catalogue_users} users", sizes)
+    table(f"exact, {options.catalogue_users} users", sizes, options.processes)
     peers(options.turns, options.threads)
 
 
