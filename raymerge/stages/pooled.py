@@ -5,14 +5,23 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
+from raymerge.config import Config
 from raymerge.errors import InputError
 from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.stages.prepare import partitions_of
-from raymerge.stages.report import best_member, best_merged, bootstrap_of, comparisons, is_of_markets, row
+from raymerge.stages.report import (
+    best_member,
+    best_merged,
+    bootstrap_of,
+    comparisons,
+    is_of_markets,
+    kept_settings,
+    row,
+)
 
 BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
 
@@ -38,7 +47,7 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """All that has to be the same in runs that are pooled."""
         configuration = self.artifact.manifest["configuration"]
-        recipe = dict(_settings(configuration["recipe"]))
+        recipe = dict(_settings(_with_defaults(configuration["recipe"])))
         return {**recipe, "entries": configuration["entries"], **self.content["protocol"], "data": self.data}
 
     @property
@@ -112,6 +121,14 @@ def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]
     return {
         metric: stdev(run.mean(n, ranking, metric) for run, n in zip(runs, names, strict=True)) for metric in metrics
     }
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as a run kept it, with the settings that came later; as it is if it has some that are gone."""
+    try:
+        return kept_settings(Config.model_validate(recipe))
+    except ValidationError:
+        return recipe
 
 
 def _settings(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -57,7 +57,7 @@ def report(
         "data": data.digest,
         "merge": merge.digest,
     }
-    recipe = {key: value for key, value in context.config.determining().items() if key not in ("seed", "study")}
+    recipe = kept_settings(context.config)
     names = [[entry.name, entry.kind] for entry in entries]
     configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
 
@@ -77,6 +77,11 @@ def report(
         making.progress(1, 1)
 
     return context.find_or_make("report", "report", compare, inputs=inputs, configuration=configuration)
+
+
+def kept_settings(config: Config) -> dict[str, Any]:
+    """What a report keeps of the configuration: all that runs of one table have in common."""
+    return {key: value for key, value in config.determining().items() if key not in ("seed", "study")}
 
 
 def bootstrap_of(

@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.util import get_node_ip_address
+
 CHECKOUT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90
 PATIENCE = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
@@ -87,7 +89,12 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
     with open(home / "head.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     at = "127.0.0.1"
-    doors = f"http://{at}:{ports[1]}", f"{at}:{ports[0]}", f"ray://{at}:{ports[3]}", f"http://{at}:{ports[2]}"
+    doors = (
+        f"http://{at}:{ports[1]}",
+        f"{at}:{ports[0]}",
+        f"ray://{at}:{ports[3]}",
+        f"http://{get_node_ip_address()}:{ports[2]}",
+    )
     head = Head(*doors, folder / "session_latest" / "logs", environment, process)
     try:
         _wait_until_it_answers(head)

@@ -76,12 +76,13 @@ def test_nobody_gets_in_without_the_token(head: Head) -> None:
         "/api/v0/actors",
         "/api/cluster_status",
     ]
+    agent = head.agent + "/api/job_agent/jobs/"
+    wait_for(lambda: status(agent, method="POST") is not None, 60, "the agent of the node does not answer")
     for token in (None, "0" * 64):
         for entry in entries:
             assert status(head.dashboard + entry, token=token) in (401, 403), entry
         body = json.dumps({"entrypoint": "touch /tmp/in"}).encode()
         assert status(head.dashboard + "/api/jobs/", method="POST", token=token, body=body) in (401, 403)
-        agent = head.agent + "/api/job_agent/jobs/"
         assert status(agent, method="POST", token=token, body=body) in (401, 403)
         package = head.dashboard + "/api/packages/gcs/_ray_pkg_0.zip"
         assert status(package, method="PUT", token=token, body=b"x") in (401, 403)
