@@ -111,7 +111,8 @@ def test_driver_without_the_token_does_not_get_in(head: Head, door: str, change:
     driver = head.run("-c", entering, **change)
     assert driver.returncode != 0
     assert "IN" not in driver.stdout
-    assert "IN" in head.run("-c", entering).stdout, "the door is shut to all"
+    tries = (head.run("-c", entering).stdout for _ in range(3))  # Ray's client server may trip over a process that ends
+    assert any("IN" in said for said in tries), "the door is shut to all"
 
 
 CASES = """

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
@@ -15,6 +16,7 @@ from random_models import random_model
 from raymerge import storage
 from raymerge.artifacts import Output
 from raymerge.data import demo
+from raymerge.errors import InputError
 from raymerge.recipes import configure
 from raymerge.runtime import Deadline
 from raymerge.stages.context import Context
@@ -119,9 +121,12 @@ def given(bucket: str, data: Path, stage: str) -> list[str]:
 def wait_for_checkpoint(driver: Popen[str], output: str) -> None:
     """So that there is something to go on from."""
     end = time.monotonic() + 150
-    while not storage.list_files(f"{output}/checkpoints/*/checkpoint_*/state.json"):
-        assert driver.poll() is None and time.monotonic() < end, "no checkpoint"
+    while driver.poll() is None and time.monotonic() < end:
+        with suppress(InputError):  # as long as there is none
+            storage.list_files(f"{output}/checkpoints/*/checkpoint_*/state.json")
+            return
         time.sleep(0.2)
+    raise AssertionError("no checkpoint")
 
 
 @pytest.mark.parametrize(
