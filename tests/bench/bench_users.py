@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from bench_prepare import PER_USER, write_log
 from random_models import random_model
 
