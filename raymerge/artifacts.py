@@ -266,8 +266,8 @@ def load_model(url: str) -> SequenceEncoder:
     url = model_folder(url)
     try:
         settings = json.loads(storage.read_bytes(storage.join(url, "config.json")))
-        module = SequenceEncoder(settings.pop("num_items"), EncoderConfig(**settings))
-        module.load_state_dict(load_tensors(storage.join(url, "model.safetensors")))
+        parameters = load_tensors(storage.join(url, "model.safetensors"))
+        return SequenceEncoder.of(settings.pop("num_items"), EncoderConfig(**settings), parameters)
     except InputError:
         raise ArtifactError(
             f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing"
@@ -276,7 +276,6 @@ def load_model(url: str) -> SequenceEncoder:
         raise ArtifactError(
             f"the model at {storage.without_credentials(url)} cannot be read: {first_line(error)}"
         ) from None
-    return module.eval()
 
 
 def model_folder(url: str) -> str:

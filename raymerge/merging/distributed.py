@@ -47,9 +47,7 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
         epsilon=candidate.setting.epsilon,
         power=candidate.setting.power,
     )
-    merged = SequenceEncoder(modules[0].num_items, modules[0].config)
-    merged.load_state_dict(parameters)
-    return merged.eval()
+    return SequenceEncoder.of(modules[0].num_items, modules[0].config, parameters)
 
 
 @lru_cache(maxsize=1)

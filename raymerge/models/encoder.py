@@ -5,7 +5,7 @@ Histories are padded on the left, oldest first; positions count back from the la
 bucketing by length change nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Literal
@@ -20,6 +20,7 @@ from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
 from raymerge.models.repeats import add_shift, distinct_columns
 
+ROWS_DRAWN = 1 << 16  # of a weight at a time: torch takes three times the memory of what it draws
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
@@ -183,6 +184,17 @@ class SequenceEncoder(nn.Module):
         self.training_chunks = 1
         self.apply(_initialise)
 
+    @classmethod
+    def of(cls, num_items: int, config: EncoderConfig, parameters: Mapping[str, Tensor]) -> "SequenceEncoder":
+        """A model in eval mode of given parameters, which it takes over: none is drawn, none copied.
+
+        RuntimeError if names or shapes are not those of such a model.
+        """
+        with torch.device("meta"):
+            module = cls(num_items, config)
+        module.load_state_dict(parameters, assign=True)
+        return module.eval()
+
     @property
     def mask_index(self) -> int:
         """Row of the embedding that stands for an item to be guessed."""
@@ -285,7 +297,8 @@ def pick(x: Tensor, at: Tensor | None) -> Tensor:
 def _initialise(module: nn.Module) -> None:
     """Truncated normal of σ 0.02 for weights, zero for biases and for the padding row (as BERT)."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        for rows in module.weight.data.split(ROWS_DRAWN):
+            nn.init.trunc_normal_(rows, std=0.02, a=-0.04, b=0.04)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -208,8 +208,7 @@ def _commit_model(context: Context, training: Training, state: TrainingState) ->
     inputs, configuration = training.inputs(), training.configuration(context.config)
 
     def fill(making: Making) -> None:
-        module = SequenceEncoder(training.data.counts["items"], context.config.encoder)
-        module.load_state_dict(state.best)
+        module = SequenceEncoder.of(training.data.counts["items"], context.config.encoder, state.best)
         save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
         making.draft.write_json("history.json", [asdict(report) for report in state.history])
         for event in (event for report in state.history for event in epoch_events(training.run, report)):

@@ -134,3 +134,20 @@ def test_chunks_hold_less_and_have_the_same_dropout_forward_and_backward(attenti
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     assert chunked < whole / 4
+
+
+@BOTH
+def test_encoder_of_given_parameters_takes_them_over(attention: str) -> None:
+    encoder = make(attention, distance_bias=True, repeat_direction=True)
+    parameters, random = encoder.state_dict(), torch.get_rng_state()
+    same = SequenceEncoder.of(20, encoder.config, parameters)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert {name: p.data_ptr() for name, p in same.named_parameters()} == {
+        n: p.data_ptr() for n, p in parameters.items()
+    }
+    assert all(p.requires_grad for p in same.parameters()) and not same.training
+    assert torch.equal(same(histories()), encoder(histories()))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        SequenceEncoder.of(21, encoder.config, parameters)
+    with pytest.raises(RuntimeError, match="output_bias"):
+        SequenceEncoder.of(20, encoder.config, {n: p for n, p in parameters.items() if n != "output_bias"})
