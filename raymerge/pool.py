@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from raymerge.errors import LostError, ResourceError, UserError, first_line
 from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
+BEAT_S, SILENCE_S = 10.0, 120.0
+"""A process at work is asked for a sign of life every so often; one that gives none for so long is taken to be gone."""
 PATIENCE, PATIENCE_S = 20, 600.0
 """A process that takes so many times as long as the slowest piece yet, and so many seconds, is taken to hang."""
 log = logging.getLogger(__name__)
@@ -30,6 +33,10 @@ class Worker:
     def started(self) -> None:
         """Answers once the process is there."""
 
+    @ray.method(concurrency_group="beat")
+    def beat(self) -> None:
+        """Answers at once, in a thread of its own, whatever `run` is at."""
+
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> Any:
         """The function's result, in chunks of the usual size or smaller ones."""
         with memory.chunks(smaller):
@@ -43,7 +50,9 @@ class _Call:
     key: str
     actor: Any
     began: float  # seconds of a monotonic clock, at which a process that was there already was given the piece
-    hangs: bool = False
+    asked: float  # when its process was last asked for a sign of life
+    beat: Any = None  # the sign, where it has not given it yet
+    ended: str | None = None  # what it was ended for, if it was
 
 
 class _Work:
@@ -65,7 +74,8 @@ class _Work:
         key = self.waiting.popleft()
         self._attempts[key] += 1
         reference = actor.run.remote(self._function, self._pieces[key], key in self._smaller)
-        self.under_way[reference] = _Call(key, actor, time.monotonic())
+        now = time.monotonic()
+        self.under_way[reference] = _Call(key, actor, began=now, asked=now)
 
     def done(self, call: _Call) -> None:
         """Note how long a piece took."""
@@ -74,11 +84,9 @@ class _Work:
     def again(self, call: _Call, error: RayError) -> None:
         """Let a piece whose process is gone wait again; LostError if that has happened too often."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
-            happened, reason = "died", first_line(error)
-            if call.hangs:
-                happened, reason = "gave no result in time", "raise cluster.piece_hours if it needs longer"
             raise LostError(
-                f"{self.doing}: the process for {call.key} {happened} {MAX_ATTEMPTS} times ({reason})"
+                f"{self.doing}: {call.key} was given up after {MAX_ATTEMPTS} attempts; its last process "
+                f"{call.ended or f'died ({first_line(error)})'}"
             ) from error
         self.waiting.appendleft(call.key)
 
@@ -98,13 +106,32 @@ class _Work:
         self.waiting.appendleft(call.key)
 
     def end_hanging(self, most_s: float) -> None:
-        """End processes that take far too long for their piece, or longer than `most_s`."""
+        """End processes that are silent, or take far too long for their piece, or longer than `most_s`."""
         limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
+        self._listen()
+        now = time.monotonic()
         for call in self.under_way.values():
-            if not call.hangs and time.monotonic() - call.began > limit_s:
-                log.warning("%s: no result for %s in %.0f s; it is done again", self.doing, call.key, limit_s)
-                call.hangs = True
+            if call.ended:
+                continue
+            if call.beat is not None and now - call.asked > SILENCE_S:
+                call.ended = f"gave no sign of life for {SILENCE_S:.0f} s: is its machine overloaded?"
+            elif now - call.began > limit_s:
+                call.ended = f"had no result in {limit_s:.0f} s: raise cluster.piece_hours if it needs longer"
+            if call.ended:
+                log.warning("%s: the process for %s %s; it is done again", self.doing, call.key, call.ended)
                 ray.kill(call.actor)
+
+    def _listen(self) -> None:
+        """Take the signs of life that were given, and ask for the next where it is time."""
+        asked = {call.beat: call for call in self.under_way.values() if call.beat is not None}
+        for beat in ray.wait([*asked], num_returns=len(asked), timeout=0)[0] if asked else ():
+            with suppress(RayError):  # of a process that is gone: its piece says so, too
+                ray.get(beat)
+            asked[beat].beat = None
+        now = time.monotonic()
+        for call in self.under_way.values():
+            if call.beat is None and now - call.asked > BEAT_S:
+                call.asked, call.beat = now, call.actor.beat.remote()
 
 
 class Pool:
@@ -120,7 +147,9 @@ class Pool:
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
         self.size = capacity.actors(config)
-        self._resources = capacity.share(config, self.size, threads=config.actor_threads)
+        resources = capacity.share(config, self.size, threads=config.actor_threads)
+        options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "concurrency_groups": {"beat": 1}}
+        self._kind: Any = ray.remote(**options)(Worker)  # type: ignore[call-overload] # no annotation has the groups
         self._config = config
         self._deadline = deadline
         self._starting: dict[Any, Any] = {}
@@ -178,8 +207,7 @@ class Pool:
             work.give(self._idle.pop())
         room = self.size - len(work.under_way) - len(self._idle)
         while len(self._starting) < min(room, len(work.waiting)):
-            kind: Any = ray.remote(num_cpus=self._resources["CPU"], num_gpus=self._resources.get("GPU", 0))(Worker)
-            actor = kind.remote(self._config.actor_threads)
+            actor = self._kind.remote(self._config.actor_threads)
             self._starting[actor.started.remote()] = actor
 
     def _take_started(self, reference: Any, doing: str) -> None:
@@ -212,7 +240,7 @@ class Pool:
             return []
         except RayError as error:  # the actor or its node died, cannot be reached, or was ended because it hung
             ray.kill(call.actor)
-            if not call.hangs:
+            if not call.ended:
                 self._end_idle()  # they may be gone with its node, and a piece has only so many attempts
             work.again(call, error)
             return []

@@ -127,7 +127,7 @@ class LineDisplay:
         elif run.printed is None:
             state = f"{message.done / message.total:4.0%} found, goes on" if run.found else "started"
         elif not made:
-            state = f"at work for {_clock(seconds)}"
+            state = f"begun {_clock(seconds)} ago"
         else:
             left = seconds * (message.total - message.done) / made
             state = f"{message.done / message.total:4.0%}, about {_clock(left)} left"

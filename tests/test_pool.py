@@ -46,6 +46,14 @@ def hang_once(number: int, folder: str, how: str) -> int:
     return number * number
 
 
+def work(seconds: float) -> int:
+    """Multiply matrices and take turns with no other thread in between, as a shard does; its threads of torch."""
+    end, matrix = time.monotonic() + seconds, torch.ones(500, 500)
+    while time.monotonic() < end:
+        matrix @ matrix
+    return torch.get_num_threads()
+
+
 def hang(number: int) -> int:
     threading.Event().wait()
     return number
@@ -97,7 +105,7 @@ def test_dead_processes_are_replaced_and_their_work_done_again(capacity: Capacit
 
 
 def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> None:
-    with pytest.raises(LostError, match="died 4 times"):
+    with pytest.raises(LostError, match=r"a was given up after 4 attempts; its last process died \("):
         collect(capacity, die, {"a": (1,)}, actors=1)
 
 
@@ -123,10 +131,30 @@ def test_process_that_hangs_is_replaced_and_its_work_done_again(
     assert (tmp_path / "3").exists()
 
 
+def test_process_that_gives_no_sign_of_life_is_replaced_however_long_its_piece_may_take(
+    capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raymerge.pool.BEAT_S", 0.2)
+    monkeypatch.setattr("raymerge.pool.SILENCE_S", 5.0)
+    assert collect(capacity, hang_once, {"a": (3, str(tmp_path), "stopped")}, actors=1) == {"a": 9}
+    assert "the process for a gave no sign of life for 5 s" in caplog.text
+
+
+def test_process_at_work_gives_signs_of_life(
+    capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raymerge.pool.BEAT_S", 0.1)
+    monkeypatch.setattr("raymerge.pool.SILENCE_S", 3.0)
+    assert collect(capacity, work, {"a": (8.0,)}, actors=1) == {"a": 1}
+    assert not caplog.text
+
+
 def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.pool.MAX_ATTEMPTS", 2)
-    with pytest.raises(ResourceError, match=r"gave no result in time 2 times \(raise cluster.piece_hours"):
-        collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=0.2 / 3600)
+    with pytest.raises(
+        ResourceError, match=r"given up after 2 attempts; .* no result in 1 s: raise cluster.piece_hours"
+    ):
+        collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=1 / 3600)
 
 
 def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(

@@ -56,7 +56,7 @@ def test_long_run_says_each_minute_how_far_it_is_and_how_long_yet(clock: Clock) 
     first, second = Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s")
     printed = shown(clock, (0, first), (100, second), (300, Progress("fisher/duorec", 4, 4)))
     assert "started" in printed[0]
-    assert "at work for 1:02" in printed[1]
+    assert "begun 1:02 ago" in printed[1]
     assert "25%, about" in printed[2]
     assert printed[2].endswith("120 users/s")
     assert len(printed) == 6  # a start, one each minute although no message came, an end

@@ -136,7 +136,7 @@ def _exhaustion(what: str) -> ResourceError:
 
 def _fit(job: TrainingJob, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
     """Run one trainer to its end (in a thread of the driver); its last state."""
-    log.add.remote([Progress(job.run, 0, job.settings.epochs)])  # it has waited for its turn until now
+    log.add.remote([Progress(job.run, 0, job.settings.epochs, "waiting for its processes")])
     gpu = resources.get("GPU", 0)
     filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
