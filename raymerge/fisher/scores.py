@@ -98,7 +98,11 @@ class Scores:
                 add_shift(logits, had, shift, first=columns.start)
             else:
                 logits += contains(had, columns.expand(len(had), -1)) * shift[:, None]
-        return logits / self.head.temperature
+        return self._cooled(logits)
+
+    def _cooled(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature, in place."""
+        return logits if self.head.temperature == 1 else logits.div_(self.head.temperature)
 
     @cached_property
     def _shift(self) -> Tensor:
@@ -128,7 +132,7 @@ class Scores:
 
     def probabilities(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
         """p of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
-        return (self.logits(columns, users) - self._log_total[users, None]).exp_()
+        return self.logits(columns, users).sub_(self._log_total[users, None]).exp_()
 
     def probabilities_of(self, items: Tensor) -> Tensor:
         """p of each user's own columns: int64[B, n] → [B, n]."""
@@ -137,22 +141,29 @@ class Scores:
             logits = logits + self.head.bias[items]
         if self.had is not None:
             logits += self.has_had(items) * self._shift[:, None]
-        return (logits / self.head.temperature - self._log_total[:, None]).exp_()
+        return self._cooled(logits).sub_(self._log_total[:, None]).exp_()
 
     def variances(self, columns: slice) -> Tensor:
         """p (1 - p) of a run of columns: [B, columns]."""
         p = self.probabilities(columns)
-        index = torch.arange(columns.start, columns.stop, device=p.device)
-        return p * self._complement(p, index == self._top[:, None])
+        return p.mul_(self._with_top(1 - p, columns, self._without_top))
 
     def variances_of(self, items: Tensor) -> Tensor:
         """p (1 - p) of each user's own columns: int64[B, n] → [B, n]."""
         p = self.probabilities_of(items)
-        return p * self._complement(p, items == self._top[:, None])
+        return p * torch.where(items == self._top[:, None], self._without_top, 1 - p)
 
-    def _complement(self, p: Tensor, top: Tensor) -> Tensor:
-        """1 - p; for the most probable item, where that may cancel, the sum over the others."""
-        return torch.where(top, (self._log_rest - self._log_total).exp()[:, None], 1 - p)
+    @cached_property
+    def _without_top(self) -> Tensor:
+        """1 - p of the most probable item, where the difference may cancel: the sum over the others, [B, 1]."""
+        return (self._log_rest - self._log_total).exp()[:, None]
+
+    def _with_top(self, values: Tensor, columns: slice, top: Tensor | float) -> Tensor:
+        """`values` [B, columns] of a run with another value at the most probable item, [B, 1], in place."""
+        width = columns.stop - columns.start
+        place = self._top[:, None] - columns.start
+        within, place = (place >= 0) & (place < width), place.clamp(0, width - 1)
+        return values.scatter_(1, place, torch.where(within, top, values.gather(1, place)))
 
     @cached_property
     def had_probabilities(self) -> Tensor:
@@ -169,8 +180,7 @@ class Scores:
         mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
         new = torch.zeros_like(total)
         for columns in self.tiles():
-            index = torch.arange(columns.start, columns.stop, device=mean.device)
-            p = self.probabilities(columns).masked_fill_(index == self._top[:, None], 0)
+            p = self._with_top(self.probabilities(columns), columns, 0.0)
             mean.addmm_(p, self.head.weight[columns])
             total += p.sum(1, keepdim=True)
             if self.had is not None:
