@@ -1,6 +1,7 @@
 """Sums and gathers over the ranks of a training. In one process each of them leaves things as they are."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], figures: Tensor) -> None:
-    """Sum gradients, and figures beside them (same dtype), over ranks in place, in one message."""
+    """Sum gradients, which all parameters have, and figures of the same dtype, over ranks in place, in one message."""
     if world()[1] == 1:
         return
-    tensors = [*(p.grad for p in parameters if p.grad is not None), figures]
+    tensors = [*(cast(Tensor, parameter.grad) for parameter in parameters), figures]
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -82,6 +82,9 @@ class Stepper:
         counts = sum_over_ranks(torch.stack([term.count for term in terms])).clamp(min=1)
         totals = torch.stack([term.total for term in terms])
         weighted_sum(terms, totals, counts).backward()
+        for parameter in self.parameters:  # none of this rank's rows may have reached it, but another's
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         figures = torch.cat([totals.detach(), self._columns(batch).to(totals.dtype)])
         sum_gradients(self.parameters, figures)
         terms = [replace(term, total=term.total.detach()) for term in terms]  # else each step's graph would live on
