@@ -203,7 +203,9 @@ def _read_with_header(stream: io.BufferedReader, config: LogConfig, url: str, *,
     if not names:
         names = next(csv.reader([stream.readline().decode("utf-8-sig")], delimiter=delimiter), [])
     _columns_found(config.columns_by_role, names, url)
-    return _read_delimited(stream, names, config.columns_by_role, pa_csv.ParseOptions(delimiter=delimiter))
+    return _read_delimited(
+        stream, names, config.columns_by_role, pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    )
 
 
 @FORMATS.register("movielens")

@@ -79,6 +79,16 @@ def test_compressed_text_is_read_as_what_it_holds(tmp_path):
     assert read(tmp_path / "log.csv.gz")[0] == read(tmp_path / "log.gz")[0] == ROWS
 
 
+def test_quoted_lines_are_one_value_wherever_a_block_ends(tmp_path):
+    text = "".join(
+        f'{number},"{number % 7}","a line,{"x" * (number % 90)}\nfoo,bar,""baz""",1\n' for number in range(90_000)
+    )
+    rows, log = read(write(tmp_path / "log.csv", "user,item,text,timestamp\n" + text))
+    assert len(text) > 4 << 20, "several blocks"
+    assert rows == [(str(number), str(number % 7), "1") for number in range(90_000)]
+    assert not log.malformed
+
+
 def test_quotes_byte_order_mark_and_windows_line_ends_are_understood(tmp_path):
     text = '\ufeff"user",item,timestamp\r\n"anna","x",3\r\n"bo, jr.","y ""2""",1\r\n'
     assert read(write(tmp_path / "log.csv", text))[0] == [("anna", "x", "3"), ("bo, jr.", 'y "2"', "1")]
