@@ -1,8 +1,9 @@
 """Markets: parts of a log that may not meet, and what each of them may learn from.
 
 A log is divided by a column of its own or by a seeded draw, so that what merging is worth without sharing data can be
-measured: what tests the whole (`raymerge.data.split`) is seen by no market. The last item that a user has in a part
-validates there, so that what validates the whole trains no market either. Shapes: n interactions, V items.
+measured: what tests the whole (`raymerge.data.split`) is seen by no market. What validates the whole validates in the
+markets that have it and trains none; of users whose last item but one is another market's all that a market has trains.
+Shapes: n interactions, V items.
 """
 
 import re
@@ -100,12 +101,12 @@ def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> 
     if config.by == "column":
         assert known.markets is not None, "the log was prepared without prepare.market"
         number = 1 + sorted(config.own_names).index(config.own_names[market - 1])
-        return _keep(known, known.markets == number)
+        return _part(known, known.markets == number)
     if config.by == "users":
         mine = owners(known.keys, config) == market
-        return _keep(known, mine.repeat_interleave(known.lengths))
+        return _part(known, mine.repeat_interleave(known.lengths))
     owner = owners(known.items.long(), config)
-    return _keep(known, (owner == market) | (owner == SHARED))
+    return _part(known, (owner == market) | (owner == SHARED))
 
 
 def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
@@ -117,6 +118,12 @@ def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
         return _keep(known, owners(known.items.long(), config) == SHARED)
     place = torch.arange(len(known.items)) - known.offsets[:-1].repeat_interleave(known.lengths)
     return _keep(known, place < known.lengths.repeat_interleave(known.lengths) / 2)
+
+
+def _part(known: Sequences, kept: Tensor) -> Sequences:
+    """Some interactions, bool[n]: those users validate whose last is among them."""
+    last = kept[known.offsets[1:] - 1]
+    return _keep(replace(known, validates=last if known.validates is None else last & known.validates), kept)
 
 
 def _keep(sequences: Sequences, kept: Tensor) -> Sequences:

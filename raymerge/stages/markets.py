@@ -73,7 +73,7 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     settings = context.config.markets
     assert isinstance(settings, MarketsConfig)
     run, inputs = f"markets/{name}", {"data": data.digest}
-    configuration = {"part": name, "held_out": "its last item", **asdict(settings)}
+    configuration = {"part": name, "held_out": "what validates the whole", **asdict(settings)}
     partitions = partitions_of(data)
 
     def cut(making: Making) -> None:
