@@ -79,7 +79,7 @@ def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index:
     keys[:, -1] -= last_only * 2.0
     most = max(1, round(settings.mask_rate * width))
     columns = keys.topk(most, largest=False).indices
-    count = (lengths(windows) * settings.mask_rate).round().long().clamp(1, most).masked_fill(last_only, 1)
+    count = (lengths(windows).double() * settings.mask_rate).round().long().clamp(1, most).masked_fill(last_only, 1)
     hidden = torch.arange(most, device=windows.device) < count[:, None]
     chosen = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, columns, hidden)
     return windows.masked_fill(chosen, mask_index), columns, hidden
