@@ -140,7 +140,7 @@ class Output:
         if storage.is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
         names = storage.list_folder(self.url)
-        if names and MARKER not in names:
+        if MARKER not in names and any(not name.startswith(MARKER) for name in names):  # one may have been cut off
             raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
 
     def open(self) -> "Output":

@@ -142,7 +142,11 @@ def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
 
 @cli.command()
 @click.option("--model", required=True, help="URL of a model, or of an output folder for the model that its run chose.")
-@click.option("--history", required=True, help="Own item ids, oldest first, separated by commas.")
+@click.option(
+    "--history",
+    required=True,
+    help="Own item ids, oldest first, separated by commas; in double quotes where they hold one.",
+)
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many items to recommend.")
 @click.option("--include-seen", is_flag=True, help="Also recommend items of the history.")
 def recommend(model: str, history: str, top: int, include_seen: bool) -> None:

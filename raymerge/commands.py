@@ -1,6 +1,9 @@
 """What each command does: check everything first, then start Ray, run the stages, and say where the results lie."""
 
+import csv
+import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -227,7 +230,7 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
     model = chosen_model(model)
     module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
-    wanted = [item.strip() for item in history.split(",") if item.strip()]
+    wanted = [item.strip() for item in next(csv.reader([history], skipinitialspace=True), []) if item.strip()]
     best = recommend(module, items, [wanted], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
@@ -268,7 +271,10 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
 
 
 def _some_items(data: Artifact) -> str:
-    return ",".join(str(item) for item in read_items(data.file(ITEMS_FILE)).ids[:3].to_pylist())
+    """The first of a catalogue, as a shell takes them for `--history`."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(read_items(data.file(ITEMS_FILE)).ids[:3].to_pylist())
+    return shlex.quote(line.getvalue())
 
 
 def _print_artifacts(artifacts: Mapping[str, Artifact]) -> None:

@@ -85,6 +85,12 @@ def test_second_commit_of_the_same_leaves_the_first(output: Output) -> None:
     assert Path(commit(output, "second").file("file.txt")).read_text() == "first"
 
 
+def test_folder_whose_marker_was_cut_off_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "raymerge.json.0123.part").write_text("{")
+    Output(str(tmp_path)).open()
+    assert (tmp_path / "raymerge.json").exists()
+
+
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
     with pytest.raises(InputError, match="not an output of raymerge"):

@@ -296,6 +296,13 @@ def test_recommend_shows_ids_as_they_are(capsys: pytest.CaptureFixture[str], tmp
     assert "sku[/1]" in text
 
 
+def test_recommend_takes_ids_with_commas_as_csv_has_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    strange = model(tmp_path / "a", ids=["one, two", 'the "third"', "fourth"])
+    history = '"one, two", "the ""third"""'
+    cli(["recommend", "--model", str(strange), "--history", history, "--top", "1"], standalone_mode=False)
+    assert "fourth" in capsys.readouterr().out
+
+
 def test_recommend_takes_the_model_that_the_last_run_chose(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     output, chosen = tmp_path / "out", model(tmp_path / "out")
     for run, final in (("0123", f"train/{chosen.name}"), ("4567", "train/none")):

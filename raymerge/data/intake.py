@@ -34,6 +34,7 @@ class Intake:
     )
     item_codes: dict[str, int] = field(default_factory=dict)
     market_codes: dict[str, int] = field(default_factory=dict)
+    unknown_item: str | None = None  # one of them
     whole_number_users: bool = True
     whole_number_items: bool = True
 
@@ -104,12 +105,15 @@ class Intake:
         """The number of each item, −1 for one that a closed catalogue does not list."""
         codes = self.item_codes
         if self.closed:
-            return np.fromiter((codes.get(item, -1) for item in items.to_pylist()), np.int32, len(items))
+            numbers = np.fromiter((codes.get(item, -1) for item in items.to_pylist()), np.int32, len(items))
+            if (numbers < 0).any():
+                self.unknown_item = items[int(numbers.argmin())].as_py()
+            return numbers
         self.whole_number_items &= bool(are_whole_numbers(items).all())
         return np.fromiter((codes.setdefault(item, len(codes)) for item in items.to_pylist()), np.int32, len(items))
 
     def refuse_bad(self, max_share: float) -> None:
-        """Raise InputError if there are no rows, or more bad ones than the share allows."""
+        """Raise InputError if there are no rows, more bad ones than the share allows, or none with a known item."""
         rows = self.counts["rows"]
         kinds = {name: self.counts[name] for name in BAD_ROWS}
         bad = sum(kinds.values())
@@ -120,6 +124,11 @@ class Intake:
             raise InputError(
                 f"{bad} of {rows} rows are bad ({found}), more than the share {max_share}; "
                 "correct the columns or the log, or raise prepare.max_bad_share"
+            )
+        if not self.good and self.unknown_item is not None:
+            raise InputError(
+                f"the catalogue lists no item of the log, such as {self.unknown_item!r}: prepare.item must name the "
+                "column of the ids that prepare.catalogue has"
             )
 
 

@@ -1,6 +1,6 @@
 """From a model to a study of the estimators: how many samples are enough."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from raymerge import storage
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Output
 from raymerge.blocks import TensorFile, write_blocks
 from raymerge.events import Progress
 from raymerge.fisher.distributed import Shard, ShardPlan
@@ -98,10 +98,11 @@ def _exact(task: _Task) -> Artifact:
     output, run = task.context.output, f"{task.run}/exact"
     config = FisherConfig(temperature=task.context.config.fisher.temperature)
     key = task.key(config)
-    found = output.find("study-exact", **key)
+    found, plans = output.find("study-exact", **key), task.plans("exact", config, double=True)
     if found is not None:
+        _clear(output, plans.values())
         return found
-    groups, rate = ShardGroups(output, {run: task.plans("exact", config, double=True)}), Rate()
+    groups, rate = ShardGroups(output, {run: plans}), Rate()
     total = len(task.bounds) + 1
 
     def tell(_: str, shard: Shard) -> None:
@@ -126,6 +127,9 @@ def _measure(task: _Task, exact: Artifact) -> list[Measured]:
     output, size = task.context.output, task.size
     configs = list(candidates(task.context.config.study, task.context.config.fisher, **size))
     found = {config: output.find(RESULT, **task.key(config)) for config in configs}
+    for config in configs:
+        if found[config] is not None:
+            _clear(output, task.plans(_title(config), config).values())
     costs = {config: backward_passes(config, dim=size["dim"]) + 1 for config in configs}
     missing = sorted((config for config in configs if found[config] is None), key=lambda one: -costs[one])
     names = {f"{place:04d} {_title(config)}": config for place, config in enumerate(missing)}
@@ -171,6 +175,12 @@ def _result(config: FisherConfig, artifact: Artifact) -> Measured:
 def _remove(shards: Sequence[Shard]) -> None:
     for shard in shards:
         storage.remove_folder(shard.url)
+
+
+def _clear(output: Output, plans: Iterable[ShardPlan]) -> None:
+    """Remove what a killed command left of shards whose sum is committed."""
+    for plan in plans:
+        storage.remove_folder(output.locate(plan.stage, **plan.key))
 
 
 def _content(task: _Task, measured: Sequence[Measured]) -> Study:

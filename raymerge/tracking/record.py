@@ -61,9 +61,7 @@ def read(output: str, url: str) -> Record:
 
 def newest_place(output: str, run: str) -> str | None:
     """Where a run's artifact lies, of the command that was given last and has committed one; None if there is none."""
-    folder = storage.join(output, FOLDER)
-    urls = [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]
-    for url in sorted(urls, key=storage.modified, reverse=True):
+    for url in sorted(_urls(output), key=storage.modified, reverse=True):
         place = read(output, url).places.get(run)
         if place is not None and storage.exists(storage.join(output, place, storage.LAST_FILE)):
             return place
@@ -72,8 +70,13 @@ def newest_place(output: str, run: str) -> str | None:
 
 def read_all(output: str) -> list[Record]:
     """The records of all commands that worked in an output; InputError if there are none."""
-    folder = storage.join(output, FOLDER)
-    names = storage.list_folder(folder)
-    if not names:
+    urls = _urls(output)
+    if not urls:
         raise InputError(f"{storage.without_credentials(output)} is no output of raymerge that a command has worked in")
-    return [read(output, storage.join(folder, name)) for name in names]
+    return [read(output, url) for url in urls]
+
+
+def _urls(output: str) -> list[str]:
+    """Of all records, but what a killed process had not put in its place."""
+    folder = storage.join(output, FOLDER)
+    return [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]

@@ -210,9 +210,11 @@ def verdict(report: Results) -> list[str]:
     several = sum(kind == "member" for kind, _ in references) > 1
     roles = ROLES | ({"member": "member"} if several else {})
     judgements = [_judge(one, roles[kind]) for kind, one in references]
-    closing = "p values are corrected after Holm." if judgements else "It was not compared with other models."
+    closing = "p values are corrected after Holm" if judgements else "It was not compared with other models"
+    if judgements and report["protocol"].get("runs", 1) > 1:
+        closing += ", and are about which users are asked, given these runs, not about which seeds"
     opening = f"{final} validates best of the merged models: {metric.upper()} {measured['mean']:.4f} on test."
-    return [opening, *judgements, closing]
+    return [opening, *judgements, f"{closing}."]
 
 
 def _references(report: Results, candidate: str) -> Iterator[tuple[str, Comparison]]:

@@ -130,6 +130,14 @@ def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_p
     assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
 
 
+def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(tmp_path):
+    first = write_csv(tmp_path / "first.csv", [(1, item, item) for item in range(5)])
+    prepare([first], PrepareConfig(min_item_count=1, min_user_count=1), tmp_path / "first")
+    titles = write_csv(tmp_path / "titles.csv", [(1, f"title {item}", item) for item in range(5)])
+    with pytest.raises(InputError, match=r"lists no item of the log, such as 'title \d': prepare.item must name"):
+        prepare([titles], PrepareConfig(catalogue=str(tmp_path / "first")), tmp_path / "second")
+
+
 def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path):
     random = np.random.default_rng(7)
     rows = np.stack([random.integers(1, 90, 3000), random.integers(1, 40, 3000), random.integers(0, 99, 3000)], axis=1)

@@ -64,13 +64,15 @@ def test_study_has_the_errors_of_one_process_and_keeps_no_shards(
 
 
 def test_study_that_was_cut_off_goes_on_and_ends_the_same(
-    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("study.samples=[2]", "study.seeds=1", "study.users=30", "cluster.actors=1")
     whole = made_by(make_context("whole", *settings), data, models["first"])
     context = make_context("out", *settings, emit=Interrupt(results=4))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("raymerge.stages.study._remove", lambda shards: None)  # as if before each result's shards were
         made_by(context, data, models["first"])
+    assert list((Path(context.output.url) / "study-shard").iterdir())
     results = Path(context.output.url) / "study-result"
     before = {file.parent.name: file.stat().st_mtime_ns for file in results.glob("*/manifest.json")}
     assert before
@@ -78,6 +80,7 @@ def test_study_that_was_cut_off_goes_on_and_ends_the_same(
     after = {file.parent.name: file.stat().st_mtime_ns for file in results.glob("*/manifest.json")}
     assert before.items() < after.items()
     assert without_times(study) == without_times(whole)
+    assert not list((Path(context.output.url) / "study-shard").iterdir())
 
 
 class Interrupt:

@@ -92,6 +92,12 @@ def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.splitlines()[-1].startswith("raymerge: MLflow at http://127.0.0.1:9 cannot be used")
 
 
+def test_record_that_was_not_put_in_its_place_is_passed_over(copy: Path) -> None:
+    [file] = (copy / "runs").glob("*.json")
+    (copy / "runs" / f"{file.name}.0123.part").write_text(file.read_text()[:-20])
+    assert len(read_all(str(copy))) == 1
+
+
 def test_record_that_was_cut_is_refused_by_name(copy: Path) -> None:
     [file] = (copy / "runs").glob("*.json")
     file.write_text(file.read_text()[:-20])
