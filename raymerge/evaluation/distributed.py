@@ -11,7 +11,7 @@ from raymerge import memory
 from raymerge.data.sequences import read_items
 from raymerge.data.split import evaluated_users
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
-from raymerge.loaded import examples_of, model_at, sequences_at
+from raymerge.loaded import examples_of, model_at, offered_in, sequences_at
 from raymerge.models.ensemble import Ensemble
 from raymerge.pool import Pool
 
@@ -41,14 +41,18 @@ def _worker_ensemble(urls: tuple[str, ...]) -> Ensemble:
 
 
 def rank_partition(models: tuple[str, ...], partition: str, items: str, config: EvaluationConfig) -> Ranks:
-    """Rank the test items of one partition under a model, or under several together (runs in a worker)."""
+    """Rank the test items of one partition under a model, or under several together (runs in a worker).
+
+    Among those of the catalogue at `items` that are on offer in these data.
+    """
     first = model_at(models[0])
     module = first if len(models) == 1 else _worker_ensemble(models)
     found = examples_of(partition, "test", first.config.max_length)
     sequences = sequences_at(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences, "test").numpy()))
     config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
-    return Ranks(users, found.keys, rank_targets(module, found, config=config, counts=_popularity(items)))
+    ranks = rank_targets(module, found, config=config, counts=_popularity(items), offered=offered_in(items))
+    return Ranks(users, found.keys, ranks)
 
 
 def rank_users(

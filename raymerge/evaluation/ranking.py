@@ -97,13 +97,19 @@ class Examples(Protocol):
 
 
 def rank_targets(
-    module: Recommender, examples: Examples, *, config: EvaluationConfig, counts: Tensor | None = None
+    module: Recommender,
+    examples: Examples,
+    *,
+    config: EvaluationConfig,
+    counts: Tensor | None = None,
+    offered: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Rank of each user's target by each of the configured rankings, from one encoding: {"full": int64[U], ...}.
 
-    `counts` (int64[V]) is the items' popularity, needed by popN. Sampled negatives are never seen items, whatever
-    `filter_seen` says, which is about the full ranking. Raises ConfigError for popN without counts, InputError for
-    items outside the catalogue, ScoreError for scores that are not finite.
+    `counts` (int64[V]) is the items' popularity, needed by popN. `offered` bool[V] says among which items is ranked and
+    drawn, all if None. Sampled negatives are never seen items, whatever `filter_seen` says, which is about the full
+    ranking. Raises ConfigError for popN without counts, InputError for items outside the catalogue, ScoreError for
+    scores that are not finite.
     """
     memory = config.memory_mib << 20
     ranks = {}
@@ -112,20 +118,24 @@ def rank_targets(
         for name in config.rankings:
             if name == "full":
                 seen = examples.seen if config.filter_seen else None
-                ranks[name] = _full_ranks(module, states, examples.targets, seen, memory)
+                ranks[name] = _full_ranks(module, states, examples.targets, seen, memory, offered)
             else:
-                negatives = negatives_for(name, examples, len(module.head()[0]), config.seed, counts)
+                negatives = negatives_for(name, examples, len(module.head()[0]), config.seed, counts, offered)
                 ranks[name] = sampled_ranks(module, states, examples.targets, negatives, memory)
     return ranks
 
 
-def negatives_for(name: str, examples: Examples, num_items: int, seed: int, counts: Tensor | None) -> Tensor:
+def negatives_for(
+    name: str, examples: Examples, num_items: int, seed: int, counts: Tensor | None, offered: Tensor | None = None
+) -> Tensor:
     """The negatives int64[U, n] that a ranking `uniN` or `popN` uses; raises ConfigError for popN without counts."""
     kind, n = parse_ranking(name)
     if kind == "pop" and counts is None:
         raise ConfigError(f"ranking {name} needs the items' popularity counts; give counts or leave it out")
-    popularity = counts if kind == "pop" else None
-    return draw_negatives(examples.keys, examples.seen, examples.targets, num_items, n, seed, popularity)
+    chances = counts if kind == "pop" else None
+    if offered is not None:
+        chances = offered.long() if chances is None else chances * offered
+    return draw_negatives(examples.keys, examples.seen, examples.targets, num_items, n, seed, chances)
 
 
 def full_ranks(

@@ -10,7 +10,7 @@ from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
 from raymerge.pool import Pool
 from raymerge.stages.context import EVENTS, Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.stages.train import model_digest
 
 
@@ -35,6 +35,8 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
         "ks": list(settings.ks),
         "threads": context.config.cluster.actor_threads,
     }
+    if restricted_catalogue(data):
+        configuration["among"] = "items on offer"
     partitions = partitions_of(data)
 
     def rank(making: Making) -> None:

@@ -288,6 +288,21 @@ def test_rank_targets_gives_every_configured_ranking(filtered):
         assert found[name].equal(sampled_ranks(module, examples.histories, examples.targets, negatives))
 
 
+def test_where_not_all_items_are_on_offer_the_others_are_in_no_ranking():
+    module, examples, counts = encoder(), examples_of([3, 4, 12, 1]), torch.arange(40, 0, -1)
+    offered = torch.arange(40) % 3 != 1  # items 1, 3, 4, 6, …
+    examples.targets = torch.tensor([1, 3, 4, 6])
+    config = EvaluationConfig(rankings=("full", "uni5", "pop7"), filter_seen=False, seed=3)
+    found = rank_targets(module, examples, config=config, counts=counts, offered=offered)
+    scores = module.eval()(examples.histories)
+    own = scores.gather(1, examples.targets[:, None] - 1)
+    assert found["full"].tolist() == ((scores >= own) & offered).sum(1).tolist()
+    for name in ("uni5", "pop7"):
+        negatives = negatives_for(name, examples, 40, 3, counts, offered)
+        assert offered[negatives - 1].all()
+        assert found[name].equal(sampled_ranks(module, examples.histories, examples.targets, negatives))
+
+
 def test_popular_negatives_need_counts():
     with pytest.raises(ConfigError, match="pop100 needs the items' popularity counts"):
         rank_targets(encoder(), examples_of([3]), config=EvaluationConfig())
