@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import MakeContext
 
 from raymerge.artifacts import Artifact
 from raymerge.commands import run_report
@@ -17,6 +16,7 @@ from raymerge.evaluation.metrics import ndcg
 from raymerge.stages.context import SCORE, Context, Making
 from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.report import Entry, report
+from tests.stages.conftest import MakeContext
 
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
 SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs
