@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from raymerge.capacity import Node
 from raymerge.costs import GIB
-from raymerge.runtime import Node
 
 
 def gib(size_bytes: float) -> str:

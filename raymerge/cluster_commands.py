@@ -15,13 +15,14 @@ import raymerge
 from raymerge import storage
 from raymerge.amounts import describe, duration, gib
 from raymerge.artifacts import open_artifact
+from raymerge.capacity import ClusterConfig, Deadline
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe
 from raymerge.redaction import credentials_in, query_in, redact
-from raymerge.runtime import ClusterConfig, Deadline, cluster_nodes, session
+from raymerge.runtime import cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 

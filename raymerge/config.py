@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raymerge.capacity import ClusterConfig
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
@@ -21,7 +22,6 @@ from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig, check_objective
-from raymerge.runtime import ClusterConfig
 from raymerge.training.config import TrainingConfig
 
 SEEDS_OF_A_RUN = 100_000  # how far apart the seeds of runs of seeds 0, 1, … are; each model of a run takes one

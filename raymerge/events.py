@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from raymerge.errors import UserError
-
 
 @dataclass(frozen=True)
 class Event:
@@ -37,14 +35,6 @@ class Place:
 
     run: str
     url: str
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """What a worker found wrong that the user can correct."""
-
-    run: str
-    error: UserError
 
 
 Message: TypeAlias = Event | Progress | Place

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from raymerge.amounts import describe, duration, gib
+from raymerge.capacity import Capacity, Node
 from raymerge.config import Config
 from raymerge.costs import (
     ACTIVATIONS,
@@ -32,9 +33,7 @@ from raymerge.loaded import MODELS_KEPT
 from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
-from raymerge.runtime import Capacity, Node
 from raymerge.training.config import TrainingConfig
-from raymerge.training.distributed import trainings_at_once
 
 REPORT = "report"
 
@@ -143,7 +142,7 @@ class _Planner:
     def _training(
         self, name: str, jobs: Sequence[tuple[ObjectiveConfig, TrainingConfig]], workers: int, threads: int
     ) -> Stage:
-        at_once = trainings_at_once(len(jobs), self.capacity, self.config.cluster)
+        at_once = self.capacity.trainings(self.config.cluster, len(jobs))
         each = RATES.gpu_cores * workers if self.gpus else float(workers * threads)
         work = [self._training_work(*job) for job in jobs]
         usable = min(self.cores, at_once * each)

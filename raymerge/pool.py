@@ -13,8 +13,9 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from raymerge import memory
+from raymerge.capacity import Capacity, ClusterConfig, Deadline
 from raymerge.errors import LostError, ResourceError, UserError, first_line
-from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline
+from raymerge.runtime import POLL_S
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
 BEAT_S, SILENCE_S = 10.0, 120.0

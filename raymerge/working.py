@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from raymerge.artifacts import Artifact, Output, digest_of
+from raymerge.capacity import Deadline
 from raymerge.config import Config
 from raymerge.events import Event, Message, Place, Progress
 from raymerge.given import dataset_of
 from raymerge.pool import Pool
 from raymerge.progress import display
 from raymerge.recipes import configure
-from raymerge.runtime import Deadline, session
+from raymerge.runtime import session
 from raymerge.stages.context import Context
 from raymerge.tracking.record import Record
 from raymerge.tracking.runs import Tracker, check_server

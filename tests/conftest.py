@@ -10,7 +10,8 @@ import pytest
 import ray
 from object_store import KEY_ID, SECRET, Faults, fault_proxy, s3_server
 
-from raymerge.runtime import Capacity, ClusterConfig, session
+from raymerge.capacity import Capacity, ClusterConfig
+from raymerge.runtime import session
 
 CHECKOUT = Path(__file__).parent.parent
 

@@ -18,6 +18,7 @@ from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, 
 
 from raymerge import load_diagonal, load_model, storage
 from raymerge.artifacts import Artifact, Output
+from raymerge.capacity import Capacity, Deadline
 from raymerge.cli import GRACE_S
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
@@ -25,7 +26,6 @@ from raymerge.errors import ArtifactError
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
 from raymerge.recipes import configure
-from raymerge.runtime import Capacity, Deadline
 from raymerge.stages.context import SCORE, Context
 from raymerge.tracking import report as reports
 from raymerge.training.distributed import STATE_NUMBERS

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.amounts import describe
+from raymerge.capacity import Capacity, Node
 from raymerge.cluster_commands import run_plan
 from raymerge.config import Config
 from raymerge.data import demo
@@ -19,7 +20,7 @@ from raymerge.data.size import DataSize, measure
 from raymerge.errors import ResourceError
 from raymerge.plan import Plan, make_plan, summary
 from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import Capacity, Node, cluster_nodes
+from raymerge.runtime import cluster_nodes
 
 GIB = 2**30
 LAPTOP = Node(cpus=2, gpus=0, memory_bytes=8 * GIB)

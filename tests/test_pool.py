@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from raymerge import memory
+from raymerge.capacity import Capacity, ClusterConfig, Deadline
 from raymerge.errors import InputError, LostError, ResourceError
 from raymerge.pool import Pool
-from raymerge.runtime import Capacity, ClusterConfig, Deadline
 
 HOUR = Deadline(3600)
 

@@ -11,10 +11,10 @@ import yaml
 from object_store import KEY_ID, SECRET
 
 from raymerge import storage
+from raymerge.capacity import Capacity
 from raymerge.cli import main
 from raymerge.data import demo
 from raymerge.recipes import configure
-from raymerge.runtime import Capacity
 
 SMALL = (
     "encoder.max_length=8",

@@ -10,10 +10,10 @@ from ray.job_submission import JobDetails, JobStatus
 
 import raymerge
 from raymerge import cluster_commands, submission
+from raymerge.capacity import Deadline
 from raymerge.cli import main
 from raymerge.cluster_commands import runtime_env
 from raymerge.errors import LostError, ResourceError
-from raymerge.runtime import Deadline
 from raymerge.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
 
 NOWHERE = "http://127.0.0.1:9"

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymerge.artifacts import Artifact, Draft, Output
+from raymerge.capacity import Capacity, Deadline
 from raymerge.config import Config
 from raymerge.events import Emit, Event, Place, Progress
 from raymerge.pool import Pool
-from raymerge.runtime import Capacity, Deadline, cluster_capacity
+from raymerge.runtime import cluster_capacity
 
 SCORE = "validation.ndcg@10"  # by which models are chosen; the test split chooses nothing
 EVENTS = "events.json"

@@ -21,24 +21,26 @@ from ray import train as ray_train
 from ray.exceptions import OutOfMemoryError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge import memory, storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
+from raymerge.capacity import Capacity, ClusterConfig, Deadline
 from raymerge.data.sequences import read_partition
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
-from raymerge.events import Emit, Event, Mistake, Progress
+from raymerge.events import Emit, Event, Progress
 from raymerge.loaded import offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.outages import reason
-from raymerge.runtime import POLL_S, Capacity, ClusterConfig, Deadline, launch_event_log
+from raymerge.runtime import POLL_S
 from raymerge.training.config import TrainingConfig
+from raymerge.training.event_log import EventLog, Mistake
 from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
 
 MAX_FAILURES = 3  # of a run's workers, before it is given up
 STATE_TENSORS, STATE_NUMBERS = "state.safetensors", "state.json"
-TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more at once would only wait for each other
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def train_all(
     Raises the first mistake of the user that a worker found, and LostError if a run's workers keep dying. With
     `cluster.keep_going` a loss that is not finite is raised once all other jobs are done.
     """
-    log, failed = launch_event_log(), dict[str, UserError]()
-    at_once = trainings_at_once(len(jobs), capacity, cluster)
+    log, failed = _launch_log(), dict[str, UserError]()
+    at_once = capacity.trainings(cluster, len(jobs))
     threads = ThreadPoolExecutor(max_workers=at_once)
     try:
         most = max(job.workers for job in jobs)
@@ -106,15 +108,15 @@ def train_all(
         ray.kill(log)
 
 
+def _launch_log() -> Any:
+    """An `EventLog` as an actor that takes no CPU, on the driver's node: no other's end takes messages away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    kind: Any = ray.remote(num_cpus=0)(EventLog)
+    return kind.options(scheduling_strategy=here).remote()
+
+
 def _named(run: str, error: UserError) -> UserError:
     return type(error)(f"{run}: {error}")
-
-
-def trainings_at_once(jobs: int, capacity: Capacity, cluster: ClusterConfig) -> int:
-    """How many of so many models are trained at the same time."""
-    gpus = capacity.usable_gpus(cluster)
-    room = gpus * TRAININGS_PER_GPU if gpus else capacity.cpus * TRAININGS_PER_CPU
-    return max(1, min(jobs, int(room)))
 
 
 def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingState:

@@ -22,9 +22,10 @@ from bench_prepare import PER_USER, write_log
 from random_models import random_model
 
 from raymerge.artifacts import Artifact, Output
+from raymerge.capacity import Deadline
 from raymerge.pool import Pool
 from raymerge.recipes import configure
-from raymerge.runtime import Deadline, session
+from raymerge.runtime import session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher

@@ -15,10 +15,10 @@ from random_models import random_model
 
 from raymerge import storage
 from raymerge.artifacts import Output
+from raymerge.capacity import Deadline
 from raymerge.data import demo
 from raymerge.errors import InputError
 from raymerge.recipes import configure
-from raymerge.runtime import Deadline
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import prepare
 

@@ -16,6 +16,7 @@ from processes import named
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
+from raymerge.capacity import Capacity, ClusterConfig, Deadline
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import examples
@@ -24,7 +25,7 @@ from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
 from raymerge.merging.methods import merge
 from raymerge.models.objectives import ObjectiveConfig
-from raymerge.runtime import Capacity, ClusterConfig, Deadline, cluster_capacity
+from raymerge.runtime import cluster_capacity
 from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from raymerge import commands
 from raymerge.artifacts import Artifact, Output
+from raymerge.capacity import Deadline
 from raymerge.fisher.study import Agreement, Measured, Study, rows
 from raymerge.fisher.weights import FisherConfig
 from raymerge.recipes import configure
-from raymerge.runtime import Deadline
 from raymerge.stages.context import Context
 from raymerge.tracking import plots, study
 from raymerge.tracking.runs import Tracker

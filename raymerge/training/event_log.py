@@ -1,0 +1,42 @@
+"""What workers of a training say, on its way to the driver."""
+
+from dataclasses import dataclass
+
+from raymerge.errors import UserError
+from raymerge.events import Event, Progress
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What a worker found wrong that the user can correct."""
+
+    run: str
+    error: UserError
+
+
+class EventLog:
+    """Collects what workers say until the driver takes it, and what their successors should know.
+
+    Launched as an actor without CPU.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[Event | Progress | Mistake] = []
+        self._exhausted: set[str] = set()
+
+    def add(self, messages: list[Event | Progress | Mistake]) -> None:
+        """Keep messages in the order of arrival."""
+        self._messages += messages
+
+    def take(self) -> list[Event | Progress | Mistake]:
+        """All messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def note_exhausted(self, run: str) -> None:
+        """Workers of this run ran out of memory."""
+        self._exhausted.add(run)
+
+    def was_exhausted(self, run: str) -> bool:
+        """Whether workers of this run ran out of memory before."""
+        return run in self._exhausted
