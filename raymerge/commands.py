@@ -19,6 +19,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
+from raymerge.evaluation import reported
 from raymerge.given import (
     check_catalogue,
     chosen_model,
@@ -64,7 +65,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
             result = pipeline(context, files)
             registered = _register(context, tracker, result.report)
     console = Console()
-    console.print(reports.render(reports.loads(storage.read_bytes(result.report.file("report.json")))))
+    console.print(reports.render(reported.read(result.report.file("report.json"))))
     rows = {
         "model": result.final.file("model"),
         "report": result.report.file("report.json"),
@@ -245,10 +246,9 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         _report_runs(places, html, json_file)
         return
     [place] = places
-    text = storage.read_bytes(place)
-    content = reports.loads(text)
+    content = reported.read(place)
     if json_file is not None:
-        storage.write_bytes(json_file, text)
+        storage.write_bytes(json_file, storage.read_bytes(place))
     output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
     if html is None:
         console = Console()
@@ -267,7 +267,7 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
     pooled = pool_reports(places)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
-    Console().print(reports.render(reports.results(pooled)))
+    Console().print(reports.render(pooled))
 
 
 def _some_items(data: Artifact) -> str:

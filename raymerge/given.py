@@ -10,9 +10,9 @@ from raymerge.artifacts import Artifact, digest_of, file_digest, open_artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
+from raymerge.evaluation import reported
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source
-from raymerge.tracking import report as reports
 from raymerge.tracking.record import newest_place
 
 DATA_STAGES = ("prepare", "markets")
@@ -96,7 +96,7 @@ def chosen_model(url: str) -> str:
     url = storage.absolute(url)
     if not storage.exists(storage.join(url, "report")):
         return url
-    content = reports.loads(storage.read_bytes(find_report(url)))
+    content = reported.read(find_report(url))
     return storage.join(url, content["artifacts"]["models"][content["final"]])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raymerge.artifacts import Artifact
+from raymerge.evaluation.reported import Kind
 from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
@@ -13,9 +14,6 @@ from raymerge.stages.merge import average, merge
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, final_model, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
-
-KINDS = {name: name for name in ("base", "average", "fine-tuned", "control", "ceiling")}
-"""What a row of the report is by its name, beside the members and their merges."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,20 @@ def run(context: Context, log: Sequence[str]) -> Result:
         uniform = average(context, pool, parts.validation, members)
         merged = merge(context, pool, parts.validation, members, diagonals, settings)
         merges = {name: merged} | _rivals(context, pool, parts, members)
-    extra = train_after_merge(context, data, merges, singles or members) | train_ceiling(context, data, base)
-    models = ({"base": base} if base else {}) | {**members, "average": uniform, **early, **merges, **extra}
+    groups: list[tuple[Kind, Mapping[str, Artifact]]] = [
+        ("base", {"base": base} if base else {}),
+        ("member", members),
+        ("average", {"average": uniform}),
+        ("round", early),
+        ("merged", merges),
+        *train_after_merge(context, data, merges, singles or members),
+        ("ceiling", train_ceiling(context, data, base)),
+    ]
+    models = {name: model for _, group in groups for name, model in group.items()}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
         together = evaluate_together(context, pool, data, list(members.values()))
-    kinds = dict.fromkeys(members, "member") | dict.fromkeys(early, "round") | dict.fromkeys(merges, "merged") | KINDS
-    entries = [Entry(name, kinds.get(name, "fine-tuned"), model, ranks[name]) for name, model in models.items()]
+    entries = [Entry(name, kind, model, ranks[name]) for kind, group in groups for name, model in group.items()]
     entries.append(Entry("ensemble", "ensemble", None, together))
     made = report(context, data, entries, merge=merged, diagonals=diagonals)
     return Result(data, base, members, diagonals, merged, entries, made)

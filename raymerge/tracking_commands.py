@@ -12,10 +12,11 @@ import click
 from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.errors import TrackingError
+from raymerge.evaluation import reported
+from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event
 from raymerge.redaction import redact
-from raymerge.stages.context import EVENTS, SCORE
-from raymerge.tracking import report as reports
+from raymerge.stages.context import EVENTS
 from raymerge.tracking import study as studies
 from raymerge.tracking.record import Record, read_all
 from raymerge.tracking.registration import RegisteredVersion, Score
@@ -77,7 +78,7 @@ def default_name(recipe: str) -> str:
 
 def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any], report: Artifact) -> RegisteredVersion:
     """Upload the report of a run, its configuration and plots, and register the model that it chose."""
-    content = reports.loads(storage.read_bytes(report.file("report.json")))
+    content = reported.read(report.file("report.json"))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
     protocol = content["protocol"]
     seen = "filtered" if protocol["seen_filtered"] else "not filtered"

@@ -4,8 +4,9 @@ import torch
 
 from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
+from raymerge.evaluation.validation import SCORE
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.stages.context import Context, Making
 
 
 def random_model(context: Context, data: Artifact, *, name: str = "random", seed: int = 0) -> Artifact:

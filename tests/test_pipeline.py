@@ -23,11 +23,12 @@ from raymerge.cli import GRACE_S
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
 from raymerge.errors import ArtifactError
+from raymerge.evaluation import reported
+from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event, Progress
 from raymerge.pipeline import Result, run
 from raymerge.recipes import configure
-from raymerge.stages.context import SCORE, Context
-from raymerge.tracking import report as reports
+from raymerge.stages.context import Context
 from raymerge.training.distributed import STATE_NUMBERS
 
 
@@ -49,7 +50,7 @@ def first(capacity: Capacity, log: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path, Result, list]) -> None:
     _, result, _ = first
-    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    content = reported.read(result.report.file("report.json"))
     names = [row["name"] for row in content["rows"]]
     assert names == ["base", "next_item", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control", "ensemble"]
     for row in content["rows"]:
@@ -116,7 +117,7 @@ def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Res
         used = [load for load in first[0].glob("fisher/*/manifest.json") if load.parent.name in diagonals_of(model)]
         estimators = {json.loads(file.read_text())["configuration"]["estimator"] for file in used}
         assert estimators == {{"fisher": "exact"}.get(name, name.partition("-")[0])}
-    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    content = reported.read(result.report.file("report.json"))
     assert {one["candidate"] for one in content["comparisons"]} == set(merged)
 
 
@@ -174,7 +175,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[P
         known = load_diagonal(diagonal.url)["output_bias"] > 0
         assert torch.equal(changed, offered), f"{name} unlearns nothing about items that its market has not"
         assert torch.equal(known, offered)
-    content = reports.loads(Path(result.report.file("report.json")).read_bytes())
+    content = reported.read(result.report.file("report.json"))
     references = [one["reference"] for one in content["comparisons"]]
     assert references == ["market-1", "market-2", "base", "average", "ceiling", "ensemble"]
 

@@ -31,7 +31,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """Model a against model b on the same users.
 
     `low` and `high` bound `difference` = mean_a − mean_b; `relative` is difference / mean_b, None where that is 0.
@@ -97,7 +97,7 @@ class Bootstrap:
         mean, replicated = self._mean(column)
         return Interval(mean, *_percentiles(replicated, confidence))
 
-    def compare(self, a: str, b: str, *, confidence: float = 0.95) -> Comparison:
+    def compare(self, a: str, b: str, *, confidence: float = 0.95) -> Difference:
         """Column a minus column b on the same users; raises InputError when there are no users.
 
         The p value is two-sided: twice the share of replicates whose difference has the other sign or is 0, with 1
@@ -110,7 +110,7 @@ class Bootstrap:
         replicated[replicated.abs() <= ROUNDING * (replicated_a.abs() + replicated_b.abs())] = 0
         opposite = min(int((replicated <= 0).sum()), int((replicated >= 0).sum()))
         low, high = _percentiles(replicated, confidence)
-        return Comparison(
+        return Difference(
             mean_a=mean_a,
             mean_b=mean_b,
             difference=mean_a - mean_b,

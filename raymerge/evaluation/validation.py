@@ -9,6 +9,9 @@ from raymerge.evaluation.ranking import full_ranks
 from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.models.recommender import Recommender
 
+METRIC = "ndcg@10"  # by which models are compared
+SCORE = f"validation.{METRIC}"  # by which they are chosen; the test split chooses nothing
+
 
 def validation_gains(
     module: Recommender, asked: Examples, *, filter_seen: bool, offered: Tensor | None = None

@@ -12,7 +12,6 @@ from raymerge.events import Emit, Event, Place, Progress
 from raymerge.pool import Pool
 from raymerge.runtime import cluster_capacity
 
-SCORE = "validation.ndcg@10"  # by which models are chosen; the test split chooses nothing
 EVENTS = "events.json"
 
 

@@ -11,6 +11,7 @@ from raymerge.artifacts import Artifact, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import MergeError
+from raymerge.evaluation.validation import SCORE
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.choice import choose
 from raymerge.merging.coefficients import Point
@@ -18,7 +19,7 @@ from raymerge.merging.distributed import Candidate, forget, merged_model, valida
 from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 from raymerge.pool import Pool
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.stages.train import model_digest
 

@@ -11,7 +11,9 @@ from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.config import Config
 from raymerge.errors import InputError
+from raymerge.evaluation import reported
 from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.reported import Kind, Report, Results
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.report import (
     best_member,
@@ -32,7 +34,7 @@ class Run:
 
     output: str
     artifact: Artifact
-    content: dict[str, Any]
+    content: Report
 
     @classmethod
     def of(cls, place: str) -> "Run":
@@ -41,7 +43,7 @@ class Run:
         artifact = open_artifact(folder, stage="report")
         if "recipe" not in artifact.manifest["configuration"]:
             raise InputError(f"{place} was made by an earlier version, which kept no settings: run its command again")
-        return cls(folder.rsplit("/", 2)[0], artifact, artifact.json("report.json"))
+        return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Run:
         return best_member(self.kinds, self.content["validation"])
 
     @property
-    def kinds(self) -> dict[str, str]:
+    def kinds(self) -> dict[str, Kind]:
         """What each model is, by name."""
         return dict(self.artifact.manifest["configuration"]["entries"])
 
@@ -76,7 +78,7 @@ class Run:
         return float(found["metrics"][ranking][metric]["mean"])
 
 
-def pool_reports(places: Sequence[str]) -> dict[str, Any]:
+def pool_reports(places: Sequence[str]) -> Results:
     """Means over runs of all metrics, their spread, and comparisons paired by user; `report.json` of each is given.
 
     A user's metric is its mean over runs; intervals and p values are of which users were asked, as in each report, and

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,12 +16,15 @@ from raymerge.artifacts import Artifact
 from raymerge.config import Config
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.reported import SCHEMA, Comparison, Kind, Measured, Protocol, Report, Row
 from raymerge.evaluation.significance import Bootstrap, holm
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.evaluation.validation import METRIC, SCORE
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of
 
-METRIC = "ndcg@10"  # by which models are compared
-REFERENCES = ("base", "average", "control", "ceiling", "ensemble")
+CANDIDATES: tuple[Kind, ...] = ("merged", "fine-tuned")
+"""Kinds of merged models: the best of them is served, and each is compared."""
+REFERENCES: tuple[Kind, ...] = ("base", "average", "control", "ceiling", "ensemble")
 """Kinds that a merge is compared with, beside members."""
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
@@ -31,7 +34,7 @@ class Entry:
     """A row of the table: a model, what it is, and the ranks it gives."""
 
     name: str
-    kind: str  # base, member, average, round, merged, fine-tuned, control, ceiling or ensemble
+    kind: Kind
     model: Artifact | None  # None for the ensemble of all members
     ranks: Artifact
 
@@ -64,11 +67,7 @@ def report(
     def compare(making: Making) -> None:
         ranks = {entry.name: [entry.ranks] for entry in entries}
         bootstrap = bootstrap_of(partitions_of(data), ranks, settings, progress=making.progress)
-        content = _content(context, data, entries, merge, bootstrap)
-        content["artifacts"] = {
-            "models": {entry.name: _within(context, entry.model) for entry in entries if entry.model},
-            "diagonals": {name: _within(context, diagonal) for name, diagonal in diagonals.items()},
-        }
+        content = _content(context, data, entries, merge, diagonals, bootstrap)
         making.draft.write_json("report.json", content)
         for row in content["rows"]:
             for ranking, metrics in row["metrics"].items():
@@ -125,47 +124,66 @@ def _column(name: str, ranking: str, metric: str) -> str:
 
 
 def _content(
-    context: Context, data: Artifact, entries: Sequence[Entry], merge: Artifact, bootstrap: Bootstrap
-) -> dict[str, Any]:
+    context: Context,
+    data: Artifact,
+    entries: Sequence[Entry],
+    merge: Artifact,
+    diagonals: Mapping[str, Artifact],
+    bootstrap: Bootstrap,
+) -> Report:
     config = context.config
     kinds = {entry.name: entry.kind for entry in entries}
     members = [name for name, kind in kinds.items() if kind == "member"]  # in the order in which they were merged
     scores = {entry.name: entry.score for entry in entries if entry.model}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "recipe": config.recipe,
-        "protocol": {
-            "split": "test",
-            "seen_filtered": config.evaluation.filter_seen,
-            "max_length": config.encoder.max_length,
-            "ranking": config.evaluation.rankings[0],
-            "users": bootstrap.users,
-        }
-        | _validation(config, data, bootstrap.users),
+        "protocol": _protocol(config, data, bootstrap.users),
         "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
         "comparisons": comparisons(kinds, best_member(kinds, scores), bootstrap, config.evaluation),
-        "merge": {key: merge.counts[key] for key in ("method", "normalise", "epsilon", "power")}
-        | {"coefficients": dict(zip(members, merge.counts["coefficients"], strict=True))}
-        | {"validation_score": merge.counts[SCORE]},
+        "merge": {
+            "method": merge.counts["method"],
+            "normalise": merge.counts["normalise"],
+            "epsilon": merge.counts["epsilon"],
+            "power": merge.counts["power"],
+            "coefficients": dict(zip(members, merge.counts["coefficients"], strict=True)),
+            "validation_score": merge.counts[SCORE],
+        },
         "validation": scores,
         "final": best_merged(kinds, scores),
-        "data": {key: data.counts[key] for key in ("users", "items", "interactions")} | {"digest": data.digest},
+        "data": {
+            "users": data.counts["users"],
+            "items": data.counts["items"],
+            "interactions": data.counts["interactions"],
+            "digest": data.digest,
+        },
         "timings": {entry.name: float(entry.model.counts["seconds"]) for entry in entries if entry.model},
         "versions": {"raymerge": raymerge.__version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
+        "artifacts": {
+            "models": {entry.name: _within(context, entry.model) for entry in entries if entry.model},
+            "diagonals": {name: _within(context, diagonal) for name, diagonal in diagonals.items()},
+        },
     }
 
 
-def _validation(config: Config, data: Artifact, users: int) -> dict[str, Any]:
-    """On what models were chosen, in words, and how many of the `users` validated if they did so together."""
+def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
+    """How models were measured and chosen; how many of the `users` validated is said if they did so together."""
+    protocol: Protocol = {
+        "split": "test",
+        "seen_filtered": config.evaluation.filter_seen,
+        "max_length": config.encoder.max_length,
+        "ranking": config.evaluation.rankings[0],
+        "users": users,
+    }
     validating = data.counts.get("validation_users", users)  # data of before it was counted: everybody
-    whose = "each user" if validating == users else f"{validating:,} users"
     if config.markets is None:
+        whose = "each user" if validating == users else f"{validating:,} users"
         words = f"the last item but one of {whose}, full ranking, NDCG@10"
-        return {"validation": words, "validation_users": validating}
+        return {**protocol, "validation": words, "validation_users": validating}
     whose = "each user" if validating == users else "users drawn to validate"
     part = f"the last item of {whose} in each market's own part of the training data"
-    return {"validation": f"{part}, ranked among the items that the market has, NDCG@10"}
+    return {**protocol, "validation": f"{part}, ranked among the items that the market has, NDCG@10"}
 
 
 def _within(context: Context, artifact: Artifact) -> str:
@@ -175,26 +193,25 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 def final_model(entries: Sequence[Entry]) -> Entry:
     """The model to serve."""
-    by_name = {entry.name: entry for entry in entries if entry.model}
-    kinds, scores = ({name: getattr(e, field) for name, e in by_name.items()} for field in ("kind", "score"))
-    return by_name[best_merged(kinds, scores)]
+    return max((entry for entry in entries if entry.kind in CANDIDATES), key=lambda entry: entry.score)
 
 
-def best_merged(kinds: Mapping[str, str], scores: Mapping[str, float]) -> str:
+def best_merged(kinds: Mapping[str, Kind], scores: Mapping[str, float]) -> str:
     """Name of the merged model, trained on after the merge or not, that validates best."""
-    return max((name for name, kind in kinds.items() if kind in ("merged", "fine-tuned")), key=scores.__getitem__)
+    return max((name for name, kind in kinds.items() if kind in CANDIDATES), key=scores.__getitem__)
 
 
-def best_member(kinds: Mapping[str, str], scores: Mapping[str, float]) -> str:
+def best_member(kinds: Mapping[str, Kind], scores: Mapping[str, float]) -> str:
     """Name of the member that validates best."""
     return max((name for name, kind in kinds.items() if kind == "member"), key=scores.__getitem__)
 
 
-def row(name: str, kind: str, bootstrap: Bootstrap, settings: EvaluationConfig) -> dict[str, Any]:
+def row(name: str, kind: Kind, bootstrap: Bootstrap, settings: EvaluationConfig) -> Row:
     """A model's metrics with their intervals."""
 
-    def measured(ranking: str, metric: str) -> dict[str, float]:
-        return asdict(bootstrap.interval(_column(name, ranking, metric), confidence=settings.confidence))
+    def measured(ranking: str, metric: str) -> Measured:
+        found = bootstrap.interval(_column(name, ranking, metric), confidence=settings.confidence)
+        return {"mean": found.mean, "low": found.low, "high": found.high}
 
     metrics = {
         ranking: {metric: measured(ranking, metric) for metric in _metrics(settings)} for ranking in settings.rankings
@@ -203,8 +220,8 @@ def row(name: str, kind: str, bootstrap: Bootstrap, settings: EvaluationConfig) 
 
 
 def comparisons(
-    kinds: Mapping[str, str], best: str, bootstrap: Bootstrap, settings: EvaluationConfig
-) -> list[dict[str, Any]]:
+    kinds: Mapping[str, Kind], best: str, bootstrap: Bootstrap, settings: EvaluationConfig
+) -> list[Comparison]:
     """Each merged model against the best single one and what else it has to beat; Holm's correction over them all."""
     ranking = settings.rankings[0]
     compared = {
@@ -213,7 +230,7 @@ def comparisons(
         )
         for a, kind in kinds.items()
         for b in _references(kinds, best)
-        if kind in ("merged", "fine-tuned")
+        if kind in CANDIDATES
     }
     corrected = holm({f"{a}|{b}": result.p_value for (a, b), result in compared.items()})
     return [
@@ -232,12 +249,12 @@ def comparisons(
     ]
 
 
-def _references(kinds: Mapping[str, str], best: str) -> list[str]:
+def _references(kinds: Mapping[str, Kind], best: str) -> list[str]:
     """What merged models are compared with: the best member, or all that are members of markets, and the others."""
     members = [name for name, kind in kinds.items() if kind == "member"] if is_of_markets(kinds) else [best]
     return [*members, *(name for name, kind in kinds.items() if kind in REFERENCES)]
 
 
-def is_of_markets(kinds: Mapping[str, str]) -> bool:
+def is_of_markets(kinds: Mapping[str, Kind]) -> bool:
     """Whether members validated on data of their own each, so that their scores do not say which is the best."""
     return "ceiling" in kinds.values()

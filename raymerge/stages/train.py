@@ -9,9 +9,11 @@ from raymerge import storage
 from raymerge.artifacts import Artifact, save_model
 from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
+from raymerge.evaluation.reported import Kind
+from raymerge.evaluation.validation import SCORE
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import TrainingJob, epoch_events, train_all
@@ -96,7 +98,7 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 
 def train_after_merge(
     context: Context, data: Artifact, merges: Mapping[str, Artifact], singles: Mapping[str, Artifact]
-) -> dict[str, Artifact]:
+) -> list[tuple[Kind, dict[str, Artifact]]]:
     """Merged models trained on, and the control: the best of the single models, trained on for as long.
 
     `singles` are the members that start from no merge, those of the first round; the control has the epochs of the
@@ -104,20 +106,23 @@ def train_after_merge(
     """
     config = context.config
     if config.after_merge is None:
-        return {}
+        return []
     best = best_single(singles)
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
     first, *rivals = merges
-    starts = {"fine-tuned": merges[first], "control": singles[best]}
-    starts |= {f"{name}-fine-tuned": merges[name] for name in rivals}
-    settings = dict.fromkeys(starts, config.after_merge) | {"control": config.control_training}
+    starts: list[tuple[Kind, str, Artifact]] = [
+        ("fine-tuned", "fine-tuned", merges[first]),
+        ("control", "control", singles[best]),
+        *(("fine-tuned", f"{name}-fine-tuned", merges[name]) for name in rivals),
+    ]
+    settings = {"fine-tuned": config.after_merge, "control": config.control_training}
     trainings = [
-        Training(f"train/{name}", objective, seeded(config, settings[name]), data, start, workers, threads)
-        for name, start in starts.items()
+        Training(f"train/{name}", objective, seeded(config, settings[kind]), data, start, workers, threads)
+        for kind, name, start in starts
     ]
     trained = train(context, trainings)
-    return {name.removeprefix("train/"): artifact for name, artifact in trained.items()}
+    return [(kind, {name: trained[f"train/{name}"]}) for kind, name, _ in starts]
 
 
 def _of_base(context: Context) -> tuple[int, int]:

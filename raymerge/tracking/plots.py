@@ -16,13 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from raymerge.evaluation.reported import Kind, Results
+from raymerge.evaluation.validation import METRIC
 from raymerge.fisher.study import Spread, Study
 from raymerge.models.layers import by_layer
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^v"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
-KINDS = {  # of a row of the report: what it is called, its colour
+KINDS: dict[Kind, tuple[str, str]] = {  # of a row of the report: what it is called, its colour
     "base": ("base that members start from", "#999999"),
     "member": ("single model", "#56B4E9"),
     "control": ("control: a single model with the extra epochs", "#666666"),
@@ -61,12 +63,12 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     return figure
 
 
-def metric_bars(report: Mapping[str, Any], *, metric: str = "ndcg@10", ranking: str | None = None) -> Figure:
-    """A bar for each model with its interval, best first, coloured by kind: from a report (see `report.py`)."""
+def metric_bars(report: Results) -> Figure:
+    """A bar for each model with its interval, best first, coloured by kind."""
     protocol = report["protocol"]
-    ranking = ranking or protocol["ranking"]
-    rows = sorted(report["rows"], key=lambda row: row["metrics"][ranking][metric]["mean"])
-    measured = [row["metrics"][ranking][metric] for row in rows]
+    ranking = protocol["ranking"]
+    rows = sorted(report["rows"], key=lambda row: row["metrics"][ranking][METRIC]["mean"])
+    measured = [row["metrics"][ranking][METRIC] for row in rows]
     means = np.array([one["mean"] for one in measured])
     ends = [(one["mean"] - one["low"], one["high"] - one["mean"]) for one in measured]
     spread = np.maximum(ends, 0).T  # percentiles of a bootstrap need not enclose the mean
@@ -84,7 +86,7 @@ def metric_bars(report: Mapping[str, Any], *, metric: str = "ndcg@10", ranking: 
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlim(0, 1.14 * max(one["high"] for one in measured) or 1)
     seen = "filtered" if protocol["seen_filtered"] else "not filtered"
-    axes.set_title(f"{metric.upper()} on {protocol['split']} ({ranking} ranking, seen items {seen})", loc="left")
+    axes.set_title(f"{METRIC.upper()} on {protocol['split']} ({ranking} ranking, seen items {seen})", loc="left")
     axes.set_xlabel(f"mean over {protocol['users']:,} users; lines are bootstrap intervals")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _tidy(axes, grid="x")

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, open_artifact
+from raymerge.evaluation.reported import Merge, Report
 from raymerge.merging.methods import shares
 from raymerge.redaction import redact
-from raymerge.tracking import plots, report
+from raymerge.tracking import plots
 from raymerge.tracking.registration import RegisteredVersion, Score, register
 from raymerge.tracking.runs import PIPELINE, Tracker
 
 
-def figures(content: report.Report, output: str) -> dict[str, plots.Figure]:
+def figures(content: Report, output: str) -> dict[str, plots.Figure]:
     """Plots of a run by title, drawn from its report and the artifacts in its output folder that it names."""
     models, diagonals = (
         {name: open_artifact(storage.join(output, place)) for name, place in content["artifacts"][kind].items()}
@@ -34,7 +35,7 @@ def figures(content: report.Report, output: str) -> dict[str, plots.Figure]:
     return drawn
 
 
-def _shares(merge: report.Merge, diagonals: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+def _shares(merge: Merge, diagonals: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
     """What part of each layer of the merge comes from which model, by the merge's own formula and choices."""
     coefficients = [merge["coefficients"][name] for name in diagonals]
     parts = shares(

@@ -28,6 +28,7 @@ from raymerge.artifacts import file_digest, load_model, load_tensors, save_tenso
 from raymerge.capacity import Capacity, ClusterConfig, Deadline
 from raymerge.data.sequences import read_partition
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
+from raymerge.evaluation.validation import SCORE
 from raymerge.events import Emit, Event, Progress
 from raymerge.loaded import offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -236,7 +237,7 @@ def epoch_events(run: str, report: EpochReport) -> list[Event]:
     figures = {
         "loss": report.loss,
         **{f"loss.{name}": value for name, value in report.terms.items()},
-        "validation.ndcg@10": report.ndcg,
+        SCORE: report.ndcg,
         "learning_rate": report.learning_rate,
         "tokens_per_second": report.tokens_per_second,
         "useful_share": report.useful_share,

@@ -13,7 +13,8 @@ from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
 from raymerge.evaluation.distributed import Ranks
 from raymerge.evaluation.metrics import ndcg
-from raymerge.stages.context import SCORE, Context, Making
+from raymerge.evaluation.validation import SCORE
+from raymerge.stages.context import Context, Making
 from raymerge.stages.prepare import partitions_of, prepare
 from raymerge.stages.report import Entry, report
 from tests.stages.conftest import MakeContext

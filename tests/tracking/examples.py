@@ -1,7 +1,7 @@
 """A report and a score such as a run has."""
 
+from raymerge.evaluation.reported import Comparison, Kind, Measured, Report, Row
 from raymerge.tracking.registration import Score
-from raymerge.tracking.report import Comparison, Kind, Measured, Report, Row
 
 
 def measured(mean: float) -> Measured:
@@ -34,6 +34,7 @@ def scored(value: float) -> Score:
 def example_report() -> Report:
     return {
         "schema": 1,
+        "recipe": "ml-1m",
         "protocol": {"split": "test", "seen_filtered": True, "max_length": 50, "ranking": "full", "users": 6040},
         "rows": [
             row("bert4rec", "member", 0.12),
@@ -52,6 +53,7 @@ def example_report() -> Report:
             "power": 1.0,
             "validation_score": 0.15,
         },
+        "validation": {"bert4rec": 0.125, "duorec": 0.135, "Fisher merge": 0.145, "merge + fine-tuning": 0.15},
         "final": "merge + fine-tuning",
         "data": {"users": 6040, "items": 3416, "interactions": 999611, "digest": "0123456789abcdef"},
         "artifacts": {
