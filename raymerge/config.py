@@ -25,7 +25,7 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.training.config import TrainingConfig
 
 SEEDS_OF_A_RUN = 100_000  # how far apart the seeds of runs of seeds 0, 1, … are; each model of a run takes one
-RESERVED = ("base", "average", "weighted-average", "fisher", "fine-tuned", "control", "ceiling", "ensemble")
+RESERVED = ("base", "average", "fine-tuned", "control", "ceiling", "ensemble")  # rows of a report, beside the merges
 
 
 class TrackingConfig(BaseModel):
@@ -83,10 +83,9 @@ class Config(BaseModel):
         return self
 
     def _check_names(self) -> None:
-        names = [*RESERVED, *self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
-        names += [
-            f"{kind}-round-{number}" for kind in ("fisher", "weighted-average") for number in range(1, self.rounds)
-        ]
+        merge = self.merge.label
+        names = [*RESERVED, merge, *(f"{merge}-round-{number}" for number in range(1, self.rounds))]
+        names += [*self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"two models of the run would be named {twice!r}: rename the member, market or rival")
