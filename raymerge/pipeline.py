@@ -43,11 +43,11 @@ def run(context: Context, log: Sequence[str]) -> Result:
     check_samples(context.config, parts.validation)
     base = train_base(context, parts.base)
     settings, name = context.config.merge, context.config.merge.label
-    start, early, singles = base, dict[str, Artifact](), dict[str, Artifact]()
+    start, early, first_members = base, dict[str, Artifact](), dict[str, Artifact]()
     for number in range(1, context.config.rounds):
         members, start = _round(context, parts, start, number)
         early[f"{name}-round-{number}"] = start
-        singles = singles or members
+        first_members = first_members or members
     members = train_members(context, parts.members, start, after=context.config.rounds - 1)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, parts, members)
@@ -60,7 +60,7 @@ def run(context: Context, log: Sequence[str]) -> Result:
         ("average", {"average": uniform}),
         ("round", early),
         ("merged", merges),
-        *train_after_merge(context, data, merges, singles or members),
+        *train_after_merge(context, data, merges, first_members or members),
         ("ceiling", train_ceiling(context, data, base)),
     ]
     models = {name: model for _, group in groups for name, model in group.items()}

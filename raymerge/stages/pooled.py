@@ -16,11 +16,10 @@ from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.evaluation.reported import Kind, Report, Results
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.report import (
-    best_member,
-    best_merged,
+    CANDIDATES,
+    best_of,
     bootstrap_of,
     comparisons,
-    is_of_markets,
     kept_settings,
     row,
 )
@@ -60,7 +59,7 @@ class Run:
     @property
     def best(self) -> str:
         """The member that validates best."""
-        return best_member(self.kinds, self.content["validation"])
+        return best_of(self.kinds, self.content["validation"], "member")
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -88,13 +87,13 @@ def pool_reports(places: Sequence[str]) -> Results:
     runs = [Run.of(place) for place in places]
     _check(runs)
     first = runs[0]
-    settings = TypeAdapter(EvaluationConfig).validate_python(
-        first.artifact.manifest["configuration"]["recipe"]["evaluation"]
-    )
+    recipe = first.artifact.manifest["configuration"]["recipe"]
+    settings = TypeAdapter(EvaluationConfig).validate_python(recipe["evaluation"])
     kinds = first.kinds
     ranks = {name: [run.ranks(name) for run in runs] for name in kinds}
-    if not is_of_markets(kinds):
-        kinds = {**kinds, BEST: "member"}
+    compared = [name for name, kind in kinds.items() if kind == "member"]
+    if recipe["markets"] is None:
+        kinds, compared = {**kinds, BEST: "member"}, [BEST]
         ranks[BEST] = [run.ranks(run.best) for run in runs]
     data = open_artifact(storage.join(first.output, "prepare", first.data), stage="prepare")
     bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
@@ -106,9 +105,9 @@ def pool_reports(places: Sequence[str]) -> Results:
         "recipe": first.content["recipe"],
         "protocol": {**first.content["protocol"], "runs": len(runs)},
         "rows": rows,
-        "comparisons": comparisons(kinds, BEST, bootstrap, settings),
+        "comparisons": comparisons(kinds, compared, bootstrap, settings),
         "data": first.content["data"],
-        "final": best_merged(first.kinds, _mean_validation(runs)),
+        "final": best_of(first.kinds, _mean_validation(runs), *CANDIDATES),
     }
 
 

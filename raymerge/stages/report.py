@@ -135,12 +135,14 @@ def _content(
     kinds = {entry.name: entry.kind for entry in entries}
     members = [name for name, kind in kinds.items() if kind == "member"]  # in the order in which they were merged
     scores = {entry.name: entry.score for entry in entries if entry.model}
+    # members of markets validated on data of their own each, so that their scores do not say which is the best
+    compared = [best_of(kinds, scores, "member")] if config.markets is None else members
     return {
         "schema": SCHEMA,
         "recipe": config.recipe,
         "protocol": _protocol(config, data, bootstrap.users),
         "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
-        "comparisons": comparisons(kinds, best_member(kinds, scores), bootstrap, config.evaluation),
+        "comparisons": comparisons(kinds, compared, bootstrap, config.evaluation),
         "merge": {
             "method": merge.counts["method"],
             "normalise": merge.counts["normalise"],
@@ -150,7 +152,7 @@ def _content(
             "validation_score": merge.counts[SCORE],
         },
         "validation": scores,
-        "final": best_merged(kinds, scores),
+        "final": best_of(kinds, scores, *CANDIDATES),
         "data": {
             "users": data.counts["users"],
             "items": data.counts["items"],
@@ -196,14 +198,9 @@ def final_model(entries: Sequence[Entry]) -> Entry:
     return max((entry for entry in entries if entry.kind in CANDIDATES), key=lambda entry: entry.score)
 
 
-def best_merged(kinds: Mapping[str, Kind], scores: Mapping[str, float]) -> str:
-    """Name of the merged model, trained on after the merge or not, that validates best."""
-    return max((name for name, kind in kinds.items() if kind in CANDIDATES), key=scores.__getitem__)
-
-
-def best_member(kinds: Mapping[str, Kind], scores: Mapping[str, float]) -> str:
-    """Name of the member that validates best."""
-    return max((name for name, kind in kinds.items() if kind == "member"), key=scores.__getitem__)
+def best_of(kinds: Mapping[str, Kind], scores: Mapping[str, float], *wanted: Kind) -> str:
+    """Name of the model, of those of the kinds wanted, that validates best."""
+    return max((name for name, kind in kinds.items() if kind in wanted), key=scores.__getitem__)
 
 
 def row(name: str, kind: Kind, bootstrap: Bootstrap, settings: EvaluationConfig) -> Row:
@@ -220,16 +217,17 @@ def row(name: str, kind: Kind, bootstrap: Bootstrap, settings: EvaluationConfig)
 
 
 def comparisons(
-    kinds: Mapping[str, Kind], best: str, bootstrap: Bootstrap, settings: EvaluationConfig
+    kinds: Mapping[str, Kind], members: Sequence[str], bootstrap: Bootstrap, settings: EvaluationConfig
 ) -> list[Comparison]:
-    """Each merged model against the best single one and what else it has to beat; Holm's correction over them all."""
+    """Each merged model against these members and what else it has to beat; Holm's correction over them all."""
     ranking = settings.rankings[0]
+    references = [*members, *(name for name, kind in kinds.items() if kind in REFERENCES)]
     compared = {
         (a, b): bootstrap.compare(
             _column(a, ranking, METRIC), _column(b, ranking, METRIC), confidence=settings.confidence
         )
         for a, kind in kinds.items()
-        for b in _references(kinds, best)
+        for b in references
         if kind in CANDIDATES
     }
     corrected = holm({f"{a}|{b}": result.p_value for (a, b), result in compared.items()})
@@ -247,14 +245,3 @@ def comparisons(
         }
         for (a, b), result in compared.items()
     ]
-
-
-def _references(kinds: Mapping[str, Kind], best: str) -> list[str]:
-    """What merged models are compared with: the best member, or all that are members of markets, and the others."""
-    members = [name for name, kind in kinds.items() if kind == "member"] if is_of_markets(kinds) else [best]
-    return [*members, *(name for name, kind in kinds.items() if kind in REFERENCES)]
-
-
-def is_of_markets(kinds: Mapping[str, Kind]) -> bool:
-    """Whether members validated on data of their own each, so that their scores do not say which is the best."""
-    return "ceiling" in kinds.values()

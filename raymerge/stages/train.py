@@ -97,23 +97,23 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 
 
 def train_after_merge(
-    context: Context, data: Artifact, merges: Mapping[str, Artifact], singles: Mapping[str, Artifact]
+    context: Context, data: Artifact, merges: Mapping[str, Artifact], first_members: Mapping[str, Artifact]
 ) -> list[tuple[Kind, dict[str, Artifact]]]:
-    """Merged models trained on, and the control: the best of the single models, trained on for as long.
+    """Merged models trained on, and the control: the best member of the first round, trained on for as long.
 
-    `singles` are the members that start from no merge, those of the first round; the control has the epochs of the
-    other rounds, too. The first merge gives the model `fine-tuned`, another one `<its name>-fine-tuned`.
+    `first_members` start from no merge; the control has the epochs of the other rounds, too. The first merge gives the
+    model `fine-tuned`, another one `<its name>-fine-tuned`, each a group of models of its kind.
     """
     config = context.config
     if config.after_merge is None:
         return []
-    best = best_single(singles)
+    best = best_member(first_members)
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
     first, *rivals = merges
     starts: list[tuple[Kind, str, Artifact]] = [
         ("fine-tuned", "fine-tuned", merges[first]),
-        ("control", "control", singles[best]),
+        ("control", "control", first_members[best]),
         *(("fine-tuned", f"{name}-fine-tuned", merges[name]) for name in rivals),
     ]
     settings = {"fine-tuned": config.after_merge, "control": config.control_training}
@@ -136,7 +136,7 @@ def seeded(config: Config, training: TrainingConfig, *, member: int = 0) -> Trai
     return replace(training, seed=training.seed + member + SEEDS_OF_A_RUN * config.seed)
 
 
-def best_single(members: Mapping[str, Artifact]) -> str:
+def best_member(members: Mapping[str, Artifact]) -> str:
     """Name of the member with the best validation score."""
     return max(members, key=lambda name: members[name].counts[SCORE])
 
