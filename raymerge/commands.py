@@ -52,7 +52,7 @@ from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
 from raymerge.tracking_commands import send_report
-from raymerge.working import Announcer, tracked, working, working_pool
+from raymerge.working import Work, tracked, working, working_pool
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -76,9 +76,8 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
     _print_rows(console, rows)
 
 
-def _announce_plan(context: Context, files: Sequence[str]) -> None:
+def _announce_plan(context: Work, files: Sequence[str]) -> None:
     """How long it will take, and what might not fit: memory is an estimate, so that alone stops nothing here."""
-    assert isinstance(context.emit, Announcer)
     plan = make_plan(context.config, measure(files, context.config.prepare), cluster_nodes())
     for line in (summary(plan), *(f"may not fit: {problem}" for problem in plan.problems)):
         context.emit.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -190,7 +189,7 @@ def run_merge(
 
 
 def _merge(
-    context: Context, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
+    context: Work, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
 ) -> Artifact:
     """The merge, chosen on the validation split of the data if there is something to choose."""
     settings, given = context.config.merge, [*members.values(), *diagonals.values()]

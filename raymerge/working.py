@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,17 @@ class Announcer:
             self.tracker.finish(message.run)
 
 
+@dataclass(frozen=True)
+class Work(Context):
+    """The context of stages that a command runs."""
+
+    emit: Announcer
+
+
 @contextmanager
 def working(
     *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
-) -> Iterator[Context]:
+) -> Iterator[Work]:
     """A context for stages: the configuration is resolved, the output folder is ours and MLflow's server answers.
 
     Otherwise nothing was touched, and no log was read or fetched.
@@ -60,19 +68,18 @@ def working(
     check_server(_tracking_uri(config, place))
     announcer = Announcer(Console(stderr=True))
     with announcer.display:
-        yield Context(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
+        yield Work(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
 
 
 @contextmanager
 def tracked(
-    context: Context, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
+    context: Work, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
 ) -> Iterator[Tracker]:
     """A run in MLflow around stages; an unreachable server is refused before any of them starts.
 
     It continues that of the same command on the same data and on the artifacts that are `given` beside them.
     """
     config, announcer = context.config, context.emit
-    assert isinstance(announcer, Announcer)
     uri = _tracking_uri(config, context.output)
     configuration = config.plain()
     given_digests = [artifact.digest for artifact in given]
@@ -110,7 +117,7 @@ def tracker_of(record: Record, uri: str) -> Tracker:
 
 
 @contextmanager
-def working_pool(context: Context, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
+def working_pool(context: Work, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
     """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
     with tracked(context, command, dataset_of(data), given), session(context.config.cluster), context.pool() as pool:
         yield pool
