@@ -29,7 +29,7 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
         scores[setting, point] = score(setting, point)
         return scores[setting, point].mean
 
-    candidates = settings.settings()
+    candidates = settings.options()
     if settings.coefficients == "search":
         choice = search_settings(mean, candidates, members, budget=settings.budget)
         best = (choice.setting, choice.found.coefficients)

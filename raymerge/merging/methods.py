@@ -116,17 +116,17 @@ class MergeConfig:
             raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
         if not 1 <= self.budget <= 10**6:
             raise ConfigError(f"merge.budget must be between 1 and 1000000 trials, got {self.budget}")
-        if self.trials < len(self.settings()):
+        if self.trials < len(self.options()):
             raise ConfigError(
-                f"merge.budget must be at least {len(self.settings())}, a trial for each setting, got {self.budget}"
+                f"merge.budget must be at least {len(self.options())}, a trial for each setting, got {self.budget}"
             )
 
     @property
     def trials(self) -> int:
         """How many merges are scored, at most."""
-        return self.budget if self.coefficients == "search" else len(self.settings())
+        return self.budget if self.coefficients == "search" else len(self.options())
 
-    def settings(self) -> list[MergeSetting]:
+    def options(self) -> list[MergeSetting]:
         """The candidates for normalisation, ε and α, the plainest first; a single one where nothing is to be chosen."""
         if not self.needs_diagonals:
             return [MergeSetting()]
@@ -148,11 +148,11 @@ class MergeConfig:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to choose, so that a merge needs no data."""
-        return self.coefficients != "search" and len(self.settings()) == 1
+        return self.coefficients != "search" and len(self.options()) == 1
 
     def given(self, members: int) -> Trial:
         """The only setting and coefficients that settled settings allow."""
-        [setting] = self.settings()
+        [setting] = self.options()
         return setting, self.point(members)
 
     def point(self, members: int) -> Point:

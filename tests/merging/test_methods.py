@@ -267,18 +267,18 @@ def test_a_method_registered_by_a_user_merges():
     METHODS.add("largest", MergeMethod(lambda values, coefficients: values.amax(dim=0), needs_diagonals=False))
     try:
         assert merge([A, B], method="largest")["w"].tolist() == [1, 1]
-        assert MergeConfig(method="largest").settings() == [MergeSetting()]
+        assert MergeConfig(method="largest").options() == [MergeSetting()]
     finally:
         METHODS._entries.pop("largest")
 
 
 def test_a_config_lists_the_settings_to_choose_from():
     names = ("none", "model", "tensor")
-    assert MergeConfig().settings() == [MergeSetting(name, 1e-6) for name in names]
-    assert MergeConfig(normalise="model", epsilon=0.5).settings() == [MergeSetting("model", 0.5)]
-    assert len(MergeConfig(epsilon="search").settings()) == 9
-    assert [setting.power for setting in MergeConfig(normalise="none", power="search").settings()] == [1.0, 0.5, 2.0]
-    assert MergeConfig(method="average").settings() == [MergeSetting()]
+    assert MergeConfig().options() == [MergeSetting(name, 1e-6) for name in names]
+    assert MergeConfig(normalise="model", epsilon=0.5).options() == [MergeSetting("model", 0.5)]
+    assert len(MergeConfig(epsilon="search").options()) == 9
+    assert [setting.power for setting in MergeConfig(normalise="none", power="search").options()] == [1.0, 0.5, 2.0]
+    assert MergeConfig(method="average").options() == [MergeSetting()]
 
 
 @pytest.mark.parametrize(
