@@ -25,6 +25,7 @@ import raymerge
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.outages import disk_errors
 
 FORMAT = 3  # raised when a change of the numerics or of the files makes older artifacts another thing
 MARKER = "raymerge.json"
@@ -175,7 +176,7 @@ class Output:
         url = self.open().locate(stage, inputs=inputs, configuration=configuration)
         folder = self._staging_folder()
         try:
-            with storage.disk_errors(self.url):
+            with disk_errors(self.url):
                 draft = Draft(folder)
                 yield draft
                 manifest = {

@@ -12,32 +12,9 @@ from typing import IO, TypeVar
 import pyarrow.fs
 
 from raymerge.errors import InputError, LostError
-from raymerge.outages import MISSING, disk_errors, plain_errors, reason
+from raymerge.outages import MISSING, plain_errors, reason
 from raymerge.redaction import without_credentials
 from raymerge.stores import WEB, Store, is_local, refuse_secrets
-
-__all__ = [
-    "absolute",
-    "arrow_filesystem",
-    "at_once",
-    "claimed",
-    "commit_folder",
-    "disk_errors",
-    "exists",
-    "fetch_folder",
-    "is_local",
-    "join",
-    "list_files",
-    "list_folder",
-    "make_folder",
-    "modified",
-    "open_file",
-    "put_files",
-    "read_bytes",
-    "remove_folder",
-    "without_credentials",
-    "write_bytes",
-]
 
 LAST_FILE = "manifest.json"  # written after all others: a folder without it is not finished
 AT_ONCE = 8  # requests under way to a store

@@ -33,7 +33,7 @@ from raymerge.events import Emit, Event, Progress
 from raymerge.loaded import offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.outages import reason
+from raymerge.outages import disk_errors, reason
 from raymerge.runtime import POLL_S
 from raymerge.training.config import TrainingConfig
 from raymerge.training.event_log import EventLog, Mistake
@@ -265,7 +265,7 @@ class Reporter:
         run, rate = self._job.run, f"{report.tokens_per_second:,.0f} {self._pace}"
         self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
-        with tempfile.TemporaryDirectory() as folder, storage.disk_errors(folder):
+        with tempfile.TemporaryDirectory() as folder, disk_errors(folder):
             checkpoint = write_state(state, Path(folder)) if self._log else None
             ray_train.report({"ndcg": report.ndcg}, checkpoint=checkpoint, checkpoint_upload_fn=self._keep)
 
