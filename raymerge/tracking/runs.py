@@ -81,14 +81,10 @@ class Tracker:
         """MLflow's client of the store; the first one sets up a new database."""
         return MlflowClient(self.uri)
 
-    def check(self) -> None:
-        """Raise TrackingError within seconds if the store cannot be reached; a new database is set up."""
+    def __enter__(self) -> Self:
+        """Open the pipeline's run; TrackingError within seconds if the store cannot be reached."""
         with store.as_tracking_error(self.uri), store.settings():
             call(self.client.search_experiments, max_results=1)
-
-    def __enter__(self) -> Self:
-        self.check()
-        with store.as_tracking_error(self.uri), store.settings():
             call(self._open_pipeline)
         return self
 

@@ -206,7 +206,7 @@ def test_a_server_that_cannot_be_reached_is_one_line_within_seconds() -> None:
     )
     begin = time.monotonic()
     with pytest.raises(TrackingError) as error:
-        tracker.check()
+        tracker.__enter__()
     assert time.monotonic() - begin < 20
     message = str(error.value)
     assert "http://127.0.0.1:9 cannot be used: Connection refused" in message
@@ -226,7 +226,7 @@ def test_a_server_with_passwords_takes_runs_and_artifacts_with_the_right_one_onl
             for name, value in given.items():
                 monkeypatch.setenv(name, value)
             with pytest.raises(TrackingError, match="cannot be used") as error:
-                tracker.check()
+                tracker.__enter__()
             assert "MLFLOW_TRACKING_PASSWORD" in str(error.value)
             assert "\n" not in str(error.value) and "hunter2" not in str(error.value)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
@@ -249,7 +249,7 @@ def test_a_server_that_is_not_mlflow_is_a_tracking_error(tmp_path: Path) -> None
     database.write_text("not a database " * 100)
     tracker = Tracker(f"sqlite:///{database}", "demo", name="demo", identity="x", configuration={}, dataset=DATASET)
     with pytest.raises(TrackingError, match="file is not a database"):
-        tracker.check()
+        tracker.__enter__()
 
 
 def test_the_default_store_keeps_everything_in_the_output_folder_and_is_silent(
