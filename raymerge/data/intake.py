@@ -51,12 +51,12 @@ class Intake:
         """Rows that were spilled."""
         return self.counts["rows"] - sum(count for name, count in self.counts.items() if name != "rows")
 
-    def read(self, url: str, config: LogConfig, report: Callable[[int], None]) -> None:
-        """Spill all good rows of a log; `report` is called with the number of bytes read so far."""
+    def read(self, url: str, config: LogConfig, tell: Callable[[int], None]) -> None:
+        """Spill all good rows of a log; `tell` is called with the number of bytes read so far."""
         with open_log(url, config) as log:
             for batch in log.batches:
                 self._add(batch)
-                report(log.position())
+                tell(log.position())
             self._add_malformed(log)
 
     def _add_malformed(self, log: LogReader) -> None:

@@ -34,7 +34,7 @@ from raymerge.errors import ConfigError, InputError
 from raymerge.storage import join, list_files, without_credentials
 
 Core = Literal["iterated", "once"]
-Progress = Callable[[str, int, int], None]
+Tell = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is to do."""
 
 PARTITIONS_FOLDER = "partitions"
@@ -82,9 +82,7 @@ class PrepareConfig(LogConfig):
         check_choices(self, "prepare")
 
 
-def prepare(
-    sources: list[str], config: PrepareConfig, folder: Path, *, progress: Progress | None = None
-) -> dict[str, int]:
+def prepare(sources: list[str], config: PrepareConfig, folder: Path, *, progress: Tell | None = None) -> dict[str, int]:
     """Write `partitions/part-*.parquet` and `items.parquet` below a local folder; return what was counted.
 
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
@@ -102,7 +100,7 @@ def prepare(
     Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
     row or nobody to validate is left.
     """
-    report = progress or (lambda what, done, total: None)
+    tell = progress or (lambda what, done, total: None)
     catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
     files = [file for source in sources for file in list_files(source)]
     sizes = list(_check(files, config))
@@ -111,15 +109,15 @@ def prepare(
         intake = Intake.of(Spill(Path(scratch), config.partitions), catalogue)
         starts = np.cumsum([0, *sizes]).tolist()
         for file, start in zip(files, starts[:-1], strict=True):
-            intake.read(file, config, partial(_report_read, report, start, starts[-1]))
+            intake.read(file, config, partial(_tell_read, tell, start, starts[-1]))
         intake.refuse_bad(config.max_bad_share)
         partitions = [Path(scratch) / f"histories-{number:05d}.arrow" for number in range(config.partitions)]
-        counts = _sort(intake, partitions, config, report)
+        counts = _sort(intake, partitions, config, tell)
         interactions = int(counts.sum())
-        counts, evaluated = _keep_core(partitions, counts, config, report)
+        counts, evaluated = _keep_core(partitions, counts, config, tell)
         validating = 1.0 if config.validation_users is None else config.validation_users / max(1, evaluated)
         markets = _markets(partitions, intake) if config.market is not None else None
-        written = _write(partitions, intake, counts, markets, validating, folder, report)
+        written = _write(partitions, intake, counts, markets, validating, folder, tell)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
     return {"files": len(files), **intake.counts, **dropped, **written}
 
@@ -129,8 +127,8 @@ def catalogue_file(url: str) -> str:
     return url if url.endswith(".parquet") else join(url, ITEMS_FILE)
 
 
-def _report_read(report: Progress, start: int, total: int, done: int) -> None:
-    report("read", start + done, total)
+def _tell_read(tell: Tell, start: int, total: int, done: int) -> None:
+    tell("read", start + done, total)
 
 
 def _check(files: list[str], config: PrepareConfig) -> Iterator[int]:
@@ -150,10 +148,10 @@ def check_log(file: str, config: PrepareConfig) -> int:
         return log.size
 
 
-def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report: Progress) -> np.ndarray:
+def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, tell: Tell) -> np.ndarray:
     """Turn spilled rows into histories, partition by partition; counts of the items int64[number of codes]."""
     counts = np.zeros(len(intake.item_codes), np.int64)
-    for number, path in enumerate(_each(partitions, "sort", report)):
+    for number, path in enumerate(_each(partitions, "sort", tell)):
         rows = intake.spill.take(number)
         histories = sorted_histories(rows, whole_numbers=intake.whole_number_users, duplicates=config.duplicates)
         histories.save(path)
@@ -161,20 +159,18 @@ def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, report:
     return counts
 
 
-def _each(partitions: list[Path], what: str, report: Progress) -> Iterable[Path]:
+def _each(partitions: list[Path], what: str, tell: Tell) -> Iterable[Path]:
     for number, path in enumerate(partitions):
         yield path
-        report(what, number + 1, len(partitions))
+        tell(what, number + 1, len(partitions))
 
 
-def _keep_core(
-    partitions: list[Path], counts: np.ndarray, config: PrepareConfig, report: Progress
-) -> tuple[np.ndarray, int]:
+def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, tell: Tell) -> tuple[np.ndarray, int]:
     """Drop rare items and users from all partitions, once or until none is; counts of items and evaluated users."""
     least = 1 if config.catalogue else config.min_item_count  # a catalogue that is given keeps its items
     while True:
         left, evaluated = np.zeros_like(counts), 0
-        for path in _each(partitions, "filter", report):
+        for path in _each(partitions, "filter", tell):
             histories = keep_frequent(Histories.load(path), counts, min_item=least, min_user=config.min_user_count)
             histories.save(path)
             left += count_items(histories, len(left))
@@ -202,7 +198,7 @@ def _write(
     markets: dict[str, int] | None,
     validating: float,
     folder: Path,
-    report: Progress,
+    tell: Tell,
 ) -> dict[str, int]:
     """Write the partitions, a share `validating` of whose users validate, and the catalogue; the counts of these."""
     present = np.arange(len(counts)) if intake.closed else np.flatnonzero(counts)
@@ -217,7 +213,7 @@ def _write(
         places[list(markets.values())] = np.arange(1, len(markets) + 1)
     users, training, validation_users = 0, torch.zeros(len(present) + 1, dtype=torch.int64), 0
     (folder / PARTITIONS_FOLDER).mkdir(exist_ok=True)
-    for number, path in enumerate(_each(partitions, "write", report)):
+    for number, path in enumerate(_each(partitions, "write", tell)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
         sequences = _sequences(histories, intake, places)

@@ -51,11 +51,11 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
     def fill(making: Making) -> None:
         passes = ["read", "sort", "filter", "write"]
 
-        def report(what: str, done: int, total: int) -> None:
+        def tell(what: str, done: int, total: int) -> None:
             making.progress(passes.index(what) + min(done / max(total, 1), 0.99), len(passes), what)
 
         making.progress(0, len(passes))
-        counts = prepare_log(list(files), settings, making.folder, progress=report)
+        counts = prepare_log(list(files), settings, making.folder, progress=tell)
         making.counts.update(counts)
         for key, value in counts.items():
             making.tell(key, value)
