@@ -11,11 +11,10 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from raymerge import __version__
-from raymerge.errors import LostError, UserError
+from raymerge.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, EXIT_USER_ERROR, LostError, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 GRACE_S = 60.0  # from the first signal on
 SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "fisher-study", "merge", "evaluate")
 RECIPE = click.option(

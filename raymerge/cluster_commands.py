@@ -26,7 +26,7 @@ from raymerge.runtime import cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 
-GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
+JOB_GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
 PLACES = ("output", "log", "data", "models", "model", "diagonals")
 OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # that are called otherwise
 ELSEWHERE = re.compile(r"https?://(?!(localhost|127\.[\d.]+|\[::1\])([:/]|$))")  # servers that are not on loopback
@@ -59,7 +59,7 @@ def run_submit(
         job,
         address=address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS,
         retries=retries,
-        deadline=Deadline(config.cluster.deadline_hours * 3600 + GRACE_S),
+        deadline=Deadline(config.cluster.deadline_hours * 3600 + JOB_GRACE_S),
         write=lambda text: click.echo(text, nl=False),
         say=say,
     )

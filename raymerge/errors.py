@@ -5,6 +5,8 @@ line with exit code 2, or 75 for what another try may cure. All survive pickling
 argument.
 """
 
+EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, 75, 130
+
 
 class UserError(ValueError):
     """Base of all mistakes that the user can correct."""

@@ -29,7 +29,7 @@ from tenacity import (
 )
 
 from raymerge.capacity import Deadline
-from raymerge.errors import ConfigError, LostError, ResourceError, first_line
+from raymerge.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, LostError, ResourceError, first_line
 from raymerge.outages import PASSING_STATUSES, is_passing
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -37,8 +37,8 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # what Ray looks at first, before a
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 60.0, 1.0, 20.0
 LOG_CONNECTION_S = 120.0  # after which a log is asked for anew: a connection can be gone without a word
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
-FINAL_CODES = (0, 2)  # done, and a mistake of the user's, which another try would repeat
-EXIT_LOST, EXIT_STOPPED = 1, 130
+FINAL_CODES = (0, EXIT_USER_ERROR)  # done, and a mistake of the user's, which another try would repeat
+EXIT_LOST, EXIT_STOPPED = 1, EXIT_INTERRUPTED
 CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # each has a level
 NO_ANSWER = (OSError, aiohttp.ClientError)
 UNKNOWN_JOB = "status code 404"  # Ray's client says no more of an answer than this
