@@ -88,8 +88,8 @@ class Artifact:
             )
 
 
-def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
-    """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
+def open_artifact(url: str, *stages: str) -> Artifact:
+    """The committed artifact at a URL, verified; ArtifactError if there is none, or none of the stages named."""
     url = storage.absolute(url)
     content = _manifest_at(url)
     if content is None:
@@ -101,8 +101,8 @@ def open_artifact(url: str, *, stage: str | None = None) -> Artifact:
         raise ArtifactError(
             f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"
         ) from None
-    if stage is not None and found != stage:
-        raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {stage!r}")
+    if stages and found not in stages:
+        raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {' or '.join(map(repr, stages))}")
     return Artifact(url, manifest).verify()
 
 
@@ -165,7 +165,7 @@ class Output:
     def find(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
         """The committed artifact, verified, or None if it has yet to be made."""
         url = self.locate(stage, inputs=inputs, configuration=configuration)
-        return open_artifact(url, stage=stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
+        return open_artifact(url, stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
 
     @contextmanager
     def stage(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Iterator[Draft]:
@@ -293,4 +293,4 @@ def load_diagonal(url: str) -> dict[str, Tensor]:
 
     Raises ArtifactError if there is none or a file of it was altered.
     """
-    return load_tensors(open_artifact(url, stage="fisher").file("diagonal.safetensors"))
+    return load_tensors(open_artifact(url, "fisher").file("diagonal.safetensors"))

@@ -20,7 +20,7 @@ from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
 from raymerge.plan import Plan, make_plan
-from raymerge.recipes import RECIPES, configure, default_recipe
+from raymerge.recipes import RECIPES, configure, default_recipe, is_file
 from raymerge.redaction import credentials_in, query_in, redact
 from raymerge.runtime import cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
@@ -94,7 +94,7 @@ def _refuse_relative(option: str, url: str, path: str | Path) -> None:
 def _configuration(given: Mapping[str, Any], working_dir: str | None) -> Config:
     """What the job will be configured by; its mistakes are found here."""
     recipe = given["recipe"] or default_recipe(given.get("log"))
-    if recipe.endswith((".yaml", ".yml", ".json")) and storage.is_local(recipe):
+    if is_file(recipe) and storage.is_local(recipe):
         if working_dir is None or os.path.isabs(recipe):
             raise InputError(
                 f"{recipe} would not travel: give --working-dir FOLDER, and --recipe relative to that folder"
@@ -170,7 +170,7 @@ def run_plan(
 ) -> None:
     """`raymerge plan`: print what a run would do; ResourceError if it does not fit."""
     changes = [*overrides, *([f"cluster.address={address}"] if address else [])]
-    config = configure(recipe or default_recipe(log or data), tuple(changes))
+    config = configure(recipe or default_recipe(log or data), changes)
     size = _size(config, log, data)
     with session(ClusterConfig(address=config.cluster.address)):  # whatever it has, to be planned for
         nodes = cluster_nodes()
@@ -184,7 +184,7 @@ def run_plan(
 
 def _size(config: Config, log: str | None, data: str | None) -> DataSize:
     if data is not None:
-        return DataSize.of(open_artifact(data, stage="prepare").counts)
+        return DataSize.of(open_artifact(data, "prepare").counts)
     if log is not None:
         return measure(storage.list_files(storage.absolute(log)), config.prepare)
     known = RECIPES[config.recipe].size if config.recipe in RECIPES else None

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, digest_of, load_model, model_folder, open_artifact
+from raymerge.artifacts import Artifact, load_model, model_folder, open_artifact
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
@@ -25,6 +25,7 @@ from raymerge.given import (
     chosen_model,
     dataset_of,
     dataset_of_log,
+    dataset_of_models,
     find_report,
     log_files,
     open_data,
@@ -176,7 +177,7 @@ def run_merge(
             raise MergeError(f"a merge needs at least two models, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
-        weights = dict(zip(members, (open_artifact(url, stage="fisher") for url in diagonals), strict=False))
+        weights = dict(zip(members, (open_artifact(url, "fisher") for url in diagonals), strict=False))
         check_mergeable(members, weights)
         if context.config.merge.needs_diagonals and not weights:
             raise MergeError(
@@ -203,14 +204,7 @@ def _merge(
             "merge chooses on the validation split of prepared data: name it with --data, or leave nothing to choose "
             "by --set merge.coefficients=equal --set merge.normalise=none"
         )
-    first, *_ = members.values()
-    models = {
-        "name": "models",
-        "digest": digest_of([model.digest for model in members.values()]),
-        "source": first.url,
-        "counts": {},
-    }
-    with tracked(context, "merge", models, given):
+    with tracked(context, "merge", dataset_of_models([*members.values()]), given):
         return merge(context, None, [], members, diagonals, settings)
 
 
@@ -282,8 +276,8 @@ def _print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
 
 
 def _print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    seen = "filtered" if config.evaluation.filter_seen else "not filtered"
-    Console().print(f"test, leave-one-out, seen items {seen}", highlight=False)
+    seen = reported.seen_items(filtered=config.evaluation.filter_seen)
+    Console().print(f"test, leave-one-out, {seen}", highlight=False)
     table = Table("ranking and metric", *metrics)
     for key in next(iter(metrics.values())):
         table.add_row(key, *(f"{values[key]:.4f}" for values in metrics.values()))

@@ -29,7 +29,7 @@ def print_config(recipe: str, overrides: Sequence[str], listing: bool, objective
         settings = complete_settings(ObjectiveConfig(objective))
         click.echo(_explained(settings, OBJECTIVES[objective].Settings), nl=False)
     else:
-        click.echo(explained(configure(recipe, tuple(overrides))), nl=False)
+        click.echo(explained(configure(recipe, overrides)), nl=False)
 
 
 def explained(config: Config) -> str:

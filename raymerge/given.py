@@ -44,11 +44,15 @@ def dataset_of(data: Artifact) -> dict[str, Any]:
     return {"name": "prepared", "digest": data.digest, "source": data.url, "counts": data.counts}
 
 
+def dataset_of_models(models: Sequence[Artifact]) -> dict[str, Any]:
+    """Models as `Tracker` records them, where there are no data."""
+    digest = digest_of([model.digest for model in models])
+    return {"name": "models", "digest": digest, "source": models[0].url, "counts": {}}
+
+
 def open_data(url: str, *, tests: bool = False) -> Artifact:
     """Prepared data, of a whole log or of one market, which has none of the items that test the whole; verified."""
-    artifact = open_artifact(url)
-    if artifact.manifest["stage"] not in DATA_STAGES:
-        raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not prepared data")
+    artifact = open_artifact(url, *DATA_STAGES)
     if tests and artifact.manifest["stage"] == "markets":
         raise InputError(
             f"{url} are a part of other data and hold no test items: name the data that they are a part of"
@@ -60,9 +64,7 @@ def open_models(urls: Sequence[str]) -> dict[str, Artifact]:
     """Artifacts of models by a name that tells them apart; each is verified."""
     found = {}
     for url in urls:
-        artifact = open_artifact(storage.absolute(url).removesuffix("/model"))
-        if artifact.manifest["stage"] not in MODEL_STAGES:
-            raise InputError(f"{url} is an artifact of stage {artifact.manifest['stage']!r}, not a model")
+        artifact = open_artifact(storage.absolute(url).removesuffix("/model"), *MODEL_STAGES)
         found["-".join(artifact.url.rsplit("/", 2)[1:])] = artifact
     if len(found) < len(urls):
         raise ConfigError(f"a model was named twice: {', '.join(urls)}")

@@ -1,6 +1,6 @@
 """Named, complete configurations: what `--recipe` takes. A recipe is one decorated function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,12 +217,17 @@ def default_recipe(log: str | None) -> str:
     return "default" if log else "demo"
 
 
-def configure(name: str, overrides: tuple[str, ...] = ()) -> Config:
+def is_file(name: str) -> bool:
+    """Whether a recipe is named by the file that it stands in."""
+    return name.endswith((".yaml", ".yml", ".json"))
+
+
+def configure(name: str, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a recipe, or of a YAML file that `raymerge config` printed, with overrides applied.
 
     Raises UnknownNameError for a recipe that does not exist and ConfigError for what does not fit.
     """
-    if not name.endswith((".yaml", ".yml", ".json")):
+    if not is_file(name):
         return resolve(RECIPES[name].config().plain(), overrides)
     try:
         values: Any = read_yaml(storage.read_bytes(name))

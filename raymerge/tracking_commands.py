@@ -81,9 +81,9 @@ def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any],
     content = reported.read(report.file("report.json"))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
     protocol = content["protocol"]
-    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    seen = reported.seen_items(filtered=protocol["seen_filtered"])
     markets = f", markets {json.dumps(configuration['markets'])}" if configuration.get("markets") else ""
-    metric = f"{protocol.get('validation')}, seen items {seen}{markets}"
+    metric = f"{protocol.get('validation')}, {seen}{markets}"
     return log_results(
         tracker,
         configuration=configuration,

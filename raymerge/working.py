@@ -62,7 +62,7 @@ def working(
     changes = [*overrides]
     changes += [f"cluster.address={address}"] if address else []
     changes += [f"tracking.uri={tracking_uri}"] if tracking_uri else []
-    config = configure(recipe, tuple(changes))
+    config = configure(recipe, changes)
     place = Output(output)
     place.check()
     check_server(_tracking_uri(config, place))

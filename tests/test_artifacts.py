@@ -171,7 +171,7 @@ def test_model_whose_tensors_do_not_fit_is_refused(model: Path) -> None:
 
 def test_open_artifact_refuses_another_stage(output: Output) -> None:
     with pytest.raises(ArtifactError, match="stage 'prepare', not 'fisher'"):
-        open_artifact(commit(output).url, stage="fisher")
+        open_artifact(commit(output).url, "fisher")
 
 
 def test_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_log_is_prepared_from_and_to_it(
         made.append(json.loads(out)["url"])
     assert "found, not made again" in err
     assert made[0] == made[1] and made[0].startswith(f"{bucket}/out/prepare/")
-    data = open_artifact(made[0], stage="prepare")
+    data = open_artifact(made[0], "prepare")
     assert sum(len(read_partition(url).items) for url in partitions_of(data)) == data.counts["interactions"] > 2000
     assert storage.list_folder(f"{bucket}/out/prepare") == [data.digest]
     with pytest.raises(SystemExit) as ended:

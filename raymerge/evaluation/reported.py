@@ -60,6 +60,11 @@ class Protocol(TypedDict):
     runs: NotRequired[int]  # of other seeds, over which the metrics are means
 
 
+def seen_items(*, filtered: bool) -> str:
+    """In words, whether a model ranks what a user had."""
+    return f"seen items {'filtered' if filtered else 'not filtered'}"
+
+
 class Merge(TypedDict):
     """What the merge chose, on validation."""
 

@@ -8,7 +8,6 @@ Shapes: B windows, W columns, L = max_length, d dimensions, V items. Windows are
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -123,16 +122,12 @@ class ObjectiveConfig:
 
     def resolved(self) -> Any:
         """The complete settings; raises ConfigError for an unknown key or a value out of range."""
-        return _settings(self.name, self.settings)
-
-
-def _settings(name: str, given: Mapping[str, Any]) -> Any:
-    kind = OBJECTIVES[name].Settings
-    known = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"objective {name} has no setting {key!r}; known: {', '.join(known) or 'none'}")
-    return kind(**given)
+        kind = OBJECTIVES[self.name].Settings
+        known = [f.name for f in fields(kind)]
+        for key in self.settings:
+            if key not in known:
+                raise ConfigError(f"objective {self.name} has no setting {key!r}; known: {', '.join(known) or 'none'}")
+        return kind(**self.settings)
 
 
 def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:

@@ -39,7 +39,7 @@ class Run:
     def of(cls, place: str) -> "Run":
         """From the place of a `report.json`: <output>/report/<digest>/report.json."""
         folder = place.rpartition("/")[0]
-        artifact = open_artifact(folder, stage="report")
+        artifact = open_artifact(folder, "report")
         if "recipe" not in artifact.manifest["configuration"]:
             raise InputError(f"{place} was made by an earlier version, which kept no settings: run its command again")
         return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
@@ -69,7 +69,7 @@ class Run:
     def ranks(self, name: str) -> Artifact:
         """The ranks that a model gives."""
         digest = self.artifact.manifest["inputs"]["ranks"][name]
-        return open_artifact(storage.join(self.output, "evaluate", digest), stage="evaluate")
+        return open_artifact(storage.join(self.output, "evaluate", digest), "evaluate")
 
     def mean(self, name: str, ranking: str, metric: str) -> float:
         """A model's metric."""
@@ -95,7 +95,7 @@ def pool_reports(places: Sequence[str]) -> Results:
     if recipe["markets"] is None:
         kinds, compared = {**kinds, BEST: "member"}, [BEST]
         ranks[BEST] = [run.ranks(run.best) for run in runs]
-    data = open_artifact(storage.join(first.output, "prepare", first.data), stage="prepare")
+    data = open_artifact(storage.join(first.output, "prepare", first.data), "prepare")
     bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
     rows = [row(name, kind, bootstrap, settings) for name, kind in kinds.items()]
     for one in rows:

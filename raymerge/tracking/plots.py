@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from raymerge.evaluation.reported import Kind, Results
+from raymerge.evaluation.reported import Kind, Results, seen_items
 from raymerge.evaluation.validation import METRIC
 from raymerge.fisher.study import Spread, Study
 from raymerge.models.layers import by_layer
@@ -85,8 +85,8 @@ def metric_bars(report: Results) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlim(0, 1.14 * max(one["high"] for one in measured) or 1)
-    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
-    axes.set_title(f"{METRIC.upper()} on {protocol['split']} ({ranking} ranking, seen items {seen})", loc="left")
+    seen = seen_items(filtered=protocol["seen_filtered"])
+    axes.set_title(f"{METRIC.upper()} on {protocol['split']} ({ranking} ranking, {seen})", loc="left")
     axes.set_xlabel(f"mean over {protocol['users']:,} users; lines are bootstrap intervals")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _tidy(axes, grid="x")

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raymerge.evaluation.reported import Comparison, Kind, Measured, Protocol, Report, Results
+from raymerge.evaluation.reported import Comparison, Kind, Measured, Protocol, Report, Results, seen_items
 from raymerge.evaluation.validation import METRIC
 from raymerge.tracking.page import TEMPLATE
 
@@ -75,12 +75,12 @@ def _has_ensemble(report: Results) -> bool:
 
 def describe(protocol: Protocol) -> str:
     """The protocol in one line."""
-    seen = "filtered" if protocol["seen_filtered"] else "not filtered"
+    seen = seen_items(filtered=protocol["seen_filtered"])
     runs = f", mean of {protocol['runs']} runs" if protocol.get("runs", 1) > 1 else ""
     validating = protocol.get("validation_users", protocol["users"])
     some = f", {validating:,} of whom validate" if validating < protocol["users"] else ""
     return (
-        f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, seen items {seen}, "
+        f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, {seen}, "
         f"last {protocol['max_length']} items, {protocol['users']:,} users{some}{runs}"
     )
 
