@@ -1,4 +1,4 @@
-"""What a stage costs: the rates that were measured, the only place for them, and the formulas that scale them.
+"""What a stage costs: the rates and sizes that were measured, and the formulas that scale them.
 
 Shapes: d dimensions, L columns, V items, P parameters of a model. Work is counted in multiply-adds.
 """
@@ -30,6 +30,9 @@ class Rates:
 
 RATES = Rates()
 GIB = 2**30
+INTERACTION_BYTES, USER_BYTES = 4.0, 64.0  # of histories in memory: an item's number; a user's id, key and offset
+PADDED_BYTES = 8.0  # of an item of a history that is padded to a model's length
+PREPARE_ROW_BYTES, PREPARE_ITEM_BYTES = 100, 200  # that prepare holds of a partition's rows, and of the catalogue
 PROCESS_BYTES = 600 * 2**20  # of a worker that has imported torch and Ray; 560 to 750 MiB were seen
 NODE_BYTES = 1 * GIB  # of Ray's own processes on a node
 TRAINING_COPIES = 13  # of a model, the most that a training holds (see raymerge.training.loop)

@@ -15,11 +15,16 @@ from raymerge.costs import (
     ACTIVATIONS,
     ATTENTION,
     AVERAGE_COPIES,
+    INTERACTION_BYTES,
     NODE_BYTES,
+    PADDED_BYTES,
+    PREPARE_ITEM_BYTES,
+    PREPARE_ROW_BYTES,
     PROCESS_BYTES,
     RATES,
     SCORE_PASSES,
     TRAINING_COPIES,
+    USER_BYTES,
     encoding,
     layers,
     parameters,
@@ -94,7 +99,7 @@ class _Planner:
         self.validating = size.validation_users or min(size.users, config.prepare.validation_users or size.users)
         self.tokens = max(0, size.interactions - size.users - self.validating)
         self.parameters = parameters(config.encoder, size.items)
-        self.data_bytes = 4.0 * size.interactions + 64.0 * size.users
+        self.data_bytes = INTERACTION_BYTES * size.interactions + USER_BYTES * size.users
 
     def stages(self) -> list[Stage]:
         """In the order in which they run."""
@@ -137,7 +142,8 @@ class _Planner:
     def _prepare(self) -> Stage:
         partition = self.size.interactions / self.config.prepare.partitions
         seconds = RATES.start_ray_s + self.size.interactions / RATES.prepare
-        return Stage("prepare", 1, {"CPU": 0}, PROCESS_BYTES + 100 * partition + 200 * self.size.items, seconds)
+        memory = PROCESS_BYTES + PREPARE_ROW_BYTES * partition + PREPARE_ITEM_BYTES * self.size.items
+        return Stage("prepare", 1, {"CPU": 0}, memory, seconds)
 
     def _training(
         self, name: str, jobs: Sequence[tuple[ObjectiveConfig, TrainingConfig]], workers: int, threads: int
@@ -200,7 +206,8 @@ class _Planner:
     def _partition_bytes(self) -> float:
         """Of the two partitions that a process keeps, with their padded histories."""
         users = self.size.users / self.config.prepare.partitions
-        return 2 * (self.data_bytes / self.config.prepare.partitions + 8.0 * users * self.config.encoder.max_length)
+        padded = PADDED_BYTES * users * self.config.encoder.max_length
+        return 2 * (self.data_bytes / self.config.prepare.partitions + padded)
 
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions

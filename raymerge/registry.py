@@ -1,4 +1,4 @@
-"""Named choices: an objective, an estimator or a merge method is added by one decorated definition."""
+"""Named choices: an objective, an estimator or a merge method is added where it is defined."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar

@@ -75,7 +75,7 @@ class Store:
     """A file system of fsspec whose every operation is whole, tried again in an outage, and never served from a cache.
 
     Missing files raise FileNotFoundError; what else goes wrong is a UserError. Travels to other processes as its URL,
-    and takes their credentials there.
+    and takes their credentials there. What is called as in fsspec is so for Arrow's FSSpecHandler, which asks for it.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,1 +1,1 @@
-"""How good a model's rankings are, and whether a difference is more than chance. Torch and the standard library."""
+"""How good rankings are, and whether a difference is more than chance. Plain torch; distributed.py runs it on Ray."""

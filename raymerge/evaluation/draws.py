@@ -1,8 +1,6 @@
-"""Random numbers that are a pure function of (seed, stream, counters), so that no partitioning can change them.
+"""Random numbers that are a pure function of (seed, stream, counters): see `raymerge.splitmix`.
 
-A generator gives the next number to whoever asks next; here user 7's third draw is the same number on one worker or
-on a hundred. The hash is the finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014), applied once for each counter. Integer arithmetic is modulo 2^64, in int64 tensors.
+One hash for seed and stream together, and one for each counter.
 """
 
 import math

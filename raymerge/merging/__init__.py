@@ -1,1 +1,1 @@
-"""Several models of one shape become one. Torch and the standard library; tensors in, tensors out."""
+"""Several models of one shape become one. Plain torch, tensors in, tensors out; distributed.py runs it on Ray."""

@@ -1,8 +1,4 @@
-"""Random numbers that are a pure function of (stream, counters), so that no batching or sharding can change them.
-
-A generator gives the next number to whoever asks next; here row 7's third draw is the same number on a CPU or a GPU,
-on one worker or on a hundred. One hash for each counter.
-"""
+"""Random numbers that are a pure function of (stream, counters): see `raymerge.splitmix`. One hash for each counter."""
 
 import torch
 from torch import Tensor

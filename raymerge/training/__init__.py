@@ -1,1 +1,1 @@
-"""Training of one encoder on one objective: batches, the loop, and the state that it resumes from. Plain torch."""
+"""Training of an encoder: batches, the loop, the state it resumes from. Plain torch; distributed.py runs it on Ray."""
