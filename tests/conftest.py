@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -70,9 +70,13 @@ def capacity(tmp_path_factory: pytest.TempPathFactory, faulty_link: Faults) -> I
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Folder of the real data sets; tests that need one skip where it is not there."""
+def real_data() -> Callable[[str], str]:
+    """Where a file of the real data sets lies; tests that need one skip where it is not there."""
     folder = Path(os.environ.get("RAYMERGE_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}: set RAYMERGE_TEST_DATA")
-    return folder
+
+    def find(name: str) -> str:
+        if not (folder / name).exists():
+            pytest.skip(f"no {folder / name}: set RAYMERGE_TEST_DATA to the folder of the real data sets")
+        return str(folder / name)
+
+    return find

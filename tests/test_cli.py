@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from raymerge import commands, recipes, working
 from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
+from raymerge.data.sequences import Items, write_items
 from raymerge.errors import ConfigError, LostError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig
@@ -258,10 +259,7 @@ def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **s
     """A model as a stage leaves it, untrained."""
     items = folder.parent / f"{folder.name}-items.parquet"
     ids = ids or [f"film {number}" for number in range(num_items)]
-    count = pa.array([1] * len(ids), pa.int64())
-    pq.write_table(
-        pa.table({"index": pa.array(range(1, len(ids) + 1), pa.int32()), "item": ids, "count": count}), items
-    )
+    write_items(Items(pa.array(ids), torch.ones(len(ids), dtype=torch.int64)), items)
     output = Output(str(folder)).open()
     with output.stage("train", inputs={"name": folder.name}, configuration=settings) as draft:
         config = EncoderConfig(max_length=4, dim=8, feed_forward=8, **{"heads": 2, **settings})
@@ -379,7 +377,7 @@ def test_text_that_yaml_cannot_make_a_value_of_is_one_line(
     assert "own.yaml is not YAML" in mistake(capsys, "config", "--recipe", tmp_path / "own.yaml")
 
 
-def test_the_delimiter_that_a_log_seems_to_have_can_be_set_as_it_is_told(tmp_path: Path) -> None:
+def test_the_delimiter_that_a_log_seems_to_have_can_be_set_as_it_is_told() -> None:
     assert recipes.configure("demo", ('prepare.delimiter="|"',)).prepare.delimiter == "|"
     assert recipes.configure("demo", ('prepare.delimiter="\\t"',)).prepare.delimiter == "\t"
 

@@ -211,7 +211,7 @@ def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_knows_no_merge(
     assert epochs == {"duorec": 1, "fine-tuned": 1, "control": 2}
 
 
-def test_two_workers_train_what_one_does(first: tuple[Path, Result, list], log: Path, tmp_path: Path) -> None:
+def test_two_workers_train_what_one_does(capacity: Capacity, log: Path, tmp_path: Path) -> None:
     from raymerge.stages.prepare import prepare
     from raymerge.stages.train import train_base
 

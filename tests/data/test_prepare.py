@@ -1,8 +1,6 @@
 import hashlib
 import itertools
-import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import oracles_data as naive
@@ -17,8 +15,6 @@ from raymerge.data.prepare import PrepareConfig, prepare
 from raymerge.data.sequences import read_items, read_partition
 from raymerge.data.spill import Spill, partition_of
 from raymerge.errors import ConfigError, InputError
-
-REAL_DATA = Path(os.environ.get("RAYMERGE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def write_csv(path, rows):
@@ -50,16 +46,9 @@ def digests(folder):
     }
 
 
-def real(*parts):
-    path = REAL_DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"no {path}: set RAYMERGE_TEST_DATA to the folder of the real data sets")
-    return str(path)
-
-
 @pytest.mark.parametrize("options", [{"core": "once", "min_user_count": 3}, {"core": "iterated", "min_user_count": 5}])
-def test_movielens_1m_has_the_published_counts(tmp_path, options):
-    source = real("ml-1m", "interactions.parquet")
+def test_movielens_1m_has_the_published_counts(real_data, tmp_path, options):
+    source = real_data("ml-1m/interactions.parquet")
     counts = prepare([source], PrepareConfig(user="user_id", item="item_id", **options), tmp_path)
     assert (counts["users"], counts["items"], counts["interactions"]) == (6040, 3416, 999_611)
     assert (counts["rows"], counts["rare"], counts["bad_ids"]) == (1_000_209, 598, 0)
@@ -70,11 +59,12 @@ def test_movielens_1m_has_the_published_counts(tmp_path, options):
     assert histories[1] == [catalogue[item][0] for item in first if item in catalogue]
 
 
-def test_amazon_beauty_has_the_published_counts(tmp_path):
-    counts = prepare([real("beauty", "Beauty.txt")], PrepareConfig(), tmp_path)
+def test_amazon_beauty_has_the_published_counts(real_data, tmp_path):
+    source = real_data("beauty/Beauty.txt")
+    counts = prepare([source], PrepareConfig(), tmp_path)
     assert (counts["users"], counts["items"], counts["interactions"]) == (22_363, 12_101, 198_502)
     histories, _ = prepared(tmp_path)
-    with open(real("beauty", "Beauty.txt"), encoding="utf-8") as lines:
+    with open(source, encoding="utf-8") as lines:
         assert histories == {int(user): list(map(int, items)) for user, *items in map(str.split, lines)}
 
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 from mlflow_server import Server
-from pyarrow import parquet as pq
 
 from raymerge.artifacts import save_model
+from raymerge.data.sequences import Items, write_items
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.tracking.runs import Tracker
 
@@ -57,15 +57,9 @@ def new_tracker(server: Server, request: pytest.FixtureRequest) -> Callable[...,
 def save_random_model(folder: Path, item_ids: list[int] | list[str], *, seed: int = 0) -> Path:
     """A small model of random weights as the pipeline leaves it on disk."""
     torch.manual_seed(seed)
-    catalogue = pa.table(
-        {
-            "index": pa.array(range(1, len(item_ids) + 1), pa.int32()),
-            "item": pa.array(item_ids),
-            "count": pa.array([1] * len(item_ids), pa.int64()),
-        }
-    )
     folder.mkdir(parents=True)
-    pq.write_table(catalogue, folder / "catalogue.parquet")
+    counts = torch.ones(len(item_ids), dtype=torch.int64)
+    write_items(Items(pa.array(item_ids), counts), folder / "catalogue.parquet")
     config = EncoderConfig(max_length=5, dim=8, blocks=1, heads=1, feed_forward=8)
     save_model(SequenceEncoder(len(item_ids), config), folder, items_url=str(folder / "catalogue.parquet"))
     (folder / "catalogue.parquet").unlink()
