@@ -1,16 +1,21 @@
-"""Settings that may have a few values only say which in their type, `Literal[…]`, and nowhere else."""
+"""Settings that may have a few values only say which in their type, and nowhere else.
 
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+It is `Literal[…]`, or `Annotated[str, REGISTRY]` for the names of a registry, which refuses others itself.
+"""
+
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from raymerge.errors import ConfigError
 
 
 def choices_in(annotation: Any) -> tuple[Any, ...]:
-    """All values of a literal type; none of any other.
+    """All values of a literal type, or the names of a registry; none of any other.
 
-    >>> choices_in(Literal["pre", "post"]), choices_in(int)
-    (('pre', 'post'), ())
+    >>> choices_in(Literal["pre", "post"]), choices_in(Annotated[str, {"sum": sum}]), choices_in(int)
+    (('pre', 'post'), ('sum',), ())
     """
+    if get_origin(annotation) is Annotated:
+        return tuple(annotation.__metadata__[0])
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 

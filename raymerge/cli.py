@@ -188,11 +188,14 @@ def log(url: str, tracking_uri: str | None) -> None:
 @SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
 @click.option("--objective", help="Print the `settings` that an objective takes, such as those of cl4srec.")
-def config(recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None) -> None:
+@click.option("--estimator", help="Print the formula of an estimator of the diagonal, and its source.")
+def config(
+    recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None, estimator: str | None
+) -> None:
     """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
     from raymerge.explained import print_config
 
-    print_config(recipe, overrides, listing, objective)
+    print_config(recipe, overrides, listing, objective, estimator)
 
 
 @cli.command(short_help="What a run would take: processes, memory, time.")

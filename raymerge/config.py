@@ -1,6 +1,7 @@
 """What can be configured: one frozen, typed tree; unknown keys are refused.
 
 The settings of each stage are defined beside the stage; here they are put together and checked against each other.
+Users read the comments beside fields: `raymerge config` prints them.
 """
 
 import copy

@@ -12,22 +12,29 @@ import yaml
 from raymerge.choices import choices_in
 from raymerge.config import Config, class_in
 from raymerge.errors import ConfigError
+from raymerge.fisher.weights import ESTIMATORS
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, complete_settings
 from raymerge.recipes import RECIPES, configure
 
 SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
 
 
-def print_config(recipe: str, overrides: Sequence[str], listing: bool, objective: str | None) -> None:
+def print_config(
+    recipe: str, overrides: Sequence[str], listing: bool, objective: str | None, estimator: str | None
+) -> None:
     """`raymerge config`."""
-    if objective and (listing or overrides):
-        raise ConfigError("--objective prints what an objective takes, whatever the recipe: leave out --list and --set")
+    if (objective or estimator) and (listing or overrides):
+        raise ConfigError("--objective and --estimator go with any recipe: leave out --list and --set")
     if listing:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")
     elif objective:
         settings = complete_settings(ObjectiveConfig(objective))
         click.echo(_explained(settings, OBJECTIVES[objective].Settings), nl=False)
+    elif estimator:
+        entry = ESTIMATORS[estimator]
+        click.echo(f"{inspect.getdoc(entry.build)}\nformula: {entry.formula}\nsource: {entry.source}")
+        click.echo(f"unbiased: {'yes' if entry.unbiased else 'no'}\nn: {entry.samples or 'it has none'}")
     else:
         click.echo(explained(configure(recipe, overrides)), nl=False)
 
@@ -59,7 +66,11 @@ def _yaml(value: Any) -> str:
 
 @cache
 def _annotations(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind) if inspect.isclass(kind) and kind.__module__.startswith("raymerge.") else {}
+    return (
+        get_type_hints(kind, include_extras=True)
+        if inspect.isclass(kind) and kind.__module__.startswith("raymerge.")
+        else {}
+    )
 
 
 @cache

@@ -19,6 +19,7 @@ from raymerge.artifacts import Output, load_model, open_artifact, save_model, sa
 from raymerge.cli import cli, main
 from raymerge.data.sequences import Items, write_items
 from raymerge.errors import ConfigError, LostError
+from raymerge.fisher.weights import ESTIMATORS
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig
 from raymerge.stages.train import model_digest
@@ -409,6 +410,13 @@ def test_settings_of_an_objective_are_printed_as_it_takes_them(capsys: pytest.Ca
 def test_an_objective_that_there_is_not_is_named_with_those_that_there_are() -> None:
     with pytest.raises(ConfigError, match="unknown objective 'sasrec'; known: bert4rec"):
         cli(["config", "--objective", "sasrec"], standalone_mode=False)
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_an_estimator_is_printed_with_its_formula_and_source(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    cli(["config", "--estimator", name], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert f"formula: {ESTIMATORS[name].formula}\nsource: {ESTIMATORS[name].source}\n" in printed
 
 
 @pytest.mark.parametrize("command", list(cli.commands))

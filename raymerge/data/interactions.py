@@ -44,7 +44,7 @@ class LogConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    format: str = "auto"  # csv | tsv | parquet | movielens | sequences, or auto: by the first bytes
+    format: str = "auto"  # csv | tsv | parquet | movielens | sequences, or auto: by the suffix, or else the first line
     user: str = "user"  # the columns' names
     item: str = "item"
     timestamp: str | None = "timestamp"  # null if the rows are in order of time

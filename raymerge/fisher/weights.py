@@ -8,7 +8,7 @@ Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log 
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class FisherConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    estimator: str = "exact"  # exact, or a way to sample: see the README
+    estimator: Annotated[str, ESTIMATORS] = "exact"  # raymerge config --estimator NAME says what it is
     samples: int | None = None  # n of an estimator that samples
     temperature: float = 1.0  # of the logits
     batch_size: int | None = None  # B of the paper's batch-wise form; null: each user alone

@@ -7,7 +7,7 @@ memory beside its result, whatever the size of the models.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product, repeat
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class MergeConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
-    method: str = "fisher"  # fisher | average
+    method: Annotated[str, METHODS] = "fisher"
     coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"  # λ: search | equal | a list
     normalise: Literal["none", "model", "tensor", "search"] = "search"  # scale of diagonals
     epsilon: float | Literal["search"] = 1e-6  # ε, in units of a diagonal's mean: a number or search

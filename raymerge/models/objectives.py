@@ -9,7 +9,7 @@ Shapes: B windows, W columns, L = max_length, d dimensions, V items. Windows are
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class ObjectiveConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    name: str = "bert4rec"  # bert4rec | next_item | cl4srec | duorec
+    name: Annotated[str, OBJECTIVES] = "bert4rec"
     settings: dict[str, Any] = field(default_factory=dict)  # what differs from its defaults, such as {weight: 0.05}
 
     def __post_init__(self) -> None:
