@@ -154,7 +154,7 @@ def run_fisher_study(
                 made = fisher_study(context, pool, prepared, name, trained)
             shown = _log_study(context, tracker, name, made)
     console = Console()
-    console.print(studies.render(made.json("study.json")))
+    console.print(studies.render(studies.read(made)))
     _print_rows(console, {"study": made.file("study.json"), "MLflow": shown})
 
 

@@ -34,17 +34,14 @@ class Interval:
 class Difference:
     """Model a against model b on the same users.
 
-    `low` and `high` bound `difference` = mean_a − mean_b; `relative` is difference / mean_b, None where that is 0.
+    `low` and `high` bound the `difference` of their means; `relative` is to the mean of b, None where that is 0.
     """
 
-    mean_a: float
-    mean_b: float
     difference: float
     relative: float | None
     low: float
     high: float
     p_value: float
-    users: int
 
 
 class Bootstrap:
@@ -111,14 +108,11 @@ class Bootstrap:
         opposite = min(int((replicated <= 0).sum()), int((replicated >= 0).sum()))
         low, high = _percentiles(replicated, confidence)
         return Difference(
-            mean_a=mean_a,
-            mean_b=mean_b,
             difference=mean_a - mean_b,
             relative=(mean_a - mean_b) / mean_b if mean_b else None,
             low=low,
             high=high,
             p_value=min(1.0, 2 * (1 + opposite) / (1 + len(replicated))),
-            users=self.users,
         )
 
     def _mean(self, column: str) -> tuple[float, Tensor]:

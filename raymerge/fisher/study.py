@@ -18,6 +18,7 @@ from raymerge.fisher.weights import ESTIMATORS, Estimator, FisherConfig
 from raymerge.models.layers import by_layer
 
 MOST_SEEDS = 100
+SCHEMA = 1  # of study.json; raised when a key changes its meaning
 
 
 @dataclass(frozen=True)

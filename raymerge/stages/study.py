@@ -12,7 +12,7 @@ from raymerge.artifacts import Artifact, Output
 from raymerge.blocks import TensorFile, write_blocks
 from raymerge.events import Progress
 from raymerge.fisher.distributed import Shard, ShardPlan
-from raymerge.fisher.study import Agreement, Measured, Study, backward_passes, candidates, line_of, rows
+from raymerge.fisher.study import SCHEMA, Agreement, Measured, Study, backward_passes, candidates, line_of, rows
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
@@ -20,7 +20,6 @@ from raymerge.stages.prepare import items_on_offer, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 from raymerge.stages.train import model_digest
 
-SCHEMA = 1  # of study.json; raised when a key changes its meaning
 RESULT = "study-result"
 EXACT_FILE = "diagonal.safetensors"
 

@@ -26,11 +26,11 @@ ROLES: dict[Kind, str] = {
 """What a reference of each kind is called in the verdict, in the order told."""
 
 
-def best_names(report: Results, metric: str, ranking: str | None = None, *, digits: int = 4) -> set[str]:
+def best_names(report: Results, metric: str, ranking: str | None = None) -> set[str]:
     """The best single-cost models by a metric: all that print as the same figure; an ensemble does not compete."""
     ranking = ranking or report["protocol"]["ranking"]
     printed = {
-        row["name"]: round(row["metrics"][ranking][metric]["mean"], digits)
+        row["name"]: round(row["metrics"][ranking][metric]["mean"], 4)
         for row in report["rows"]
         if row["kind"] != "ensemble"
     }

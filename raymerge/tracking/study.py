@@ -13,7 +13,8 @@ from rich.text import Text
 
 from raymerge import storage
 from raymerge.artifacts import Artifact
-from raymerge.fisher.study import Row, Spread, Study, enough
+from raymerge.errors import ArtifactError
+from raymerge.fisher.study import SCHEMA, Row, Spread, Study, enough
 from raymerge.tracking import plots
 from raymerge.tracking.runs import Tracker
 
@@ -22,6 +23,14 @@ METRICS: Final = ("error", "scaled_error", "cosine", "scale")
 FACTS: Final = (
     "estimator", "samples", "batch_size", "align", "unbiased", "seeds", "users", "passes", "seconds_per_user"
 )  # fmt: skip
+
+
+def read(artifact: Artifact) -> Study:
+    """What a study found; ArtifactError if its schema is not known."""
+    study: Study = artifact.json("study.json")
+    if study["schema"] != SCHEMA:
+        raise ArtifactError(f"study.json has schema {study['schema']!r}, this version of raymerge reads {SCHEMA}")
+    return study
 
 
 def render(study: Study) -> Group:
@@ -80,7 +89,7 @@ def figures(study: Study) -> dict[str, plots.Figure]:
 
 def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
     """Upload to a run `study.json`, the table as CSV with a line for each layer, and the plots."""
-    study: Study = artifact.json("study.json")
+    study = read(artifact)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "study.json").write_bytes(storage.read_bytes(artifact.file("study.json")))

@@ -11,6 +11,7 @@ from rich.console import Console
 from raymerge import commands
 from raymerge.artifacts import Artifact, Output
 from raymerge.capacity import Deadline
+from raymerge.errors import ArtifactError
 from raymerge.fisher.study import Agreement, Measured, Study, rows
 from raymerge.fisher.weights import FisherConfig
 from raymerge.recipes import configure
@@ -80,13 +81,18 @@ def test_each_layer_has_its_plot() -> None:
     assert [one.get_title(loc="left") for one in axes] == ["norms", "output bias"]
 
 
-def made(output: Output) -> Artifact:
+def made(output: Output, **changes: object) -> Artifact:
     key = {"inputs": {}, "configuration": {}}
     with output.open().stage("study", **key) as draft:
-        draft.write_json("study.json", example())
+        draft.write_json("study.json", {**example(), **changes})
     artifact = output.find("study", **key)
     assert isinstance(artifact, Artifact)
     return artifact
+
+
+def test_a_study_of_another_schema_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"study\.json has schema 2, this version of raymerge reads 1"):
+        study.read(made(Output(str(tmp_path / "out")), schema=2))
 
 
 def new_tracker(uri: str) -> Tracker:
