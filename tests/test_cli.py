@@ -77,6 +77,10 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "trainin.epochs=3"], "unknown section 'trainin'"),
         (["run", "--set", "members={control: {name: next_item}}"], "two models of the run would be named 'control'"),
         (["run", "--set", "rivals={duorec: {estimator: target}}"], "two models of the run would be named 'duorec'"),
+        (
+            ["run", "--set", "merge.method=average", "--set", "members={weighted-average: {name: next_item}}"],
+            "two models of the run would be named 'weighted-average'",
+        ),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "named by letters, digits, - and _, got 'a b'"),
         (["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"], "takes none of"),
         (["run", "--set", "rounds=2", "--set", "base=null"], "more rounds than one need a base, and go without rivals"),
