@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from raymerge.artifacts import Artifact, Output, load_model, save_tensors
-from raymerge.tracking import report
+from raymerge.evaluation.reported import Report
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
 from tests.tracking.conftest import save_random_model
@@ -55,7 +55,7 @@ def test_plots_follow_from_what_there_is(output: Output) -> None:
     assert list(figures(report_of(output, models, {}), output.url)) == ["NDCG@10 with intervals", "training curves"]
 
 
-def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> report.Report:
+def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> Report:
     """The example, with the places of these artifacts."""
     made = {"models": models, "diagonals": diagonals}
     places = {
