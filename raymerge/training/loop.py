@@ -240,7 +240,7 @@ class Epoch:
         self._terms, self._recent = self._recent[-1].terms, []
 
     def _sums(self) -> Tensor:
-        """The summands of all steps so far: float64[T + 3]."""
+        """The summands of all steps so far: float64[2T + 3]."""
         recent = [figures.summands for figures in self._recent]
         return torch.stack(recent if self._summed is None else [self._summed, *recent]).sum(0)
 
@@ -256,7 +256,8 @@ class Epoch:
     def report(self, ndcg: float, *, best: float, validation_seconds: float) -> EpochReport:
         """The epoch in numbers, given its validation score and the best one before it."""
         *sums, targets, tokens, columns = self._sums().tolist()
-        means, terms = [total / self.done for total in sums], self._terms
+        terms, had = self._terms, sums[len(self._terms) :]  # how many steps had a term: a step may be empty
+        means = [total / max(1.0, steps) for total, steps in zip(sums, had, strict=False)]
         return EpochReport(
             epoch=self.number + 1,
             epochs=self.config.epochs,

@@ -26,7 +26,7 @@ class StepFigures:
 
     terms: list[Term]  # this rank's, of which name and weight count here; their totals know of no gradient any more
     totals: Tensor  # [T], sums of the T terms over all ranks
-    counts: Tensor  # int64[T], of what was summed; at least 1
+    counts: Tensor  # int64[T], of what was summed; 0 where no rank had anything
     tokens: Tensor  # scalar, input items that are not padding
     columns: Tensor  # scalar, all input columns that were computed
 
@@ -37,12 +37,17 @@ class StepFigures:
 
     @property
     def summands(self) -> Tensor:
-        """What an epoch adds up: each term's mean, the first one's count, tokens and columns: float64[T + 3]."""
-        return torch.cat([self.totals / self.counts, torch.stack([self.counts[0], self.tokens, self.columns])]).double()
+        """What an epoch adds up: float64[2T + 3].
+
+        Each term's mean, whether there is one, the first term's count, tokens and columns.
+        """
+        means = self.totals / self.counts.clamp(min=1)
+        return torch.cat([means, self.counts > 0, torch.stack([self.counts[0], self.tokens, self.columns])]).double()
 
 
 def weighted_sum(terms: Sequence[Term], totals: Tensor, counts: Tensor) -> Tensor:
     """Σ weight · total / count: scalar; weights stay numbers, as a tensor of them would wait for a GPU."""
+    counts = counts.clamp(min=1)
     means = [term.weight * total / count for term, total, count in zip(terms, totals, counts, strict=True)]
     return torch.stack(means).sum()
 
@@ -79,7 +84,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         with self._as_configured(batch.windows.device.type):
             terms = self.objective(self.encoder, batch)
-        counts = sum_over_ranks(torch.stack([term.count for term in terms])).clamp(min=1)
+        counts = sum_over_ranks(torch.stack([term.count for term in terms]))
         totals = torch.stack([term.total for term in terms])
         weighted_sum(terms, totals, counts).backward()
         for parameter in self.parameters:  # none of this rank's rows may have reached it, but another's

@@ -195,6 +195,19 @@ def test_reports_count_what_was_trained() -> None:
     assert report.terms == {"recommendation": pytest.approx(report.loss)}
 
 
+def test_steps_in_which_no_partition_has_a_window_do_not_count() -> None:
+    parts = [from_lists([[1, 2, 3, 4, 5, 6]] * 5, list(range(first, first + 5))) for first in (0, 5)]
+    config = TrainingConfig(epochs=6, batch_size=1, learning_rate=0.0, patience=0)
+    sizes: set[int] = set()
+    encoder, objective = make()
+    objective.register_forward_pre_hook(lambda _, arguments: sizes.add(len(arguments[1].windows)))
+    state = train(encoder, objective, parts, config)
+    assert 0 in sizes, "else this shows nothing"
+    untrained = torch.tensor(ITEMS).log().item()
+    assert [report.loss for report in state.history] == [pytest.approx(untrained, rel=0.02)] * 6
+    assert {report.targets for report in state.history} == {10 * 3}
+
+
 def test_progress_is_told_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
     told: list[StepReport] = []
