@@ -27,7 +27,7 @@ from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.outages import disk_errors
 
-FORMAT = 3  # raised when a change of the numerics or of the files makes older artifacts another thing
+FORMAT = 4  # raised when a change of the numerics or of the files makes older artifacts another thing
 MARKER = "raymerge.json"
 
 
@@ -267,7 +267,8 @@ def load_model(url: str) -> SequenceEncoder:
     url = model_folder(url)
     try:
         settings = json.loads(storage.read_bytes(storage.join(url, "config.json")))
-        parameters = load_tensors(storage.join(url, "model.safetensors"))
+        stored = load_tensors(storage.join(url, "model.safetensors"))
+        parameters = {name: value.float() for name, value in stored.items()}  # as all layers are, without a copy
         return SequenceEncoder.of(settings.pop("num_items"), EncoderConfig(**settings), parameters)
     except InputError:
         raise ArtifactError(

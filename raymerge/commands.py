@@ -224,7 +224,11 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
     model = chosen_model(model)
     module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
-    wanted = [item.strip() for item in next(csv.reader([history], skipinitialspace=True), []) if item.strip()]
+    wanted = [
+        item.strip()
+        for item in next(csv.reader([" ".join(history.splitlines())], skipinitialspace=True), [])
+        if item.strip()
+    ]
     best = recommend(module, items, [wanted], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):

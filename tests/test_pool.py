@@ -145,7 +145,7 @@ def test_process_at_work_gives_signs_of_life(
 ) -> None:
     monkeypatch.setattr("raymerge.pool.BEAT_S", 0.1)
     monkeypatch.setattr("raymerge.pool.SILENCE_S", 3.0)
-    assert collect(capacity, work, {"a": (8.0,)}, actors=1) == {"a": 1}
+    assert collect(capacity, work, {"a": (8.0,)}, actors=2, actor_threads=2) == {"a": 2}
     assert not caplog.text
 
 

@@ -29,6 +29,7 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
+BLANK_LINES = 10  # that a file may have without being suspected of an open quote
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
 
@@ -203,9 +204,8 @@ def _read_with_header(stream: io.BufferedReader, config: LogConfig, url: str, *,
     if not names:
         names = next(csv.reader([stream.readline().decode("utf-8-sig")], delimiter=delimiter), [])
     _columns_found(config.columns_by_role, names, url)
-    return _read_delimited(
-        stream, names, config.columns_by_role, pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    )
+    options = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    return _read_delimited(stream, names, config.columns_by_role, options, url)
 
 
 @FORMATS.register("movielens")
@@ -214,17 +214,21 @@ def read_movielens(stream: io.BufferedReader, config: LogConfig, url: str) -> Lo
     _refuse_markets(config, url, "movielens")
     names = ["user", "", "item", " ", "rating", "  ", "timestamp"]  # every second colon ends an empty column
     options = pa_csv.ParseOptions(delimiter=":", quote_char=False)
-    return _read_delimited(stream, names, {role: role for role in ("user", "item", "timestamp")}, options)
+    return _read_delimited(stream, names, {role: role for role in ("user", "item", "timestamp")}, options, url)
 
 
 def _read_delimited(
-    stream: io.BufferedReader, names: list[str], wanted: Mapping[str, str], options: pa_csv.ParseOptions
+    stream: io.BufferedReader, names: list[str], wanted: Mapping[str, str], options: pa_csv.ParseOptions, url: str
 ) -> LogReader:
-    """Delimited text from where the stream stands on; `wanted` are the columns by role."""
+    """Delimited text from where the stream stands on; `wanted` are the columns by role.
+
+    A quote that is never closed takes all that follows for its value: InputError where that is over 1% of the lines.
+    """
     log = LogReader(pa.schema([(role, pa.string()) for role in wanted]))
+    counted = _Counted(stream)
 
     def skip(row: pa_csv.InvalidRow) -> str:
-        log.malformed += 1
+        log.malformed += 1 + (row.text or "").count("\n")
         return "skip"
 
     options.invalid_row_handler = skip
@@ -233,12 +237,44 @@ def _read_delimited(
     read = pa_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        if stream.peek(1):  # a file may hold nothing but a header
-            reader = pa_csv.open_csv(stream, read_options=read, parse_options=options, convert_options=convert)
-            yield from (batch.rename_columns(log.schema.names) for batch in reader)
+        if not stream.peek(1):  # a file may hold nothing but a header
+            return
+        rows = 0
+        try:
+            file = pa.PythonFile(counted, mode="r")
+            for batch in pa_csv.open_csv(file, read_options=read, parse_options=options, convert_options=convert):
+                rows += len(batch)
+                yield batch.rename_columns(log.schema.names)
+        except pa.ArrowInvalid as error:
+            if "straddling" in str(error):  # a value that is larger than a block
+                raise _never_closed(url) from error
+            raise
+        swallowed = counted.lines - rows - log.malformed
+        if options.quote_char and counted.quotes % 2 and swallowed > max(BLANK_LINES, counted.lines / 100):
+            raise _never_closed(url)
 
     log.batches = batches()
     return log
+
+
+class _Counted:
+    """A stream whose quotes and lines are counted as it is read."""
+
+    closed = False  # as Arrow asks of a file
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self.quotes = self.lines = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.quotes += data.count(b'"')
+        self.lines += data.count(b"\n")
+        return data
+
+
+def _never_closed(url: str) -> InputError:
+    return InputError(f'{url} cannot be read: a quote (") that begins a value is never closed; mend its line')
 
 
 @FORMATS.register("parquet")

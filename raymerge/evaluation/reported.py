@@ -55,6 +55,7 @@ class Protocol(TypedDict):
     max_length: int
     ranking: str
     users: int
+    offered: NotRequired[int]  # how many of the catalogue's items are ranked, where that is not all of them
     validation: NotRequired[str]  # on what models were chosen, in words
     validation_users: NotRequired[int]  # how many of them; the others' last item but one trains
     runs: NotRequired[int]  # of other seeds, over which the metrics are means

@@ -100,7 +100,10 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
                 f"{counts['interactions']:,} interactions: leave it out, or merge it in later"
             )
         if not counts["validation_users"]:
-            raise InputError(f"none of {name}'s {counts['users']:,} users validates: raise prepare.validation_users")
+            raise InputError(
+                f"none of {name}'s {counts['users']:,} users validates, whose last item but one it would have to have: "
+                "leave it out or merge it in later, or raise prepare.validation_users where it is set"
+            )
         counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)
         for key, value in counts.items():

@@ -20,7 +20,7 @@ from raymerge.evaluation.reported import SCHEMA, Comparison, Kind, Measured, Pro
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.prepare import items_on_offer, partitions_of, restricted_catalogue
 
 CANDIDATES: tuple[Kind, ...] = ("merged", "fine-tuned")
 """Kinds of merged models: the best of them is served, and each is compared."""
@@ -178,13 +178,15 @@ def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
         "ranking": config.evaluation.rankings[0],
         "users": users,
     }
+    if restricted_catalogue(data):
+        protocol["offered"] = items_on_offer(data)
     validating = data.counts.get("validation_users", users)  # data of before it was counted: everybody
     if config.markets is None:
         whose = "each user" if validating == users else f"{validating:,} users"
         words = f"the last item but one of {whose}, full ranking, NDCG@10"
         return {**protocol, "validation": words, "validation_users": validating}
     whose = "each user" if validating == users else "users drawn to validate"
-    part = f"the last item of {whose} in each market's own part of the training data"
+    part = f"the last item but one of {whose}, in each market that has it"
     return {**protocol, "validation": f"{part}, ranked among the items that the market has, NDCG@10"}
 
 

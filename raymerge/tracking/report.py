@@ -79,8 +79,9 @@ def describe(protocol: Protocol) -> str:
     runs = f", mean of {protocol['runs']} runs" if protocol.get("runs", 1) > 1 else ""
     validating = protocol.get("validation_users", protocol["users"])
     some = f", {validating:,} of whom validate" if validating < protocol["users"] else ""
+    among = f" among {protocol['offered']:,} items on offer" if "offered" in protocol else ""
     return (
-        f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking, {seen}, "
+        f"{protocol['split'].capitalize()}, leave-one-out, {protocol['ranking']} ranking{among}, {seen}, "
         f"last {protocol['max_length']} items, {protocol['users']:,} users{some}{runs}"
     )
 

@@ -89,6 +89,26 @@ def test_quoted_lines_are_one_value_wherever_a_block_ends(tmp_path):
     assert not log.malformed
 
 
+@pytest.mark.parametrize(("row", "rows"), [('1,x,"3\n', 2_000), ('1,x,"3\n', 1_500_000), ('1,"x,3\n', 1_500_000)])
+def test_a_quote_that_is_never_closed_does_not_take_the_rest_of_a_log_away(tmp_path, row, rows):
+    path = write(tmp_path / "log.csv", "user,item,timestamp\n" + "1,x,3\n" * 1000 + row + "2,y,4\n" * rows)
+    with pytest.raises(InputError, match=r"log\.csv cannot be read: a quote .* is never closed"):
+        read(path)
+
+
+def test_all_lines_of_a_row_that_is_none_are_bad(tmp_path):
+    text = "user,item,timestamp\n" + "1,x,3\n" * 1000 + '1,"x,3\n' + "2,y,4\n" * 2000
+    rows, log = read(write(tmp_path / "log.csv", text))
+    assert len(rows) == 1000
+    assert log.malformed >= 2001
+
+
+def test_a_quote_within_a_value_is_a_part_of_it(tmp_path):
+    rows, _ = read(write(tmp_path / "log.csv", "user,item,timestamp\n\n" + 'anna,5" disk,3\n' + "bo,y,1\n" * 3 + "\n"))
+    assert rows[0] == ("anna", '5" disk', "3")
+    assert len(rows) == 4
+
+
 def test_quotes_byte_order_mark_and_windows_line_ends_are_understood(tmp_path):
     text = '\ufeff"user",item,timestamp\r\n"anna","x",3\r\n"bo, jr.","y ""2""",1\r\n'
     assert read(write(tmp_path / "log.csv", text))[0] == [("anna", "x", "3"), ("bo, jr.", 'y "2"', "1")]

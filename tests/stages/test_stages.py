@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -52,6 +53,26 @@ def test_metrics_equal_those_of_one_process(
     for ranking in settings.rankings:
         for metric, values in per_user(expected[ranking], settings.ks).items():
             assert found[f"{ranking}.{metric}"] == pytest.approx(float(values.mean()))
+
+
+def test_data_of_a_part_of_a_catalogue_are_tested_among_its_items(
+    make_context: MakeContext, log: Path, data: Artifact, models: dict[str, Artifact], tmp_path: Path
+) -> None:
+    rows = pq.read_table(log)
+    pq.write_table(rows.filter(pc.match_substring_regex(rows["item"], "[0-4]$")), tmp_path / "half.parquet")
+    context = make_context("out", f"prepare.catalogue={data.url}")
+    half = prepare(context, [str(tmp_path / "half.parquet")])
+    items = read_items(half.file(ITEMS_FILE))
+    assert items.offered is not None
+    assert 0 < items.offered.sum() < len(items)
+    with context.pool() as pool:
+        found = metrics_of(evaluate(context, pool, half, models)["second"])
+    parts = concatenate([read_partition(url) for url in partitions_of(half)])
+    settings, module = context.config.evaluation, load_model(models["second"].url)
+    for offered, same in ((items.offered, True), (None, False)):
+        ranks = rank_targets(module, examples(parts, "test", 10), config=settings, counts=items.counts, offered=offered)
+        ndcg = float(per_user(ranks["full"], settings.ks)["ndcg@10"].mean())
+        assert (found["full.ndcg@10"] == pytest.approx(ndcg)) == same
 
 
 def test_stage_of_the_driver_alone_is_given_up_when_the_time_is_over(make_context: MakeContext, log: Path) -> None:
