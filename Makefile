@@ -1,6 +1,6 @@
 # make run [RECIPE=name] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
 # make test [TESTS=tests/fisher]                                                  the test suite
-# make chaos                                                                      more kills, a few minutes
+# make chaos                                                                      more kills, some 40 minutes
 # make check                                                                      style, types, import contracts
 # make cluster                                                                    a Ray head and MLflow; then cluster/local stop
 # make bench                                                                      side by side timings
