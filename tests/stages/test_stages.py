@@ -102,15 +102,22 @@ def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeConte
         divide(context, parts_of_data.members["next_item-Rome"])
 
 
-def test_a_market_with_too_little_to_learn_from_is_named(make_context: MakeContext, tmp_path: Path) -> None:
-    rows = [(user, item, "old" if item < 8 else "new") for user in range(5) for item in range(10)]
+@pytest.mark.parametrize(
+    ("new", "expected"),
+    [
+        ({7}, "market-new has no user with 2 items to learn from beside those held out, of 5 interactions"),
+        ({8, 9}, "none of market-old's 5 users validates, whose last item but one it would have to have: leave it out"),
+    ],
+)
+def test_a_market_with_too_little_to_learn_from_or_to_validate_is_named(
+    make_context: MakeContext, tmp_path: Path, new: set[int], expected: str
+) -> None:
+    rows = [(user, item, "new" if item in new else "old") for user in range(5) for item in range(10)]
     text = "user,item,timestamp,shop\n" + "".join(f"{user},{item},{item},{shop}\n" for user, item, shop in rows)
     (tmp_path / "log.csv").write_text(text)
     changes = ["prepare.market=shop", "after_merge=null", "markets={by: column, names: [old, new]}"]
     context = make_context("out", *changes)
-    with pytest.raises(
-        InputError, match="market-new has no user with 2 items to learn from beside those held out, of 5 interactions"
-    ):
+    with pytest.raises(InputError, match=expected):
         divide(context, prepare(context, [str(tmp_path / "log.csv")]))
 
 
