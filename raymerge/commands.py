@@ -224,12 +224,7 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
     model = chosen_model(model)
     module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
-    wanted = [
-        item.strip()
-        for item in next(csv.reader([" ".join(history.splitlines())], skipinitialspace=True), [])
-        if item.strip()
-    ]
-    best = recommend(module, items, [wanted], top_k=top, exclude_seen=exclude_seen)[0]
+    best = recommend(module, items, [_items_in(history)], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
         table.add_row(Text(str(item)), f"{score:.3f}")  # as it is: an id may have what rich takes for markup
@@ -243,9 +238,10 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         _report_runs(places, html, json_file)
         return
     [place] = places
-    content = reported.read(place)
+    text = storage.read_bytes(place)
+    content = reported.loads(text)
     if json_file is not None:
-        storage.write_bytes(json_file, storage.read_bytes(place))
+        storage.write_bytes(json_file, text)
     output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
     if html is None:
         console = Console()
@@ -265,6 +261,12 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
     Console().print(reports.render(pooled))
+
+
+def _items_in(history: str) -> list[str]:
+    """Own ids, separated as in CSV."""
+    [found] = csv.reader([" ".join(history.splitlines())], skipinitialspace=True)
+    return [item.strip() for item in found if item.strip()]
 
 
 def _some_items(data: Artifact) -> str:
