@@ -25,7 +25,7 @@ import raymerge
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.outages import disk_errors
+from raymerge.retries import disk_errors
 
 FORMAT = 4  # raised when a change of the numerics or of the files makes older artifacts another thing
 MARKER = "raymerge.json"

@@ -1,6 +1,5 @@
-"""What a cluster has, how much of it a stage takes, and for how long: numbers alone, without Ray."""
+"""What a cluster has and how much of it a stage takes: numbers alone, without Ray."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,24 +128,3 @@ def _share(holds: Callable[[float], int], processes: int, *, most: int = 1) -> f
 def _held(amount: float, share: float) -> int:
     """How many shares of an amount there are."""
     return int(amount / share + 1e-9)
-
-
-class Deadline:
-    """A moment after which the work is given up, in seconds of a monotonic clock."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left_s(self) -> float:
-        """Seconds that are left, 0 once it has passed."""
-        return max(0.0, self._end - time.monotonic())
-
-    def check(self, doing: str) -> None:
-        """ResourceError once the time is over."""
-        if time.monotonic() > self._end:
-            raise ResourceError(
-                f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to go on, "
-                "or raise cluster.deadline_hours"
-            )

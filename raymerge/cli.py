@@ -193,7 +193,7 @@ def config(
     recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None, estimator: str | None
 ) -> None:
     """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
-    from raymerge.explained import print_config
+    from raymerge.config_command import print_config
 
     print_config(recipe, overrides, listing, objective, estimator)
 

@@ -13,12 +13,13 @@ from rich.table import Table
 
 import raymerge
 from raymerge import storage
-from raymerge.amounts import describe, duration, gib
 from raymerge.artifacts import open_artifact
-from raymerge.capacity import ClusterConfig, Deadline
+from raymerge.capacity import ClusterConfig
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
+from raymerge.deadline import Deadline
 from raymerge.errors import ConfigError, InputError
+from raymerge.formatting import describe, duration, gib
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe, is_file
 from raymerge.redaction import credentials_in, query_in, redact

@@ -14,13 +14,8 @@ from rich.text import Text
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_model, model_folder, open_artifact
-from raymerge.config import Config
-from raymerge.data.prepare import ITEMS_FILE
-from raymerge.data.sequences import read_items
-from raymerge.data.size import measure
-from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
-from raymerge.evaluation import reported
-from raymerge.given import (
+from raymerge.command_context import Work, tracked, working, working_pool
+from raymerge.command_inputs import (
     check_catalogue,
     chosen_model,
     dataset_of,
@@ -32,6 +27,12 @@ from raymerge.given import (
     open_models,
     open_start,
 )
+from raymerge.config import Config
+from raymerge.data.prepare import ITEMS_FILE
+from raymerge.data.sequences import read_items
+from raymerge.data.size import measure
+from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
+from raymerge.evaluation import reported
 from raymerge.pipeline import run as pipeline
 from raymerge.plan import make_plan, summary
 from raymerge.recipes import default_recipe
@@ -53,7 +54,6 @@ from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
 from raymerge.tracking_commands import send_report
-from raymerge.working import Work, tracked, working, working_pool
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:

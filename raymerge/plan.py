@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from raymerge.amounts import describe, duration, gib
 from raymerge.capacity import Capacity, Node
 from raymerge.config import Config
 from raymerge.costs import (
@@ -34,11 +33,12 @@ from raymerge.errors import ResourceError
 from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
-from raymerge.loaded import MODELS_KEPT
+from raymerge.formatting import describe, duration, gib
 from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
 from raymerge.training.config import TrainingConfig
+from raymerge.worker_cache import MODELS_KEPT
 
 REPORT = "report"
 

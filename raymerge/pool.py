@@ -12,8 +12,9 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from raymerge import memory
-from raymerge.capacity import Capacity, ClusterConfig, Deadline
+from raymerge import chunking
+from raymerge.capacity import Capacity, ClusterConfig
+from raymerge.deadline import Deadline
 from raymerge.errors import LostError, ResourceError, UserError, first_line
 from raymerge.runtime import POLL_S
 
@@ -40,7 +41,7 @@ class Worker:
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> Any:
         """The function's result, in chunks of the usual size or smaller ones."""
-        with memory.chunks(smaller):
+        with chunking.chunks(smaller):
             return function(*arguments)
 
 
@@ -99,7 +100,7 @@ class _Work:
         if call.key in self._smaller and (own or self._attempts[call.key] >= MAX_ATTEMPTS):
             reason = first_line(getattr(error, "cause", error))
             raise ResourceError(
-                f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{memory.SMALLER} of their size too "
+                f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{chunking.SMALLER} of their size too "
                 f"({reason}); lower cluster.actors, or use larger machines"
             ) from error
         log.warning("%s: %s ran out of memory; it is done again in smaller chunks", self.doing, call.key)
@@ -141,7 +142,7 @@ class Pool:
     One piece is under way per actor: the next is handed over before the last one's result is dealt with, so an actor
     waits for a message and no more, and no more than one result an actor waits to be taken. An actor that dies or hangs
     is replaced and its piece is done again, up to `MAX_ATTEMPTS` times; one that ran out of memory is done again in
-    smaller chunks (`raymerge.memory`). A mistake of the user that a worker found is raised here as it is. A function
+    smaller chunks (`raymerge.chunking`). A mistake of the user that a worker found is raised here as it is. A function
     therefore returns a value for its piece, or commits it under its key, and changes nothing else. The actors live as
     long as the block, so what a function caches is kept.
     """
@@ -230,7 +231,7 @@ class Pool:
         try:
             result = ray.get(reference)
         except RayTaskError as error:
-            if memory.is_exhausted(error.cause):
+            if chunking.is_exhausted(error.cause):
                 ray.kill(call.actor)  # what it still holds would be missing again
                 work.in_smaller_chunks(call, error, own=True)
                 return []

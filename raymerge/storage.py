@@ -1,4 +1,4 @@
-"""Files by URL, on this machine or in any store that fsspec knows; see `stores` for what a store is trusted with."""
+"""Files by URL, on this machine or in any store that fsspec knows; `filesystem` says what a store is trusted with."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from typing import IO, TypeVar
 import pyarrow.fs
 
 from raymerge.errors import InputError, LostError
-from raymerge.outages import MISSING, plain_errors, reason
+from raymerge.filesystem import WEB, Store, is_local, refuse_secrets
 from raymerge.redaction import without_credentials
-from raymerge.stores import WEB, Store, is_local, refuse_secrets
+from raymerge.retries import MISSING, plain_errors, reason
 
 LAST_FILE = "manifest.json"  # written after all others: a folder without it is not finished
 AT_ONCE = 8  # requests under way to a store

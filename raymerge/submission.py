@@ -28,9 +28,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from raymerge.capacity import Deadline
+from raymerge.deadline import Deadline
 from raymerge.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, LostError, ResourceError, first_line
-from raymerge.outages import PASSING_STATUSES, is_passing
+from raymerge.retries import PASSING_STATUSES, is_passing
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # what Ray looks at first, before any argument

@@ -11,6 +11,7 @@ import click
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
+from raymerge.command_context import tracker_of
 from raymerge.errors import TrackingError
 from raymerge.evaluation import reported
 from raymerge.evaluation.validation import SCORE
@@ -23,7 +24,6 @@ from raymerge.tracking.registration import RegisteredVersion, Score
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import resolve_uri, ui_command
-from raymerge.working import tracker_of
 
 
 def run_log(url: str, *, tracking_uri: str | None) -> None:

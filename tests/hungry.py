@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, NextItem, ObjectiveConfig
@@ -16,7 +16,7 @@ class TooMuchAtOnce(NextItem):
     """Finds no memory unless it works in smaller chunks."""
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        if memory.pieces() == 1:
+        if chunking.pieces() == 1:
             bytearray(MORE_THAN_THERE_IS)
         return super().forward(encoder, batch)
 

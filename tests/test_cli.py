@@ -14,7 +14,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from raymerge import commands, recipes, working
+from raymerge import command_context, commands, recipes
 from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
 from raymerge.data.sequences import Items, write_items
@@ -44,7 +44,7 @@ def test_what_another_try_may_cure_has_an_exit_code_of_its_own(
     def lost(*_: object, **__: object) -> None:
         raise LostError("s3://shop/out did not answer")
 
-    monkeypatch.setattr("raymerge.explained.print_config", lost)
+    monkeypatch.setattr("raymerge.config_command.print_config", lost)
     with pytest.raises(SystemExit) as ended:
         main(["config", "--list"])
     assert ended.value.code == 75
@@ -63,7 +63,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object) -> None:
         raise AssertionError("Ray was started before the mistake was found")
 
-    for module in (commands, working):
+    for module in (commands, command_context):
         monkeypatch.setattr(module, "session", started)
 
 

@@ -8,7 +8,7 @@ import pytest
 import s3fs
 from object_store import Faults
 
-from raymerge import outages, storage
+from raymerge import retries, storage
 from raymerge.artifacts import Artifact, Output, open_artifact
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError
 
@@ -24,7 +24,7 @@ def output(bucket: str, faults: Faults) -> Output:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up after some attempts, not after a minute."""
-    monkeypatch.setattr(outages, "RETRY_LIMIT_S", 0.3)
+    monkeypatch.setattr(retries, "RETRY_LIMIT_S", 0.3)
 
 
 def commit(output: Output, stage: str = "prepare") -> Artifact:
@@ -160,6 +160,6 @@ def test_tries_again_are_told_in_the_log_without_a_url_that_says_more_than_it_sh
             raise error
         return json.dumps("done")
 
-    assert outages.retried(call) == '"done"'
+    assert retries.retried(call) == '"done"'
     assert "https://host/x" in caplog.text
     assert "secret" not in caplog.text

@@ -18,10 +18,11 @@ from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, 
 
 from raymerge import load_diagonal, load_model, storage
 from raymerge.artifacts import Artifact, Output
-from raymerge.capacity import Capacity, Deadline
+from raymerge.capacity import Capacity
 from raymerge.cli import GRACE_S
 from raymerge.commands import run_evaluate
 from raymerge.data.sequences import read_items
+from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError
 from raymerge.evaluation import reported
 from raymerge.evaluation.validation import SCORE

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymerge.amounts import describe
 from raymerge.capacity import Capacity, Node
 from raymerge.cluster_commands import run_plan
 from raymerge.config import Config
@@ -18,6 +17,7 @@ from raymerge.data import demo
 from raymerge.data.prepare import PrepareConfig
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ResourceError
+from raymerge.formatting import describe
 from raymerge.plan import Plan, make_plan, summary
 from raymerge.recipes import RECIPES, configure
 from raymerge.runtime import cluster_nodes

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymerge import memory
-from raymerge.capacity import Capacity, ClusterConfig, Deadline
+from raymerge import chunking
+from raymerge.capacity import Capacity, ClusterConfig
+from raymerge.deadline import Deadline
 from raymerge.errors import InputError, LostError, ResourceError
 from raymerge.pool import Pool
 
@@ -63,7 +64,7 @@ def take_memory(usual_bytes: int, folder: str) -> int:
     """Take as much as chunks may, in a process that gets 400 MB beside what it has."""
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (own + 400 * 10**6, resource.RLIM_INFINITY))
-    wanted = memory.budget(usual_bytes)
+    wanted = chunking.budget(usual_bytes)
     (Path(folder) / str(wanted)).touch()
     return torch.ones(wanted, dtype=torch.uint8).numel()
 

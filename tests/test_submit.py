@@ -10,9 +10,9 @@ from ray.job_submission import JobDetails, JobStatus
 
 import raymerge
 from raymerge import cluster_commands, submission
-from raymerge.capacity import Deadline
 from raymerge.cli import main
 from raymerge.cluster_commands import runtime_env
+from raymerge.deadline import Deadline
 from raymerge.errors import LostError, ResourceError
 from raymerge.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
 

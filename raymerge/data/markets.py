@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raymerge.choices import check_choices
 from raymerge.data.sequences import Sequences, bounds
 from raymerge.data.split import before_test
 from raymerge.errors import ConfigError
+from raymerge.settings_checks import check_choices
 from raymerge.splitmix import GAMMA, mix_, signed, unit
 
 By = Literal["items", "users", "column"]

@@ -22,7 +22,6 @@ import pyarrow as pa
 import torch
 from pyarrow import compute as pc
 
-from raymerge.choices import check_choices
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories
 from raymerge.data.ids import own_ids, stable_keys
 from raymerge.data.intake import MAX_MARKETS, Intake
@@ -31,6 +30,7 @@ from raymerge.data.sequences import Items, Sequences, read_items, write_items, w
 from raymerge.data.spill import Spill
 from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import ConfigError, InputError
+from raymerge.settings_checks import check_choices
 from raymerge.storage import join, list_files, without_credentials
 
 Core = Literal["iterated", "once"]

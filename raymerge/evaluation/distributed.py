@@ -7,13 +7,13 @@ from functools import lru_cache
 import pyarrow as pa
 from torch import Tensor
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.data.sequences import read_items
 from raymerge.data.split import evaluated_users
 from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
-from raymerge.loaded import examples_of, model_at, offered_in, sequences_at
 from raymerge.models.ensemble import Ensemble
 from raymerge.pool import Pool
+from raymerge.worker_cache import examples_of, model_at, offered_in, sequences_at
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def rank_partition(models: tuple[str, ...], partition: str, items: str, config: 
     found = examples_of(partition, "test", first.config.max_length)
     sequences = sequences_at(partition)
     users = sequences.users.take(pa.array(evaluated_users(sequences, "test").numpy()))
-    config = replace(config, memory_mib=max(1, memory.budget(config.memory_mib << 20) >> 20))
+    config = replace(config, memory_mib=max(1, chunking.budget(config.memory_mib << 20) >> 20))
     ranks = rank_targets(module, found, config=config, counts=_popularity(items), offered=offered_in(items))
     return Ranks(users, found.keys, ranks)
 

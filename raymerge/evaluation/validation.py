@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.data.split import Examples
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
@@ -20,6 +20,6 @@ def validation_gains(
 
     Without items of the user's history if `filter_seen`. Cost and memory are those of `full_ranks`.
     """
-    seen, budget = asked.seen if filter_seen else None, memory.budget(MEMORY_BYTES)
+    seen, budget = asked.seen if filter_seen else None, chunking.budget(MEMORY_BYTES)
     ranks = full_ranks(module, asked.histories, asked.targets, seen=seen, offered=offered, memory_bytes=budget)
     return ndcg(ranks, 10)

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.artifacts import Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
 from raymerge.fisher.weights import FisherConfig
-from raymerge.loaded import examples_of, model_at, offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.pool import Pool
+from raymerge.worker_cache import examples_of, model_at, offered_in
 
 SUMS_FILE = "sums.safetensors"
 
@@ -98,7 +98,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
         keys=found.keys[some],
         offered=offered_in(plan.catalogue),
         dtype=torch.float64 if plan.double else None,
-        memory_bytes=memory.budget(MEMORY_BYTES),
+        memory_bytes=chunking.budget(MEMORY_BYTES),
     )
     return {name: value.cpu() for name, value in sums.items()}, users
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
 from raymerge.fisher.draws import integers, uniforms
 from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
 from raymerge.fisher.scores import Scores
 from raymerge.registry import Registry
+from raymerge.settings_checks import check_choices
 
 PAPER = "https://arxiv.org/abs/2307.05476"
 SAMPLING = "Kunstner, Hennig, Balles 2019, https://arxiv.org/abs/1905.12558"

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from raymerge.choices import check_choices
 from raymerge.errors import ConfigError, MergeError
 from raymerge.merging.checks import (
     Model,
@@ -29,6 +28,7 @@ from raymerge.merging.checks import (
 from raymerge.merging.coefficients import Point
 from raymerge.merging.weights import ENTRIES_AT_ONCE, NORMALISATIONS, FisherWeights, Normalise, stacked_blocks
 from raymerge.registry import Registry
+from raymerge.settings_checks import check_choices
 
 EPSILONS = (1e-6, 1e-3, 1e-1)
 POWERS = (1.0, 0.5, 2.0)

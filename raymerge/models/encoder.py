@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from raymerge.choices import check_choices
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
 from raymerge.models.repeats import add_shift, distinct_columns
+from raymerge.settings_checks import check_choices
 
 ROWS_DRAWN = 1 << 16  # of a weight at a time: torch takes three times the memory of what it draws
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.batch import Batch, Term
@@ -17,6 +16,7 @@ from raymerge.models.draws import uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import LOGIT_BYTES, catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
+from raymerge.settings_checks import check_choices
 from raymerge.splitmix import Stream
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymerge.artifacts import Artifact, Draft, Output
-from raymerge.capacity import Capacity, Deadline
+from raymerge.capacity import Capacity
 from raymerge.config import Config
+from raymerge.deadline import Deadline
 from raymerge.events import Emit, Event, Place, Progress
 from raymerge.pool import Pool
 from raymerge.runtime import cluster_capacity

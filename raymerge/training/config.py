@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from raymerge.choices import check_choices
 from raymerge.errors import ConfigError
+from raymerge.settings_checks import check_choices
 
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6),

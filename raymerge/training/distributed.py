@@ -23,22 +23,23 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge import memory, storage
+from raymerge import chunking, storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
-from raymerge.capacity import Capacity, ClusterConfig, Deadline
+from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.sequences import read_partition
+from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Emit, Event, Progress
-from raymerge.loaded import offered_in
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.outages import disk_errors, reason
+from raymerge.retries import disk_errors, reason
 from raymerge.runtime import POLL_S
 from raymerge.training.config import TrainingConfig
 from raymerge.training.event_log import EventLog, Mistake
 from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
+from raymerge.worker_cache import offered_in
 
 MAX_FAILURES = 3  # of a run's workers, before it is given up
 STATE_TENSORS, STATE_NUMBERS = "state.safetensors", "state.json"
@@ -132,7 +133,7 @@ def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingStat
 
 def _exhaustion(what: str) -> ResourceError:
     return ResourceError(
-        f"training ran out of memory, in chunks of 1/{memory.SMALLER} of a batch too ({what}); "
+        f"training ran out of memory, in chunks of 1/{chunking.SMALLER} of a batch too ({what}); "
         "lower training.batch_size, or use larger machines"
     )
 
@@ -170,7 +171,7 @@ class NoteExhaustion(UserCallback):
         """Some ranks have failed: those that waited for one that ran out of memory have errors of their own."""
         for error in worker_exceptions.values():
             found = getattr(error, "health_check_failure", error)  # Ray Train's wrapper of what became of a process
-            if isinstance(found, OutOfMemoryError) or memory.is_exhausted(found):
+            if isinstance(found, OutOfMemoryError) or chunking.is_exhausted(found):
                 ray.get(self._log.note_exhausted.remote(self._run))
 
 
@@ -182,12 +183,12 @@ def _work(arguments: dict[str, Any]) -> None:
     run, log = arguments["job"].run, arguments["log"]
     smaller = ray.get(log.was_exhausted.remote(run))
     try:
-        with memory.chunks(smaller):
+        with chunking.chunks(smaller):
             _train_rank(**arguments)
     except UserError as error:
         ray.get(log.add.remote([Mistake(run, error)]))
     except Exception as error:
-        if not (smaller and memory.is_exhausted(error)):
+        if not (smaller and chunking.is_exhausted(error)):
             raise
         ray.get(log.add.remote([Mistake(run, _exhaustion(reason(error)))]))
 
@@ -250,7 +251,7 @@ class Reporter:
 
     def __init__(self, job: TrainingJob, checkpoints: str, log: Any | None) -> None:
         self._job, self._checkpoints, self._log = job, checkpoints, log
-        self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if memory.pieces() > 1 else "")
+        self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if chunking.pieces() > 1 else "")
         self._note = ""
 
     def step(self, report: StepReport) -> None:

@@ -9,8 +9,8 @@ is planned), of which a history has one for each `stride` items; one partition's
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
 the last state, 4 while the next one replaces it, and once while it is written, where epochs are averaged 3 times more;
 and what one batch takes, where positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the
-number of steps. In smaller chunks (`raymerge.memory`) a batch takes an eighth, its activations are computed twice, and
-dropout masks are others.
+number of steps. In smaller chunks (`raymerge.chunking`) a batch takes an eighth, its activations are computed twice,
+and dropout masks are others.
 """
 
 import math

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
@@ -102,7 +102,7 @@ class Stepper:
         mixed = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
         before = encoder.casts_layers, encoder.training_chunks
         encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
-        encoder.training_chunks = memory.pieces()
+        encoder.training_chunks = chunking.pieces()
         try:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
                 yield

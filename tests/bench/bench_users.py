@@ -22,7 +22,7 @@ from bench_prepare import PER_USER, write_log
 from random_models import random_model
 
 from raymerge.artifacts import Artifact, Output
-from raymerge.capacity import Deadline
+from raymerge.deadline import Deadline
 from raymerge.pool import Pool
 from raymerge.recipes import configure
 from raymerge.runtime import session

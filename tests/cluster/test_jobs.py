@@ -17,8 +17,8 @@ import pytest
 from cluster.head import CHECKOUT, Head, start_head, status
 
 from raymerge.artifacts import Output
-from raymerge.capacity import Deadline
 from raymerge.data import demo
+from raymerge.deadline import Deadline
 from raymerge.recipes import configure
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import prepare
@@ -118,7 +118,7 @@ def test_driver_without_the_token_does_not_get_in(head: Head, door: str, change:
 CASES = """
 import json, sys, time
 from pathlib import Path
-from raymerge.capacity import Deadline
+from raymerge.deadline import Deadline
 from raymerge.errors import ResourceError
 from raymerge.submission import Job, connect, run_job
 
@@ -186,7 +186,7 @@ def test_job_past_its_deadline_is_stopped(found: dict) -> None:
 THROUGH_A_CUT = """
 import json, socket, sys, threading
 from raymerge import submission
-from raymerge.capacity import Deadline
+from raymerge.deadline import Deadline
 
 direct = sys.argv[1]
 host, port = direct.removeprefix("http://").split(":")

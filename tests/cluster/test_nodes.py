@@ -15,8 +15,8 @@ from random_models import random_model
 
 from raymerge import storage
 from raymerge.artifacts import Output
-from raymerge.capacity import Deadline
 from raymerge.data import demo
+from raymerge.deadline import Deadline
 from raymerge.errors import InputError
 from raymerge.recipes import configure
 from raymerge.stages.context import Context

@@ -8,9 +8,9 @@ import pytest
 from random_models import random_model
 
 from raymerge.artifacts import Artifact, Output
-from raymerge.capacity import Deadline
 from raymerge.data import demo
 from raymerge.data.sequences import Sequences, read_partition
+from raymerge.deadline import Deadline
 from raymerge.events import Emit
 from raymerge.recipes import configure
 from raymerge.stages.context import Context

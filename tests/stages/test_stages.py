@@ -17,10 +17,11 @@ from processes import named
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
-from raymerge.capacity import Capacity, ClusterConfig, Deadline
+from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import examples
+from raymerge.deadline import Deadline
 from raymerge.errors import InputError, LostError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets

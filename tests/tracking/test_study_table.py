@@ -10,7 +10,7 @@ from rich.console import Console
 
 from raymerge import commands
 from raymerge.artifacts import Artifact, Output
-from raymerge.capacity import Deadline
+from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError
 from raymerge.fisher.study import Agreement, Measured, Study, rows
 from raymerge.fisher.weights import FisherConfig

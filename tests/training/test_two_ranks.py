@@ -9,7 +9,7 @@ from partitions import from_lists
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from raymerge import memory
+from raymerge import chunking
 from raymerge.data.sequences import Sequences
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
@@ -78,7 +78,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 @pytest.mark.parametrize("case", list(CASES))
 def test_smaller_chunks_train_what_usual_ones_would(case: str) -> None:
     usual = train_case(case, partitions(), seed=0)
-    with memory.chunks(smaller=True):
+    with chunking.chunks(smaller=True):
         smaller = train_case(case, partitions(), seed=0)
     for name, expected in usual.encoder.items():
         torch.testing.assert_close(smaller.encoder[name], expected, rtol=1e-6, atol=1e-8, msg=f"{case}: {name}")

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from raymerge.errors import InputError
-from raymerge.outages import MISSING, plain_errors, retried
 from raymerge.redaction import credentials_in, redact, without_credentials
+from raymerge.retries import MISSING, plain_errors, retried
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from raymerge.artifacts import Artifact, Output, digest_of
-from raymerge.capacity import Deadline
+from raymerge.command_inputs import dataset_of
 from raymerge.config import Config
+from raymerge.deadline import Deadline
 from raymerge.events import Event, Message, Place, Progress
-from raymerge.given import dataset_of
 from raymerge.pool import Pool
 from raymerge.progress import display
 from raymerge.recipes import configure
