@@ -9,10 +9,11 @@ from raymerge.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, evaluate_together
 from raymerge.stages.fisher import check_samples, fisher
+from raymerge.stages.interpolate import interpolate
 from raymerge.stages.markets import TrainingData, divide
 from raymerge.stages.merge import average, merge
 from raymerge.stages.prepare import prepare
-from raymerge.stages.report import Entry, final_model, report
+from raymerge.stages.report import Entry, report
 from raymerge.stages.train import train_after_merge, train_base, train_ceiling, train_members
 
 
@@ -31,9 +32,16 @@ class Result:
     @property
     def final(self) -> Artifact:
         """The model to serve: the merged one, trained on after the merge or not, whichever validates better."""
-        model = final_model(self.entries).model
-        assert model is not None, "it is no ensemble"
-        return model
+        models = {entry.name: entry.model for entry in self.entries if entry.model}
+        return models[self.report.json("report.json")["final"]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What an early round makes."""
+
+    members: Mapping[str, Artifact]
+    merged: Artifact
 
 
 def run(context: Context, log: Sequence[str]) -> Result:
@@ -42,47 +50,54 @@ def run(context: Context, log: Sequence[str]) -> Result:
     parts = divide(context, data)
     check_samples(context.config, parts.validation)
     base = train_base(context, parts.base)
-    settings, name = context.config.merge, context.config.merge.label
-    start, early, first_members = base, dict[str, Artifact](), dict[str, Artifact]()
+    settings, label = context.config.merge, context.config.merge.label
+    early: list[Round] = []
     for number in range(1, context.config.rounds):
-        members, start = _round(context, parts, start, number)
-        early[f"{name}-round-{number}"] = start
-        first_members = first_members or members
-    members = train_members(context, parts.members, start, after=context.config.rounds - 1)
+        early.append(_round(context, parts, early[-1].merged if early else base, number))
+    members = train_members(context, parts.members, early[-1].merged if early else base, after=len(early))
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, parts, members)
         uniform = average(context, pool, parts.validation, members)
         merged = merge(context, pool, parts.validation, members, diagonals, settings)
-        merges = {name: merged} | _rivals(context, pool, parts, members)
+        merges = {label: merged} | _rivals(context, pool, parts, members)
+        between = interpolate(context, pool, parts.validation, members)
     groups: list[tuple[Kind, Mapping[str, Artifact]]] = [
         ("base", {"base": base} if base else {}),
         ("member", members),
         ("average", {"average": uniform}),
-        ("round", early),
+        ("round", {f"{label}-round-{number}": one.merged for number, one in enumerate(early, 1)}),
         ("merged", merges),
-        *train_after_merge(context, data, merges, first_members or members),
+        *train_after_merge(context, data, merges, early[0].members if early else members),
         ("ceiling", train_ceiling(context, data, base)),
     ]
+    entries = _evaluate_all(context, data, groups, members)
+    made = report(context, data, entries, merge=merged, diagonals=diagonals, interpolation=between)
+    return Result(data, base, members, diagonals, merged, entries, made)
+
+
+def _evaluate_all(
+    context: Context,
+    data: Artifact,
+    groups: Sequence[tuple[Kind, Mapping[str, Artifact]]],
+    members: Mapping[str, Artifact],
+) -> list[Entry]:
+    """The rows of the report: every model of every kind, and the members' ensemble."""
     models = {name: model for _, group in groups for name, model in group.items()}
     with context.pool() as pool:
         ranks = evaluate(context, pool, data, models)
         together = evaluate_together(context, pool, data, list(members.values()))
     entries = [Entry(name, kind, model, ranks[name]) for kind, group in groups for name, model in group.items()]
-    entries.append(Entry("ensemble", "ensemble", None, together))
-    made = report(context, data, entries, merge=merged, diagonals=diagonals)
-    return Result(data, base, members, diagonals, merged, entries, made)
+    return [*entries, Entry("ensemble", "ensemble", None, together)]
 
 
-def _round(
-    context: Context, parts: TrainingData, start: Artifact | None, number: int
-) -> tuple[dict[str, Artifact], Artifact]:
-    """Members of an early round, and their merge, from which those of the next one start."""
+def _round(context: Context, parts: TrainingData, start: Artifact | None, number: int) -> Round:
+    """An early round: the members of the next one start from its merge."""
     suffix, settings = f"-round-{number}", context.config.merge
     members = train_members(context, parts.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
         diagonals = _own_diagonals(context, pool, parts, members, suffix=suffix)
         name = settings.label + suffix
-        return members, merge(context, pool, parts.validation, members, diagonals, settings, name=name)
+        return Round(members, merge(context, pool, parts.validation, members, diagonals, settings, name=name))
 
 
 def _rivals(context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact]) -> dict[str, Artifact]:

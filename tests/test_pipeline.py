@@ -53,13 +53,34 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
     _, result, _ = first
     content = reported.read(result.report.file("report.json"))
     names = [row["name"] for row in content["rows"]]
-    assert names == ["base", "next_item", "cl4srec", "duorec", "average", "fisher", "fine-tuned", "control", "ensemble"]
+    members = ["next_item", "cl4srec", "duorec"]
+    merges = ["average", "fisher", "fine-tuned", "control", "ensemble"]
+    assert names == ["base", *members, "mean of the members", *merges]
     for row in content["rows"]:
         for metrics in row["metrics"].values():
             assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
     assert 60 < content["protocol"]["validation_users"] < 140 < content["protocol"]["users"] == 300
     assert len(content["comparisons"]) == 10
     assert all(one["p_holm"] >= one["p"] for one in content["comparisons"])
+
+
+def test_report_groups_users_by_the_members_that_hit_them(first: tuple[Path, Result, list]) -> None:
+    content = reported.read(first[1].report.file("report.json"))
+    assert sum(group["users"] for group in content["overlap"]["groups"]) == content["protocol"]["users"]
+    rows = {row["name"]: row["metrics"]["full"]["hr@10"]["mean"] for row in content["rows"]}
+    for name in ("base", "fisher", "ensemble"):
+        hits = sum(group["hits"][name] for group in content["overlap"]["groups"])
+        assert hits == round(rows[name] * content["protocol"]["users"])
+    by = {group["members"]: group["users"] for group in content["overlap"]["groups"]}
+    alone = sum(by[f"only {name}"] for name in ("next_item", "cl4srec", "duorec"))
+    assert alone + 3 * by["all members"] <= 3 * rows["mean of the members"] * content["protocol"]["users"] + 1e-6
+
+
+def test_lines_between_members_end_at_members(first: tuple[Path, Result, list]) -> None:
+    content = reported.read(first[1].report.file("report.json"))
+    for line in content["interpolation"]["lines"]:
+        for name, score in (line["first"], line["scores"][0]), (line["second"], line["scores"][-1]):
+            assert score == pytest.approx(content["validation"][name], abs=1e-3)
 
 
 def test_merged_model_and_diagonals_load(first: tuple[Path, Result, list]) -> None:

@@ -10,7 +10,8 @@ from raymerge import storage
 from raymerge.errors import ArtifactError
 
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
-Kind = Literal["base", "member", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
+Kind = Literal["base", "member", "mean", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
+NOT_SERVED: tuple[Kind, ...] = ("mean", "ensemble")  # rows that are no model which could be served at the cost of one
 
 
 class Measured(TypedDict):
@@ -66,6 +67,36 @@ def seen_items(*, filtered: bool) -> str:
     return f"seen items {'filtered' if filtered else 'not filtered'}"
 
 
+class Group(TypedDict):
+    """Users whom the same members hit, in words, and how many of them each other model hits."""
+
+    members: str
+    users: int
+    hits: dict[str, int]
+
+
+class Overlap(TypedDict):
+    """Users by which members rank their item among the first `k`; each is in one group."""
+
+    k: int
+    groups: list[Group]
+
+
+class Line(TypedDict):
+    """Validation NDCG@10 of the models between two members, one for each of the points."""
+
+    first: str
+    second: str
+    scores: list[float]
+
+
+class Interpolation(TypedDict):
+    """Lines between members: a point t is the model (1 − t) · first + t · second."""
+
+    points: list[float]
+    lines: list[Line]
+
+
 class Merge(TypedDict):
     """What the merge chose, on validation."""
 
@@ -102,6 +133,7 @@ class Report(Results):
     """The results of a run and where they come from.
 
     `validation` are scores by model, `timings` seconds; `artifacts` are places by name, told from the output folder on.
+    A single member has no `overlap` and no `interpolation`.
     """
 
     merge: Merge
@@ -109,6 +141,8 @@ class Report(Results):
     artifacts: dict[Literal["models", "diagonals"], dict[str, str]]
     timings: dict[str, float]
     versions: dict[str, str]
+    overlap: NotRequired[Overlap]
+    interpolation: NotRequired[Interpolation]
 
 
 def read(url: str) -> Report:

@@ -17,11 +17,13 @@ from raymerge.evaluation.reported import Kind, Report, Results
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.report import (
     CANDIDATES,
+    MEAN,
     best_of,
     bootstrap_of,
     comparisons,
     kept_settings,
     row,
+    with_mean,
 )
 
 BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
@@ -72,9 +74,11 @@ class Run:
         return open_artifact(storage.join(self.output, "evaluate", digest), "evaluate")
 
     def mean(self, name: str, ranking: str, metric: str) -> float:
-        """A model's metric."""
-        [found] = [one for one in self.content["rows"] if one["name"] == name]
-        return float(found["metrics"][ranking][metric]["mean"])
+        """A row's metric."""
+        members = [one for one, kind in self.kinds.items() if kind == "member"]
+        wanted = members if name == MEAN else [self.best] if name == BEST else [name]
+        found = [one["metrics"] for one in self.content["rows"] if one["name"] in wanted]
+        return fmean(metrics[ranking][metric]["mean"] for metrics in found)
 
 
 def pool_reports(places: Sequence[str]) -> Results:
@@ -90,14 +94,14 @@ def pool_reports(places: Sequence[str]) -> Results:
     recipe = first.artifact.manifest["configuration"]["recipe"]
     settings = TypeAdapter(EvaluationConfig).validate_python(recipe["evaluation"])
     kinds = first.kinds
-    ranks = {name: [run.ranks(name) for run in runs] for name in kinds}
+    ranks = with_mean(kinds, {name: [run.ranks(name) for run in runs] for name in kinds})
     compared = [name for name, kind in kinds.items() if kind == "member"]
     if recipe["markets"] is None:
         kinds, compared = {**kinds, BEST: "member"}, [BEST]
         ranks[BEST] = [run.ranks(run.best) for run in runs]
     data = open_artifact(storage.join(first.output, "prepare", first.data), "prepare")
     bootstrap = bootstrap_of(partitions_of(data), ranks, settings)
-    rows = [row(name, kind, bootstrap, settings) for name, kind in kinds.items()]
+    rows = [row(name, kinds.get(name, "mean"), bootstrap, settings) for name in ranks]
     for one in rows:
         one["spread"] = {ranking: _spread(runs, one["name"], ranking, list(m)) for ranking, m in one["metrics"].items()}
     return {
@@ -118,10 +122,7 @@ def _mean_validation(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]) -> dict[str, float]:
-    names = [run.best if name == BEST else name for run in runs]
-    return {
-        metric: stdev(run.mean(n, ranking, metric) for run, n in zip(runs, names, strict=True)) for metric in metrics
-    }
+    return {metric: stdev(run.mean(name, ranking, metric) for run in runs) for metric in metrics}
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -15,17 +15,21 @@ from raymerge import storage
 from raymerge.artifacts import Artifact
 from raymerge.config import Config
 from raymerge.evaluation.metrics import per_user
+from raymerge.evaluation.overlap import by_agreement
 from raymerge.evaluation.ranking import EvaluationConfig
-from raymerge.evaluation.reported import SCHEMA, Comparison, Kind, Measured, Protocol, Report, Row
+from raymerge.evaluation.reported import SCHEMA, Comparison, Group, Kind, Measured, Overlap, Protocol, Report, Row
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.stages.context import Context, Making
+from raymerge.stages.interpolate import INTERPOLATION_FILE
 from raymerge.stages.prepare import items_on_offer, partitions_of, restricted_catalogue
 
 CANDIDATES: tuple[Kind, ...] = ("merged", "fine-tuned")
 """Kinds of merged models: the best of them is served, and each is compared."""
 REFERENCES: tuple[Kind, ...] = ("base", "average", "control", "ceiling", "ensemble")
 """Kinds that a merge is compared with, beside members."""
+MEAN = "mean of the members"  # a row that is no model: what a member taken at random gives
+HIT_AT = 10
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
 
@@ -52,27 +56,35 @@ def report(
     *,
     merge: Artifact,
     diagonals: Mapping[str, Artifact],
+    interpolation: Artifact | None = None,
 ) -> Artifact:
-    """Metrics and comparisons of all models, as `report.json`; made from the ranks alone, in one pass over users."""
+    """Metrics and comparisons of all models, as `report.json`; made from the ranks, a partition in memory at a time."""
     settings = context.config.evaluation
     inputs = {
         "ranks": {entry.name: entry.ranks.digest for entry in entries},
         "data": data.digest,
         "merge": merge.digest,
+        "interpolation": interpolation.digest if interpolation else None,
     }
     recipe = kept_settings(context.config)
     names = [[entry.name, entry.kind] for entry in entries]
     configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
 
     def compare(making: Making) -> None:
-        ranks = {entry.name: [entry.ranks] for entry in entries}
+        kinds = {entry.name: entry.kind for entry in entries}
+        ranks = with_mean(kinds, {entry.name: [entry.ranks] for entry in entries})
         bootstrap = bootstrap_of(partitions_of(data), ranks, settings, progress=making.progress)
-        content = _content(context, data, entries, merge, diagonals, bootstrap)
+        rows = [row(name, kinds.get(name, "mean"), bootstrap, settings) for name in ranks]
+        content = _content(context, data, entries, rows, merge, diagonals, bootstrap)
+        if MEAN in ranks:
+            content["overlap"] = _overlap(partitions_of(data), entries, settings.rankings[0])
+        if interpolation is not None:
+            content["interpolation"] = interpolation.json(INTERPOLATION_FILE)
         making.draft.write_json("report.json", content)
-        for row in content["rows"]:
-            for ranking, metrics in row["metrics"].items():
+        for one in rows:
+            for ranking, metrics in one["metrics"].items():
                 for metric, value in metrics.items():
-                    making.tell(f"{row['name']}.{ranking}.{metric}", value["mean"])
+                    making.tell(f"{one['name']}.{ranking}.{metric}", value["mean"])
         making.progress(1, 1)
 
     return context.find_or_make("report", "report", compare, inputs=inputs, configuration=configuration)
@@ -81,6 +93,17 @@ def report(
 def kept_settings(config: Config) -> dict[str, Any]:
     """What a report keeps of the configuration: all that runs of one table have in common."""
     return {key: value for key, value in config.determining().items() if key not in ("seed", "study")}
+
+
+def with_mean(kinds: Mapping[str, Kind], ranks: Mapping[str, Sequence[Artifact]]) -> dict[str, Sequence[Artifact]]:
+    """The ranks of all rows, with those of the members' mean after the members, where there are several."""
+    members = [name for name in ranks if kinds[name] == "member"]
+    rows = dict[str, Sequence[Artifact]]()
+    for name, found in ranks.items():
+        rows[name] = found
+        if len(members) > 1 and name == members[-1]:
+            rows[MEAN] = [artifact for member in members for artifact in ranks[member]]
+    return rows
 
 
 def bootstrap_of(
@@ -92,8 +115,8 @@ def bootstrap_of(
 ) -> Bootstrap:
     """All metrics of all models over all users, partition by partition in their order.
 
-    A model of several runs has several artifacts of ranks: a user's metric is its mean over them. `progress` gets how
-    many partitions are done before each, and how many there are.
+    A row of several models or runs has several artifacts of ranks: a user's metric is its mean over them. `progress`
+    gets how many partitions are done before each, and how many there are.
     """
     columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
@@ -102,17 +125,35 @@ def bootstrap_of(
         keys, values = torch.zeros(0, dtype=torch.int64), dict[str, Tensor]()
         for name, runs in ranks.items():
             for artifact in runs:
-                with storage.open_file(artifact.file(partition)) as file:
-                    table = pq.read_table(file)
-                keys = torch.from_numpy(table["key"].to_numpy().copy())
-                for ranking in settings.rankings:
-                    found = torch.from_numpy(table[ranking].to_numpy().copy())
-                    for metric, gains in per_user(found, settings.ks).items():
+                keys, *found = _columns(artifact, partition, "key", *settings.rankings)
+                for ranking, ranked in zip(settings.rankings, found, strict=True):
+                    for metric, gains in per_user(ranked, settings.ks).items():
                         column = _column(name, ranking, metric)
                         values[column] = values.get(column, torch.zeros(())) + gains / len(runs)
         if len(keys):
             bootstrap.update(keys, values)
     return bootstrap
+
+
+def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) -> Overlap:
+    """Which users the members hit, together or alone, and how many of these each of the other models hits."""
+    groups: dict[str, Group] = {}
+    for partition in (url.rpartition("/")[2] for url in partitions):
+        hits = {entry.name: _columns(entry.ranks, partition, ranking)[0] <= HIT_AT for entry in entries}
+        members = {entry.name: hits[entry.name] for entry in entries if entry.kind == "member"}
+        for name, inside in by_agreement(members).items():
+            group = groups.setdefault(name, {"members": name, "users": 0, "hits": {}})
+            group["users"] += int(inside.sum())
+            for model in hits.keys() - members.keys():
+                group["hits"][model] = group["hits"].get(model, 0) + int((hits[model] & inside).sum())
+    return {"k": HIT_AT, "groups": list(groups.values())}
+
+
+def _columns(ranks: Artifact, partition: str, *names: str) -> list[Tensor]:
+    """Columns of a partition's file, int64[U] each."""
+    with storage.open_file(ranks.file(partition)) as file:
+        table = pq.read_table(file, columns=list(names))
+    return [torch.from_numpy(table[name].to_numpy().copy()) for name in names]
 
 
 def _metrics(settings: EvaluationConfig) -> list[str]:
@@ -127,6 +168,7 @@ def _content(
     context: Context,
     data: Artifact,
     entries: Sequence[Entry],
+    rows: list[Row],
     merge: Artifact,
     diagonals: Mapping[str, Artifact],
     bootstrap: Bootstrap,
@@ -141,7 +183,7 @@ def _content(
         "schema": SCHEMA,
         "recipe": config.recipe,
         "protocol": _protocol(config, data, bootstrap.users),
-        "rows": [row(entry.name, entry.kind, bootstrap, config.evaluation) for entry in entries],
+        "rows": rows,
         "comparisons": comparisons(kinds, compared, bootstrap, config.evaluation),
         "merge": {
             "method": merge.counts["method"],
@@ -193,11 +235,6 @@ def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
 def _within(context: Context, artifact: Artifact) -> str:
     """Where an artifact lies, told from the output folder on, so that the folder may be moved."""
     return artifact.url.removeprefix(context.output.url + "/")
-
-
-def final_model(entries: Sequence[Entry]) -> Entry:
-    """The model to serve."""
-    return max((entry for entry in entries if entry.kind in CANDIDATES), key=lambda entry: entry.score)
 
 
 def best_of(kinds: Mapping[str, Kind], scores: Mapping[str, float], *wanted: Kind) -> str:

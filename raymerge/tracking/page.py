@@ -81,6 +81,27 @@ dd { margin: 0; overflow-wrap: anywhere; }
 </tbody>
 </table></div>
 {% endif %}
+{% if report.overlap is defined %}
+<h2>Users by the members that hit them</h2>
+<div class="scroll"><table>
+<caption>How many users are hit (their item is among the first {{ report.overlap.k }}) by no member, by one alone, by
+several or by all, and how many of each group the other models hit.</caption>
+<thead><tr><th scope="col">members</th><th scope="col">users</th>
+{% for model in report.overlap.groups[0].hits %}
+<th scope="col">{{ model }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for group in report.overlap.groups %}
+<tr><td>{{ group.members }}</td><td>{{ "{:,}".format(group.users) }}</td>
+{% for count in group.hits.values() %}
+<td>{{ "{:,}".format(count) }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table></div>
+{% endif %}
 {% for caption, png in plots.items() %}
 <h2>{{ caption }}</h2>
 <img alt="{{ caption }}" src="data:image/png;base64,{{ png }}">

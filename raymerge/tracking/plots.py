@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from raymerge.evaluation.reported import Kind, Results, seen_items
+from raymerge.evaluation.reported import Interpolation, Kind, Overlap, Results, seen_items
 from raymerge.evaluation.validation import METRIC
 from raymerge.fisher.study import Spread, Study
 from raymerge.models.layers import by_layer
@@ -27,6 +27,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))
 KINDS: dict[Kind, tuple[str, str]] = {  # of a row of the report: what it is called, its colour
     "base": ("base that members start from", "#999999"),
     "member": ("single model", "#56B4E9"),
+    "mean": ("mean of the single models, no model itself", "#B5DDF4"),
     "control": ("control: a single model with the extra epochs", "#666666"),
     "average": ("uniform average", "#E69F00"),
     "round": ("merge of an early round", "#80B9D9"),
@@ -90,6 +91,43 @@ def metric_bars(report: Results) -> Figure:
     axes.set_xlabel(f"mean over {protocol['users']:,} users; lines are bootstrap intervals")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _tidy(axes, grid="x")
+    return figure
+
+
+def hit_overlap(overlap: Overlap, model: str) -> Figure:
+    """How many users each group of members hits, and how many of these `model` hits as well."""
+    missed, *groups = overlap["groups"]  # the first are hit by no member: most users, and apart from the bars
+    figure = _figure(8, 1.9 + 0.42 * len(groups))
+    axes = figure.add_subplot()
+    users, kept = [group["users"] for group in groups], [group["hits"][model] for group in groups]
+    places = range(len(groups) - 1, -1, -1)
+    axes.barh(places, users, color="#CCCCCC", height=0.68, label="hit by these members")
+    axes.barh(places, kept, color=COLOURS[0], height=0.4, label=f"hit by {model}, too")
+    for place, all_of, some in zip(places, users, kept, strict=True):
+        axes.annotate(
+            f"{some:,} of {all_of:,}", (all_of, place), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(places, [group["members"] for group in groups])
+    axes.set_xlim(0, 1.25 * max(users) or 1)
+    axes.set_title(f"Whose item is among the first {overlap['k']}", loc="left")
+    axes.set_xlabel(f"users; of {missed['users']:,} more that no member hits {model} hits {missed['hits'][model]:,}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _tidy(axes, grid="x")
+    return figure
+
+
+def lines_between(interpolation: Interpolation) -> Figure:
+    """Validation NDCG@10 on the straight lines between members' parameters: a dip in between would be a barrier."""
+    figure = _figure(8, 4.2)
+    axes = figure.add_subplot()
+    lines = interpolation["lines"]
+    for between, (colour, style), marker in zip(lines, _styles(len(lines)), cycle(MARKERS)):
+        label = f"{between['first']} to {between['second']}"
+        axes.plot(interpolation["points"], between["scores"], color=colour, linestyle=style, marker=marker, label=label)
+    axes.set_title("Validation NDCG@10 of the models between two members", loc="left")
+    axes.set_xlabel("t: parameters are (1 - t) times the first's and t times the second's")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _tidy(axes, grid="both")
     return figure
 
 

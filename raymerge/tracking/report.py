@@ -9,7 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raymerge.evaluation.reported import Comparison, Kind, Measured, Protocol, Report, Results, seen_items
+from raymerge.evaluation.reported import (
+    NOT_SERVED,
+    Comparison,
+    Kind,
+    Measured,
+    Protocol,
+    Report,
+    Results,
+    seen_items,
+)
 from raymerge.evaluation.validation import METRIC
 from raymerge.tracking.page import TEMPLATE
 
@@ -27,12 +36,12 @@ ROLES: dict[Kind, str] = {
 
 
 def best_names(report: Results, metric: str, ranking: str | None = None) -> set[str]:
-    """The best single-cost models by a metric: all that print as the same figure; an ensemble does not compete."""
+    """The best single-cost models by a metric: all that print as the same figure."""
     ranking = ranking or report["protocol"]["ranking"]
     printed = {
         row["name"]: round(row["metrics"][ranking][metric]["mean"], 4)
         for row in report["rows"]
-        if row["kind"] != "ensemble"
+        if row["kind"] not in NOT_SERVED
     }
     return {name for name, value in printed.items() if value == max(printed.values())}
 
@@ -50,7 +59,7 @@ def render(report: Results) -> Group:
         interval = Text(f"{metrics[METRIC]['low']:.4f} to {metrics[METRIC]['high']:.4f}", style="dim")
         spread = [f"{row['spread'][report['protocol']['ranking']][METRIC]:.4f}"] if runs > 1 else []
         table.add_row(
-            Text(row["name"]), first, *spread, interval, *others, style="dim" if row["kind"] == "ensemble" else ""
+            Text(row["name"]), first, *spread, interval, *others, style="dim" if row["kind"] in NOT_SERVED else ""
         )
     apart = ", the ensemble apart: it costs as much as all its models" if _has_ensemble(report) else ""
     opening, *judgements = verdict(report)

@@ -27,6 +27,10 @@ def figures(content: Report, output: str) -> dict[str, plots.Figure]:
     trained = {name: one for name, one in models.items() if one.manifest["stage"] == "train"}
     drawn = {"NDCG@10 with intervals": plots.metric_bars(content)}
     drawn["training curves"] = plots.training_curves({name: one.json("history.json") for name, one in trained.items()})
+    if "overlap" in content:
+        drawn["users by the members that hit them"] = plots.hit_overlap(content["overlap"], content["final"])
+    if "interpolation" in content:
+        drawn["lines between members"] = plots.lines_between(content["interpolation"])
     if diagonals:
         loaded = {name: load_diagonal(diagonal.url) for name, diagonal in diagonals.items()}
         drawn["diagonals by layer"] = plots.diagonal_histograms(loaded)

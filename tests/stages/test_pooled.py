@@ -64,6 +64,8 @@ def test_means_and_spread_are_over_runs_and_the_best_member_is_each_run_s_own(
     means = {(run, name): float(ndcg(r, 10).mean()) for run, found in ranks.items() for name, r in found.items()}
     pairs = {name: (means["a", name], means["b", name]) for name in KINDS}
     pairs["best member"] = means["a", "two"], means["b", "one"]
+    pairs["mean of the members"] = tuple((means[run, "one"] + means[run, "two"]) / 2 for run in "ab")
+    assert list(rows) == ["one", "two", "mean of the members", "average", "fisher", "best member"]
     for name, (a, b) in pairs.items():
         assert rows[name]["metrics"]["full"]["ndcg@10"]["mean"] == pytest.approx((a + b) / 2)
         assert rows[name]["spread"]["full"]["ndcg@10"] == pytest.approx(abs(a - b) / 2**0.5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymerge.evaluation.reported import Interpolation, Overlap
 from raymerge.merging.methods import shares as merge_shares
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.tracking import plots
@@ -43,6 +44,36 @@ def test_bars_are_in_order_with_names_values_and_intervals() -> None:
     assert [widths[place] for place in range(6)] == [0.12, 0.13, 0.136, 0.138, 0.14, 0.15]
     assert axes.texts[0].get_text() == "0.1200"
     assert axes.get_title(loc="left") == "NDCG@10 on test (full ranking, seen items filtered)"
+
+
+OVERLAP: Overlap = {
+    "k": 10,
+    "groups": [
+        {"members": "no member", "users": 700, "hits": {"fisher": 7, "average": 1}},
+        {"members": "only bert4rec", "users": 30, "hits": {"fisher": 20, "average": 2}},
+        {"members": "only duorec", "users": 20, "hits": {"fisher": 5, "average": 3}},
+        {"members": "all members", "users": 250, "hits": {"fisher": 240, "average": 4}},
+    ],
+}
+INTERPOLATION: Interpolation = {
+    "points": [0.0, 0.5, 1.0],
+    "lines": [{"first": "bert4rec", "second": "duorec", "scores": [0.1, 0.12, 0.11]}],
+}
+
+
+def test_bars_say_how_many_users_of_each_group_the_model_hits_too() -> None:
+    [axes] = plots.hit_overlap(OVERLAP, "fisher").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["only bert4rec", "only duorec", "all members"]
+    assert [text.get_text() for text in axes.texts] == ["20 of 30", "5 of 20", "240 of 250"]
+    assert [bar.get_width() for bar in axes.patches] == [30, 20, 250, 20, 5, 240]
+    assert "of 700 more" in axes.get_xlabel() and "hits 7" in axes.get_xlabel()
+
+
+def test_lines_between_members_have_all_points() -> None:
+    [axes] = plots.lines_between(INTERPOLATION).axes
+    [line] = axes.lines
+    assert line.get_xydata().tolist() == [[0, 0.1], [0.5, 0.12], [1, 0.11]]
+    assert line.get_label() == "bert4rec to duorec"
 
 
 def test_each_layer_has_a_histogram_whose_shares_and_zeros_add_up() -> None:
@@ -91,6 +122,8 @@ def test_the_map_has_a_cell_for_each_layer_and_model() -> None:
     lambda: plots.metric_bars(example_report()),
     lambda: plots.diagonal_histograms(diagonals()),
     lambda: plots.share_map(example_shares()),
+    lambda: plots.hit_overlap(OVERLAP, "fisher"),
+    lambda: plots.lines_between(INTERPOLATION),
 ])  # fmt: skip
 def test_a_figure_becomes_a_png_of_its_size(make) -> None:
     figure = make()

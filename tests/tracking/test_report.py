@@ -99,6 +99,15 @@ def test_the_page_holds_every_ranking_every_comparison_and_the_plots_and_needs_n
         assert expected in page.text, expected
 
 
+def test_the_page_tells_whom_members_hit_alone_where_there_are_several() -> None:
+    content = example_report()
+    assert "Users by the members" not in Page(report.to_html(content, {})).text
+    groups = [{"members": "no member", "users": 4321, "hits": {"fisher": 17, "ensemble of 2": 18}}]
+    content["overlap"] = {"k": 10, "groups": groups}
+    text = Page(report.to_html(content, {})).text
+    assert re.search(r"no member\s*4,321\s*17\s*18", text), text
+
+
 def test_names_are_escaped_in_page_and_terminal() -> None:
     content = example_report()
     content["rows"][0]["name"] = "<script>alert(1)</script>[bold red]"

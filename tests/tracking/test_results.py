@@ -52,7 +52,14 @@ def test_plots_follow_from_what_there_is(output: Output) -> None:
     assert len(drawn) == 4
     [axes] = drawn["weights by layer"].axes
     assert {text.get_text() for text in axes.texts} == {"14%", "86%"}, "0.4 · 1 against 0.6 · 4, in every layer"
-    assert list(figures(report_of(output, models, {}), output.url)) == ["NDCG@10 with intervals", "training curves"]
+    content = report_of(output, models, {})
+    assert list(figures(content, output.url)) == ["NDCG@10 with intervals", "training curves"]
+    content["overlap"] = {
+        "k": 10,
+        "groups": [{"members": "all members", "users": 3, "hits": {content["final"]: 2}}] * 2,
+    }
+    content["interpolation"] = {"points": [0, 1], "lines": [{"first": "a", "second": "b", "scores": [0.1, 0.2]}]}
+    assert list(figures(content, output.url))[2:] == ["users by the members that hit them", "lines between members"]
 
 
 def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> Report:
