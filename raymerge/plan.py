@@ -34,6 +34,7 @@ from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
 from raymerge.formatting import describe, duration, gib
+from raymerge.merging.lines import models_on_lines
 from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
@@ -229,7 +230,7 @@ class _Planner:
 
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
-        trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals))
+        trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals)) + models_on_lines(models)
         diagonals = self._diagonals()
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
         kept = min(models, MODELS_KEPT) if diagonals else 0  # by the same processes for the diagonals
