@@ -23,7 +23,7 @@ from torch import Tensor
 
 import raymerge
 from raymerge import storage
-from raymerge.errors import ArtifactError, InputError, first_line
+from raymerge.errors import ArtifactError, InputError, MissingError, first_line
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.retries import disk_errors
 
@@ -79,7 +79,7 @@ class Artifact:
         name, expected = entry
         try:
             found = file_digest(self.file(name))
-        except InputError:
+        except MissingError:
             raise ArtifactError(f"{self.file(name)} is missing; delete {self.url} and run again") from None
         if found != expected:
             raise ArtifactError(
@@ -109,7 +109,7 @@ def open_artifact(url: str, *stages: str) -> Artifact:
 def _manifest_at(url: str) -> bytes | None:
     try:
         return storage.read_bytes(storage.join(url, storage.LAST_FILE))
-    except InputError:
+    except MissingError:
         return None
 
 
@@ -270,7 +270,7 @@ def load_model(url: str) -> SequenceEncoder:
         stored = load_tensors(storage.join(url, "model.safetensors"))
         parameters = {name: value.float() for name, value in stored.items()}  # as all layers are, without a copy
         return SequenceEncoder.of(settings.pop("num_items"), EncoderConfig(**settings), parameters)
-    except InputError:
+    except MissingError:
         raise ArtifactError(
             f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing"
         ) from None

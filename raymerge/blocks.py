@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymerge import storage
-from raymerge.errors import ArtifactError
+from raymerge.errors import ArtifactError, UserError
 
 BLOCK_BYTES = 64 << 20
 DTYPES = {"F64": torch.float64, "F32": torch.float32}
@@ -63,6 +63,8 @@ class TensorFile:
             self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
             self._dtypes = {name: DTYPES[entry["dtype"]] for name, entry in header.items()}
             self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             place = storage.without_credentials(url)
             raise ArtifactError(f"{place} is not a safetensors file of F32 or F64 ({type(error).__name__})") from None

@@ -28,7 +28,7 @@ from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 
 JOB_GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
-PLACES = ("output", "log", "data", "models", "model", "diagonals")
+PLACES = ("output", "log", "data", "models", "model", "start", "diagonals")
 OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # that are called otherwise
 ELSEWHERE = re.compile(r"https?://(?!(localhost|127\.[\d.]+|\[::1\])([:/]|$))")  # servers that are not on loopback
 
@@ -47,6 +47,9 @@ def run_submit(
     """`raymerge submit`: the exit code of the job. `given` are the parsed `arguments` of the command to submit."""
     check_travels(arguments, given)
     config = _configuration(given, working_dir)
+    catalogue = config.prepare.catalogue
+    if catalogue is not None and storage.is_local(catalogue):
+        _refuse_relative("set prepare.catalogue", catalogue, catalogue.removeprefix("file://"))
     tracking = _tracking(config, given) if "tracking_uri" in given else None
     extra = ["--tracking-uri", tracking] if tracking and not given["tracking_uri"] else []
     job = Job(
@@ -121,7 +124,10 @@ def runtime_env(working_dir: str | None, requirements: str | None) -> dict[str, 
 
 def _requirements(file: str) -> list[str]:
     """Lines of a file of requirements; Ray itself is left out, since a job runs on the cluster's."""
-    lines = storage.read_bytes(file).decode("utf-8").splitlines()
+    try:
+        lines = storage.read_bytes(file).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"--requirements {file} is not text in UTF-8") from None
     wanted = [line.partition("#")[0].strip() for line in lines]
     for line in wanted:
         _refuse_credentials(line)

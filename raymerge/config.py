@@ -23,6 +23,7 @@ from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig, check_objective
+from raymerge.redaction import redact
 from raymerge.training.config import TrainingConfig
 
 SEEDS_OF_A_RUN = 100_000  # how far apart the seeds of runs of seeds 0, 1, … are; each model of a run takes one
@@ -184,7 +185,7 @@ def _refuse_booleans(given: Any, taken: Any, path: str) -> None:
 def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set takes key=value, such as training.epochs=3, got {override!r}")
+        raise ConfigError(f"--set takes key=value, such as training.epochs=3, got {redact(override)!r}")
     *sections, last = path.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):
@@ -193,14 +194,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
                 cure = (
                     f"; to name all anew: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
                 )
-                raise ConfigError(f"unknown section {section!r} in --set {override}; known: {known or 'none'}{cure}")
+                raise ConfigError(
+                    f"unknown section {section!r} in --set {redact(override)}; known: {known or 'none'}{cure}"
+                )
             tree[section] = {}
         tree = tree[section]
     try:
         tree[last] = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(
-            f"the value in --set {override} cannot be read; put text with special signs in quotes"
+            f"the value in --set {redact(override)} cannot be read; put text with special signs in quotes"
         ) from None
 
 

@@ -24,6 +24,10 @@ class InputError(UserError):
     """An interaction log, a history or an option that cannot be read as what it should be."""
 
 
+class MissingError(InputError):
+    """A file that is not there."""
+
+
 class ArtifactError(UserError):
     """An artifact that is missing, truncated, altered, or not one of ours."""
 

@@ -9,6 +9,7 @@ file in ~/.config/fsspec). Google's: from GOOGLE_APPLICATION_CREDENTIALS, else t
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fsspec import filesystem
 from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from raymerge.errors import InputError
 from raymerge.redaction import credentials_in, redact, without_credentials
@@ -84,7 +87,10 @@ class Store:
         self.protocol = url.partition("://")[0] if "://" in url else "file"
         options = ONE_ATTEMPT if self.protocol in ("s3", "s3a") else {}
         try:
-            self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
+            if is_local(url):  # as it is: to url_to_fs a :: in it would be a chain of stores
+                self._filesystem, self.path = filesystem("file"), os.path.abspath(url.removeprefix("file://"))
+            else:
+                self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             raise InputError(
                 f"no support for {self.protocol}:// is installed ({error}); pip install 'raymerge[s3,gcs]'"
@@ -158,8 +164,16 @@ class Store:
         return self._call("find", path, **options)
 
     def glob(self, pattern: str) -> list[str]:
-        """Paths that a pattern stands for."""
-        return list(self._call("glob", pattern, on_error="raise"))
+        """Files that a pattern stands for.
+
+        In an object store those of all below the folder before its first sign: in an outage fsspec's own `glob`
+        leaves out, without a word, what lies in the folders that it could not list.
+        """
+        if self.protocol not in OBJECT_STORES:
+            return [name for name in self._call("glob", pattern, on_error="raise") if self.isfile(name)]
+        folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+        matches = re.compile(glob_translate(pattern)).match
+        return [name for name in self.find(folder) if matches(name)]
 
     def mkdir(self, path: str, create_parents: bool = True) -> None:
         """Make a folder; an object store has none, and asked for one it would make a bucket."""
@@ -167,9 +181,16 @@ class Store:
             self._call("makedirs", path, exist_ok=True)
 
     def rm(self, path: str, recursive: bool = False) -> None:
-        """Delete a file, or a folder with all that is in it; one that is gone by the second attempt is no error."""
+        """Delete a file, or a folder with all that is in it; one that is gone by the second attempt is no error.
+
+        File by file in an object store, whose `rm` would take a name with [, * or ? for a pattern.
+        """
         with suppress(*MISSING):
-            self._call("rm", path, recursive=recursive)
+            if self.protocol not in OBJECT_STORES:
+                self._call("rm", path, recursive=recursive)
+                return
+            for file in self.find(path) if recursive else [path]:
+                self._call("rm_file", file)
 
     def modified(self, path: str) -> float:
         """When a file was last written, in seconds since 1970."""

@@ -39,10 +39,11 @@ class Worker:
     def beat(self) -> None:
         """Answers at once, in a thread of its own, whatever `run` is at."""
 
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> Any:
-        """The function's result, in chunks of the usual size or smaller ones."""
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> tuple[Any, float]:
+        """The function's result, in chunks of the usual size or smaller ones, and the seconds it took."""
+        began = time.monotonic()
         with chunking.chunks(smaller):
-            return function(*arguments)
+            return function(*arguments), time.monotonic() - began
 
 
 @dataclass
@@ -79,9 +80,9 @@ class _Work:
         now = time.monotonic()
         self.under_way[reference] = _Call(key, actor, began=now, asked=now)
 
-    def done(self, call: _Call) -> None:
-        """Note how long a piece took."""
-        self._slowest_s = max(self._slowest_s, time.monotonic() - call.began)
+    def took(self, seconds: float) -> None:
+        """Note how long a piece took its process: the driver may have come to its result only later."""
+        self._slowest_s = max(self._slowest_s, seconds)
 
     def again(self, call: _Call, error: RayError) -> None:
         """Let a piece whose process is gone wait again; LostError if that has happened too often."""
@@ -108,12 +109,16 @@ class _Work:
         self.waiting.appendleft(call.key)
 
     def end_hanging(self, most_s: float) -> None:
-        """End processes that are silent, or take far too long for their piece, or longer than `most_s`."""
+        """End processes that are silent, or take far too long for their piece, or longer than `most_s`.
+
+        Not those whose result is there: the driver may have been busy with another one for as long.
+        """
         limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
         self._listen()
         now = time.monotonic()
-        for call in self.under_way.values():
-            if call.ended:
+        ready = {*ray.wait([*self.under_way], num_returns=len(self.under_way), timeout=0)[0]} if self.under_way else ()
+        for reference, call in self.under_way.items():
+            if call.ended or reference in ready:
                 continue
             if call.beat is not None and now - call.asked > SILENCE_S:
                 call.ended = f"gave no sign of life for {SILENCE_S:.0f} s: is its machine overloaded?"
@@ -229,7 +234,7 @@ class Pool:
         """Key and result of a finished piece; nothing if its process is gone and the piece waits again."""
         call = work.under_way.pop(reference)
         try:
-            result = ray.get(reference)
+            result, seconds = ray.get(reference)
         except RayTaskError as error:
             if chunking.is_exhausted(error.cause):
                 ray.kill(call.actor)  # what it still holds would be missing again
@@ -246,8 +251,9 @@ class Pool:
                 self._end_idle()  # they may be gone with its node, and a piece has only so many attempts
             work.again(call, error)
             return []
-        work.done(call)
-        self._idle.append(call.actor)
+        work.took(seconds)
+        if not call.ended:  # one that was ended just before its result came is no more
+            self._idle.append(call.actor)
         return [(call.key, result)]
 
 

@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 
 import pyarrow.fs
 
-from raymerge.errors import InputError, LostError
+from raymerge.errors import InputError, LostError, MissingError
 from raymerge.filesystem import WEB, Store, is_local, refuse_secrets
 from raymerge.redaction import without_credentials
 from raymerge.retries import MISSING, plain_errors, reason
@@ -39,7 +39,7 @@ def join(url: str, *parts: str) -> str:
 
 @contextmanager
 def open_file(url: str) -> Iterator[IO[bytes]]:
-    """Open a file to be read; a missing one is an InputError."""
+    """Open a file to be read; MissingError if there is none."""
     store = Store(url)
     with _found(url):
         handle = store.open(store.path)
@@ -48,7 +48,7 @@ def open_file(url: str) -> Iterator[IO[bytes]]:
 
 
 def read_bytes(url: str) -> bytes:
-    """Whole content of a file; a missing one is an InputError."""
+    """Whole content of a file; MissingError if there is none."""
     store = Store(url)
     with _found(url):
         return store.read(store.path)
@@ -66,9 +66,9 @@ def _found(url: str) -> Iterator[None]:
     try:
         yield
     except MISSING:
-        raise InputError(f"no such file: {without_credentials(url)}") from None
+        raise MissingError(f"no such file: {without_credentials(url)}") from None
     except IsADirectoryError:
-        raise InputError(f"is a folder, not a file: {without_credentials(url)}") from None
+        raise MissingError(f"is a folder, not a file: {without_credentials(url)}") from None
 
 
 @contextmanager
@@ -93,10 +93,14 @@ def modified(url: str) -> float:
 
 
 def list_folder(url: str) -> list[str]:
-    """Names directly below a folder, sorted; empty if there is none."""
+    """Names directly below a folder, sorted; empty if there is none.
+
+    What consoles of object stores make for an empty folder, an object named `folder/`, is not in it.
+    """
     store = Store(url)
     try:
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in store.ls(store.path))
+        below = [name.rstrip("/") for name in store.ls(store.path)]
+        return sorted(name.rpartition("/")[2] for name in below if name != store.path.rstrip("/"))
     except MISSING:
         return []
 
@@ -109,10 +113,11 @@ def list_files(url: str) -> list[str]:
     with suppress(*MISSING):
         if store.protocol in WEB:  # lists nothing, and what looks like a pattern may be its query
             found = []
-        elif any(mark in store.path for mark in "*?["):
-            found = [name for name in store.glob(store.path) if store.isfile(name)]
+        elif any(mark in store.path for mark in "*?[") and not store.isdir(store.path):
+            found = store.glob(store.path)
         else:
-            found = [name for name in store.find(store.path) if not _hidden(name, below=store.path)]
+            files = (name for name in store.find(store.path) if not name.endswith("/"))  # an empty folder's object
+            found = [name for name in files if not _hidden(name, below=store.path)]
         if found:
             return [store.url_of(name) for name in sorted(found)]
     raise InputError(f"no such file: {without_credentials(url)}")

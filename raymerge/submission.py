@@ -30,6 +30,7 @@ from tenacity import (
 
 from raymerge.deadline import Deadline
 from raymerge.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, LostError, ResourceError, first_line
+from raymerge.redaction import redact
 from raymerge.retries import PASSING_STATUSES, is_passing
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -132,7 +133,9 @@ def connect(address: str) -> JobSubmissionClient:
     except ValueError:  # no number, or none that a port can have
         port = 0
     if not port or where.scheme not in ("http", "https") or not where.hostname:
-        raise ConfigError(f"the address must be that of the dashboard, such as {DEFAULT_ADDRESS}, got {address!r}")
+        raise ConfigError(
+            f"the address must be that of the dashboard, such as {DEFAULT_ADDRESS}, got {redact(address)!r}"
+        )
     try:
         socket.create_connection((where.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
         with _address(address):
@@ -142,7 +145,7 @@ def connect(address: str) -> JobSubmissionClient:
     except (*NO_ANSWER, RuntimeError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         kind = LostError if is_passing(error) or status in PASSING_STATUSES else ResourceError
-        raise kind(f"no Ray cluster at {address} ({first_line(error)}); start one or give --address") from None
+        raise kind(f"no Ray cluster at {redact(address)} ({first_line(error)}); start one or give --address") from None
 
 
 class _Client(JobSubmissionClient):
@@ -189,7 +192,7 @@ class _Submission:
         try:
             if not (self._sent and self._is_there()):
                 self._submit()
-            self._say(f"job {self._name} at {self._client.get_address()}/#/jobs/{self._name}")
+            self._say(f"job {self._name} at {redact(self._client.get_address())}/#/jobs/{self._name}")
             return asyncio.run(self._follower.follow())
         except NO_ANSWER as error:
             return _silence(error)

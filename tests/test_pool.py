@@ -141,6 +141,22 @@ def test_process_that_gives_no_sign_of_life_is_replaced_however_long_its_piece_m
     assert "the process for a gave no sign of life for 5 s" in caplog.text
 
 
+def test_processes_whose_results_wait_for_a_busy_driver_are_left_alone(
+    capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raymerge.pool.PATIENCE_S", 0.5)
+    results: dict[str, int] = {}
+
+    def take(key: str, value: int) -> None:
+        results[key] = value
+        time.sleep(0.8)
+
+    with Pool(capacity, ClusterConfig(actors=2), HOUR) as pool:
+        pool.run(square, {str(number): (number,) for number in range(5)}, doing="squares", on_result=take)
+    assert results == {str(number): number**2 for number in range(5)}
+    assert not caplog.text
+
+
 def test_process_at_work_gives_signs_of_life(
     capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

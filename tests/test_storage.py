@@ -16,7 +16,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from raymerge import storage
 from raymerge.data.interactions import LogConfig, open_log
 from raymerge.errors import InputError, LostError, UserError
-from raymerge.filesystem import refuse_secrets
+from raymerge.filesystem import Store, refuse_secrets
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -33,6 +33,31 @@ def test_file_folder_and_glob_give_files_sorted(root: str) -> None:
     assert names(storage.join(root, "log/a.csv")) == ["a.csv"]
     assert names(storage.join(root, "log")) == ["a.csv", "b.csv", "c.txt"]
     assert names(storage.join(root, "log/*.csv")) == ["a.csv", "b.csv"]
+
+
+def test_objects_that_stand_for_empty_folders_are_no_files(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/logs/sub/a.csv", b"x")
+    store = Store(bucket)
+    for folder in ("logs", "logs/sub", "new"):
+        name, _, key = f"{store.path}/{folder}/".partition("/")
+        store._filesystem.call_s3("put_object", Bucket=name, Key=key, Body=b"")
+    assert storage.list_files(f"{bucket}/logs") == [f"{bucket}/logs/sub/a.csv"]
+    assert storage.list_folder(f"{bucket}/logs") == ["sub"]
+    assert storage.list_folder(f"{bucket}/new") == []
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run?", "run*", "a::b"])
+def test_names_are_no_patterns_where_there_is_such_a_folder(root: str, name: str) -> None:
+    folder, other = storage.join(root, name), storage.join(root, "run1")
+    if root.startswith("memory:") or (root.startswith("s3:") and "::" in name):
+        pytest.skip("fsspec's memory takes all names for patterns, and a URL with :: is a chain of stores")
+    for place in (folder, other):
+        storage.write_bytes(storage.join(place, "sub/x.csv"), b"x")
+    [found] = storage.list_files(folder)
+    assert found.endswith(f"{root.rpartition('/')[2]}/{name}/sub/x.csv")
+    storage.remove_folder(folder)
+    assert not storage.exists(folder)
+    assert storage.exists(storage.join(other, "sub/x.csv"))
 
 
 @pytest.mark.parametrize("name", ["none.csv", "*.none", "no/folder"])

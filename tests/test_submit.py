@@ -41,7 +41,17 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["run", "--output", "/out", "--tracking-uri", "sqlite:///a.db"], "'sqlite:///a.db' is relative"),
         (["run", "--output", "/out", "--set", "tracking.uri=sqlite:///runs.db"], "'sqlite:///runs.db' is relative"),
         (["evaluate", "--data", "/d", "--model", "m", "--output", "/out"], "--model 'm' is relative"),
+        (["train", "--data", "/d", "--start", "out/train/1", "--output", "/out"], "--start 'out/train/1' is relative"),
+        (
+            ["run", "--output", "/out", "--set", "prepare.catalogue=out/p"],
+            "--set prepare.catalogue 'out/p' is relative",
+        ),
         (["run", "--output", "/out", "--address", "auto"], "goes before the command"),
+        (
+            ["--address", "http://me:secret@head.invalid", "run", "--output", "/out"],
+            "Ray cluster at http://head.invalid",
+        ),
+        (["--address", "ray://me:secret@head", "run", "--output", "/out"], "must be that of the dashboard"),
         (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
         (["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"], "https://host/a.csv holds the query"),
         (["--metadata", "see=https://me:secret@host/", "run", "--output", "/out"], "see=https://host/ holds a user"),
@@ -180,6 +190,12 @@ def test_requirements_with_a_password_stay_here(tmp_path: Path, capsys: pytest.C
     line = mistake(capsys, "--requirements", tmp_path / "pins.txt", "run", "--output", "/out")
     assert "--extra-index-url https://packages/simple holds a user or password" in line
     assert "secret" not in line
+
+
+def test_requirements_that_are_no_text_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.txt").write_text("torch==2.13.0", encoding="utf-16")
+    line = mistake(capsys, "--requirements", str(tmp_path / "r.txt"), "run", "--output", "/out")
+    assert f"--requirements {tmp_path / 'r.txt'} is not text in UTF-8" in line
 
 
 def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) -> None:

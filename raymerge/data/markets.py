@@ -22,6 +22,7 @@ from raymerge.splitmix import GAMMA, mix_, signed, unit
 By = Literal["items", "users", "column"]
 Base = Literal["all", "shared", "first", "old"]
 SHARED = 0  # the number of what belongs to all markets; markets themselves are 1, 2, …
+MOST = 64
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class MarketsConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "markets")
+        if not 2 <= self.count <= MOST or (self.names and not 2 <= len(self.names) <= MOST):
+            what, found = (
+                ("the number of markets.names", len(self.names)) if self.names else ("markets.count", self.count)
+            )
+            raise ConfigError(f"{what} must be between 2 and {MOST}, got {found}")
         self._check_names()
-        if not 2 <= len(self.labels) <= 64:
-            what = "the number of markets.names" if self.names else "markets.count"
-            raise ConfigError(f"{what} must be between 2 and 64, got {len(self.labels)}")
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
         if self.by != "items" and self.base == "shared":

@@ -10,6 +10,7 @@ import torch
 from raymerge import storage
 from raymerge.artifacts import Artifact, Output
 from raymerge.blocks import TensorFile, write_blocks
+from raymerge.errors import InputError
 from raymerge.events import Progress
 from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.fisher.study import SCHEMA, Agreement, Measured, Study, backward_passes, candidates, line_of, rows
@@ -183,6 +184,10 @@ def _clear(output: Output, plans: Iterable[ShardPlan]) -> None:
 
 
 def _content(task: _Task, measured: Sequence[Measured]) -> Study:
+    if not any(agreement.exact for agreement in measured[0].agreement.values()):
+        raise InputError(
+            "the exact diagonal is 0 in every entry, so nothing can be compared with it: has the model a choice?"
+        )
     return {
         "schema": SCHEMA,
         "users": measured[0].users,

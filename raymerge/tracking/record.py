@@ -53,8 +53,9 @@ class Record:
 
 def read(output: str, url: str) -> Record:
     """The record that lies at a URL."""
+    content = storage.read_bytes(url)
     try:
-        return Record(output, **json.loads(storage.read_bytes(url)))
+        return Record(output, **json.loads(content))
     except (ValueError, TypeError):
         raise ArtifactError(f"{url} is not the record of a command; delete it") from None
 

@@ -1,6 +1,7 @@
 """A report as a person reads it: the table at a run's end, a page for the browser. Knows neither MLflow nor Ray."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 
 from jinja2 import Environment, StrictUndefined
@@ -121,7 +122,7 @@ def _references(report: Results, candidate: str) -> Iterator[tuple[Kind, Compari
 def _judge(comparison: Comparison, role: str) -> str:
     sign = "better than" if comparison["difference"] > 0 else "worse than"
     opening = f"Significantly {sign}" if comparison["p_holm"] < SIGNIFICANCE else "Not significantly different from"
-    name = "" if comparison["reference"] in role else f" ({comparison['reference']})"
+    name = "" if re.search(rf"\b{re.escape(comparison['reference'])}\b", role) else f" ({comparison['reference']})"
     relative = "" if comparison["relative"] is None else f", {comparison['relative']:+.1%}"
     return (
         f"{opening} {role}{name}: {comparison['difference']:+.4f}{relative} "

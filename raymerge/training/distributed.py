@@ -28,7 +28,7 @@ from raymerge.artifacts import file_digest, load_model, load_tensors, save_tenso
 from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.sequences import read_partition
 from raymerge.deadline import Deadline
-from raymerge.errors import ArtifactError, InputError, LostError, ResourceError, ScoreError, UserError
+from raymerge.errors import ArtifactError, LostError, MissingError, ResourceError, ScoreError, UserError
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Emit, Event, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
@@ -303,6 +303,6 @@ def read_state(checkpoints: str, checkpoint: Checkpoint) -> TrainingState:
         numbers = json.loads(storage.read_bytes(storage.join(url, STATE_NUMBERS)))
         if file_digest(tensors) == numbers["sha256"]:
             return TrainingState.restore(load_tensors(tensors), numbers)
-    except (InputError, KeyError, TypeError, json.JSONDecodeError):
+    except (MissingError, KeyError, TypeError, json.JSONDecodeError):
         pass  # missing, or not what was written
     raise ArtifactError(f"the checkpoint {url} was altered or truncated; delete {checkpoints} to train from the start")

@@ -50,6 +50,13 @@ def test_the_verdict_names_each_reference_and_whether_the_difference_is_signific
     ]
 
 
+def test_a_name_that_is_part_of_a_word_of_the_verdict_is_told() -> None:
+    content = example_report()
+    content["rows"][1]["name"] = "b"
+    content["comparisons"] = [comparison("b", 0.01, p_holm=0.004)]
+    assert "better than the best member (b): " in report.verdict(content)[1]
+
+
 def test_the_verdict_says_worse_where_it_is_worse_and_nothing_where_nothing_was_compared() -> None:
     content = example_report()
     content["comparisons"] = [comparison("duorec", -0.01, p_holm=0.01)]
