@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,21 +23,28 @@ from race import Contestant, race
 
 from raymerge.fisher import FisherConfig, accumulate
 from raymerge.fisher.engine import MEMORY_BYTES
+from raymerge.fisher.study import line_of
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
-Precision = Literal["float32", "bf16"]
-ROWS: tuple[tuple[str, int | None, Precision], ...] = (
-    ("exact", None, "float32"),
-    ("exact", None, "bf16"),
-    ("model", 10, "float32"),
-    ("model", 10, "bf16"),
-    ("random", 30, "float32"),
-    ("random", 30, "bf16"),
-    ("topk", 50, "float32"),
-    ("target", None, "float32"),
-    ("rank_unbiased", 8, "float32"),
-    ("hutchinson", 1, "float32"),
+ROWS = (
+    FisherConfig("exact"),
+    FisherConfig("exact", precision="bf16"),
+    FisherConfig("model", 10),
+    FisherConfig("model", 10, precision="bf16"),
+    FisherConfig("model", 10, batch_size=32),
+    FisherConfig("random", 30),
+    FisherConfig("random", 30, precision="bf16"),
+    FisherConfig("random", 30, batch_size=32),
+    FisherConfig("random_unweighted", 30),
+    FisherConfig("topk", 50),
+    FisherConfig("topk", 50, batch_size=32, align="identity"),
+    FisherConfig("rank", 50),
+    FisherConfig("rank", 8),
+    FisherConfig("rank_unbiased", 8),
+    FisherConfig("hutchinson", 1),
+    FisherConfig("target"),
 )
+GROUP = 32  # users whose products are counted: a whole batch of the batch-wise forms
 
 
 @dataclass
@@ -47,10 +53,8 @@ class Case:
 
     users: int
     items: int = 3416
-    estimator: str = "exact"
-    samples: int | None = None
-    precision: Precision = "float32"
-    threads: int = 2
+    config: FisherConfig = ROWS[0]
+    threads: int = 1
     memory_mib: int = MEMORY_BYTES >> 20
 
 
@@ -62,12 +66,11 @@ def measure(case: Case) -> dict[str, float]:
     module.item_embedding.weight.data[1:].normal_(std=0.3)
     histories = torch.stack([torch.randperm(case.items)[:50] + 1 for _ in range(case.users)])
     targets = histories[:, 0]
-    config = FisherConfig(case.estimator, case.samples, precision=case.precision)
 
     def run(users: int) -> float:
         start = time.perf_counter()
         accumulate(
-            module, histories[:users], config=config, targets=targets[:users], memory_bytes=case.memory_mib << 20
+            module, histories[:users], config=case.config, targets=targets[:users], memory_bytes=case.memory_mib << 20
         )
         return time.perf_counter() - start
 
@@ -75,7 +78,7 @@ def measure(case: Case) -> dict[str, float]:
     rates, seconds = [product_rate()], run(case.users)
     rates.append(product_rate())
     before = peak_mib()
-    work = products_of_a_user(module, histories[:8], config, targets[:8])
+    work = products_of_a_user(module, histories[:GROUP], case.config, targets[:GROUP])
     rate = sum(rates) / 2
     parameters = sum(p.numel() for p in module.parameters())
     return {
@@ -119,7 +122,7 @@ def table(title: str, rows: dict[str, Case], processes: int) -> None:
     print(f"\n{title}, {processes} processes" if rows else "")
     for name, case in rows.items():
         found = measured(case, processes)
-        print(f"{name:22s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
+        print(f"{name:42s} " + "   ".join(f"{value:,.2f} {unit}" for unit, value in found.items()), flush=True)
 
 
 def peers(turns: int, threads: int) -> None:
@@ -142,26 +145,32 @@ def main() -> None:
     """Parse the options and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--users", type=int, default=6040, help="users of the first table")
-    parser.add_argument("--estimators", nargs="*", default=[name for name, *_ in ROWS], help="rows of the first table")
+    parser.add_argument(
+        "--estimators", nargs="*", default=[config.estimator for config in ROWS], help="rows of the first table"
+    )
     parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6], help="items, second table")
     parser.add_argument("--catalogue-users", type=int, default=64, help="users of the second table")
     parser.add_argument(
-        "--processes", type=int, default=1, help="at once, as the actors of a stage are; each does all users"
+        "--processes",
+        type=int,
+        default=torch.get_num_threads(),
+        help="at once, as the actors of a stage are; each does all users",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="budget of each thread")
     parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row of the third table")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.case:
-        print(json.dumps(measure(Case(**json.loads(options.case)))))
+        case = json.loads(options.case)
+        print(json.dumps(measure(Case(**case | {"config": FisherConfig(**case["config"])}))))
         return
     common = {"threads": options.threads, "memory_mib": options.memory_mib}
     rows = {
-        f"{name}({samples or ''}) {precision}": Case(options.users, 3416, name, samples, precision, **common)
-        for name, samples, precision in ROWS
-        if name in options.estimators
+        f"{line_of(config)} n={config.samples or ''} {config.precision}": Case(options.users, config=config, **common)
+        for config in ROWS
+        if config.estimator in options.estimators
     }
     table(f"3416 items, {options.users} users, {options.threads} threads", rows, options.processes)
     sizes = {f"{items:,} items": Case(options.catalogue_users, items=items, **common) for items in options.catalogues}
