@@ -86,9 +86,9 @@ class DuorecSettings(ContrastiveSettings):
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives: `terms` of a batch, from settings that were checked against the encoder's.
+    """Base class of all objectives: called with an encoder and a batch, returns the terms of the loss.
 
-    Parameters of its own (a projection) are trained with the encoder, but are no part of the model.
+    Parameters of its own (a projection) are trained with the encoder, but are not part of the model.
     """
 
     Settings: ClassVar[type[Any]] = SoftmaxSettings
