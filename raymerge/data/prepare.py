@@ -11,7 +11,7 @@ bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spil
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import compute as pc
+from torch import Tensor
 
 from raymerge.data.cleaning import Duplicates, Histories, count_items, keep_frequent, sorted_histories
 from raymerge.data.ids import own_ids, stable_keys
@@ -117,7 +118,7 @@ def prepare(sources: list[str], config: PrepareConfig, folder: Path, *, progress
         counts, evaluated = _keep_core(partitions, counts, config, tell)
         validating = 1.0 if config.validation_users is None else config.validation_users / max(1, evaluated)
         markets = _markets(partitions, intake) if config.market is not None else None
-        written = _write(partitions, intake, counts, markets, validating, folder, tell)
+        written = _write(partitions, _Kept(intake, counts, markets, validating), folder, tell)
     dropped = {"duplicates": intake.good - interactions, "rare": interactions - written["interactions"]}
     return {"files": len(files), **intake.counts, **dropped, **written}
 
@@ -191,51 +192,78 @@ def _markets(partitions: list[Path], intake: Intake) -> dict[str, int]:
     return {name: number for name, number in sorted(intake.market_codes.items()) if number in left}
 
 
-def _write(
-    partitions: list[Path],
-    intake: Intake,
-    counts: np.ndarray,
-    markets: dict[str, int] | None,
-    validating: float,
-    folder: Path,
-    tell: Tell,
-) -> dict[str, int]:
-    """Write the partitions, a share `validating` of whose users validate, and the catalogue; the counts of these."""
-    present = np.arange(len(counts)) if intake.closed else np.flatnonzero(counts)
-    texts = pa.array(list(intake.item_codes), pa.string()).take(pa.array(present))
-    items = own_ids(texts, whole_numbers=intake.whole_number_items)
-    order = pc.sort_indices(items)
-    index_of = np.zeros(len(counts), np.int32)
-    index_of[present[order.to_numpy()]] = np.arange(1, len(present) + 1)
-    places = None
-    if markets is not None:
-        places = np.zeros(MAX_MARKETS, np.int16)
-        places[list(markets.values())] = np.arange(1, len(markets) + 1)
-    users, training, validation_users = 0, torch.zeros(len(present) + 1, dtype=torch.int64), 0
-    (folder / PARTITIONS_FOLDER).mkdir(exist_ok=True)
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of the log once rare items and users are dropped."""
+
+    intake: Intake
+    counts: np.ndarray  # int64, interactions by the intake's item codes
+    markets: dict[str, int] | None  # the intake's numbers, sorted by name; None without a column of markets
+    validating: float  # share of the users that validates
+
+
+def _write(partitions: list[Path], kept: _Kept, folder: Path, tell: Tell) -> dict[str, int]:
+    """Write the partitions, the catalogue and the names of the markets; return their counts."""
+    ids, codes = _catalogue(kept)
+    training, users, validation_users = _write_partitions(partitions, kept, codes, folder / PARTITIONS_FOLDER, tell)
+    totals = {
+        "users": users,
+        "items": len(ids),
+        "interactions": int(kept.counts.sum()),
+        "partitions": len(partitions),
+        "validation_users": validation_users,
+    }
+    offered = torch.from_numpy(kept.counts[codes] > 0) if kept.intake.closed else None
+    write_items(Items(ids, training, offered), folder / ITEMS_FILE)
+    if offered is not None:
+        totals["offered"] = int(offered.sum())
+    if kept.markets is not None:
+        (folder / MARKETS_FILE).write_text(json.dumps(list(kept.markets)) + "\n", encoding="utf-8")
+        totals["markets"] = len(kept.markets)
+    return totals
+
+
+def _catalogue(kept: _Kept) -> tuple[pa.Array, np.ndarray]:
+    """The catalogue's own ids, sorted, and the intake's code of each: V ids, int64[V]."""
+    codes = np.arange(len(kept.counts)) if kept.intake.closed else np.flatnonzero(kept.counts)
+    texts = pa.array(list(kept.intake.item_codes), pa.string()).take(pa.array(codes))
+    ids = own_ids(texts, whole_numbers=kept.intake.whole_number_items)
+    order = pc.sort_indices(ids)
+    return ids.take(order), codes[order.to_numpy()]
+
+
+def _market_places(kept: _Kept) -> np.ndarray | None:
+    """The number, from 1, each of the intake's markets is written as, 0 if none of it is left: int16[MAX_MARKETS]."""
+    return None if kept.markets is None else _places(list(kept.markets.values()), MAX_MARKETS).astype(np.int16)
+
+
+def _places(codes: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """Position of each of 0..size−1, from 1, in a list of some of them, 0 if it is not there: int[V] → int32[size]."""
+    places = np.zeros(size, np.int32)
+    places[codes] = np.arange(1, len(codes) + 1)
+    return places
+
+
+def _write_partitions(
+    partitions: list[Path], kept: _Kept, codes: np.ndarray, folder: Path, tell: Tell
+) -> tuple[Tensor, int, int]:
+    """Write the partitions; how often each item trains int64[V], the users, and the users who validate."""
+    index_of, market_places = _places(codes, len(kept.counts)), _market_places(kept)
+    training, users, validation_users = torch.zeros(len(codes) + 1, dtype=torch.int64), 0, 0
+    folder.mkdir(exist_ok=True)
     for number, path in enumerate(_each(partitions, "write", tell)):
         histories = Histories.load(path)
         histories = replace(histories, items=index_of[histories.items])
-        sequences = _sequences(histories, intake, places)
-        if validating < 1:
-            sequences = replace(sequences, validates=drawn_to_validate(sequences.keys, validating))
-        write_partition(sequences, folder / PARTITIONS_FOLDER / f"part-{number:05d}.parquet")
+        sequences = _sequences(histories, kept.intake, market_places)
+        if kept.validating < 1:
+            sequences = replace(sequences, validates=drawn_to_validate(sequences.keys, kept.validating))
+        write_partition(sequences, folder / f"part-{number:05d}.parquet")
         training += training_part(sequences).items.bincount(minlength=len(training))
         users += len(sequences)
         validation_users += len(evaluated_users(sequences, "validation"))
-    totals = {"users": users, "items": len(present), "interactions": int(counts.sum()), "partitions": len(partitions)}
-    if validating < 1 and not validation_users:
+    if kept.validating < 1 and not validation_users:
         raise InputError(f"of {users:,} users none was drawn to validate: raise prepare.validation_users")
-    totals["validation_users"] = validation_users
-    offered = None
-    if intake.closed:
-        offered = torch.from_numpy(counts[present[order.to_numpy()]] > 0)
-        totals["offered"] = int(offered.sum())
-    write_items(Items(items.take(order), training[1:], offered), folder / ITEMS_FILE)
-    if markets is not None:
-        (folder / MARKETS_FILE).write_text(json.dumps(list(markets)) + "\n", encoding="utf-8")
-        totals["markets"] = len(markets)
-    return totals
+    return training[1:], users, validation_users
 
 
 def _sequences(histories: Histories, intake: Intake, places: np.ndarray | None) -> Sequences:
