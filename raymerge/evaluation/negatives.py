@@ -3,6 +3,7 @@
 Shapes: U users, V items, n negatives a user.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,11 +64,23 @@ def draw_negatives(
     _check(keys, seen, targets, num_items, n, counts)
     chances = torch.ones(num_items, dtype=torch.int64) if counts is None else counts.to(torch.int64)
     chunk = max(1, CHUNK_ENTRIES // max(1, DRAWS_PER_NEGATIVE * n))
-    rows = [
-        _draw_chunk(keys[first : first + chunk], *_excluded(seen, targets, first, chunk), chances, n, seed)
+    chunks = (
+        _Chunk(keys[first : first + chunk], *_excluded(seen, targets, first, chunk), chances, seed)
         for first in range(0, len(keys), chunk)
-    ]
+    )
+    rows = [_draw_chunk(one, n) for one in chunks]
     return torch.cat(rows) if rows else torch.zeros(0, n, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Users' keys int64[C], the pairs (users, items) that may not be drawn, and the items' chances int64[V]."""
+
+    keys: Tensor
+    users: Tensor
+    items: Tensor
+    chances: Tensor
+    seed: int
 
 
 def _check(keys: Tensor, seen: Ragged, targets: Tensor, num_items: int, n: int, counts: Tensor | None) -> None:
@@ -93,53 +106,53 @@ def _excluded(seen: Ragged, targets: Tensor, first: int, chunk: int) -> tuple[Te
     return torch.cat([users, torch.arange(len(targets))]), torch.cat([items, targets])
 
 
-def _draw_chunk(keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, n: int, seed: int) -> Tensor:
-    """Negatives of one chunk, int64[C, n], from the excluded pairs (users, items)."""
-    drawn = _draw_with_replacement(keys, chances, DRAWS_PER_NEGATIVE * n, seed)
-    accepted = ~_among(drawn, users, items, len(chances)) & first_in_row(drawn)
+def _draw_chunk(chunk: _Chunk, n: int) -> Tensor:
+    """Negatives of one chunk: int64[C, n]."""
+    drawn = _draw_with_replacement(chunk, DRAWS_PER_NEGATIVE * n)
+    accepted = ~_among(drawn, chunk) & first_in_row(drawn)
     place = accepted.cumsum(1) - 1
     accepted &= place < n
-    negatives = torch.zeros(len(keys), n, dtype=torch.int64)
+    negatives = torch.zeros(len(chunk.keys), n, dtype=torch.int64)
     rows, columns = accepted.nonzero(as_tuple=True)
     negatives[rows, place[rows, columns]] = drawn[rows, columns]
-    race_at_once = max(1, CHUNK_ENTRIES // len(chances))
+    race_at_once = max(1, CHUNK_ENTRIES // len(chunk.chances))
     for unfinished in (negatives[:, -1] == 0).nonzero()[:, 0].split(race_at_once):
-        negatives[unfinished] = _race(negatives, unfinished, keys, users, items, chances, seed)
+        negatives[unfinished] = _race(negatives, unfinished, chunk)
     return negatives
 
 
-def _draw_with_replacement(keys: Tensor, chances: Tensor, draws: int, seed: int) -> Tensor:
+def _draw_with_replacement(chunk: _Chunk, draws: int) -> Tensor:
     """Items in proportion to their chances, by inversion of the cumulated counts: int64[C, draws]."""
-    cumulated = chances.cumsum(0)
-    numbers = uniform(seed, Stream.RANKED_NEGATIVES, keys[:, None], torch.arange(draws))
+    cumulated = chunk.chances.cumsum(0)
+    numbers = uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[:, None], torch.arange(draws))
     positions = (numbers * int(cumulated[-1])).to(torch.int64)
-    return torch.searchsorted(cumulated, positions, right=True).clamp_(max=len(chances) - 1) + 1
+    return torch.searchsorted(cumulated, positions, right=True).clamp_(max=len(cumulated) - 1) + 1
 
 
-def _among(drawn: Tensor, users: Tensor, items: Tensor, num_items: int) -> Tensor:
-    """Which of drawn[C, draws] stand, with their row, among the pairs (users, items): bool[C, draws]."""
-    stride = num_items + 1
-    pairs = (users * stride + items).sort().values
+def _among(drawn: Tensor, chunk: _Chunk) -> Tensor:
+    """Which of the drawn items int64[C, draws] their users may not draw: bool[C, draws]."""
+    stride = len(chunk.chances) + 1
+    pairs = (chunk.users * stride + chunk.items).sort().values
     wanted = torch.arange(len(drawn))[:, None] * stride + drawn
     return pairs[torch.searchsorted(pairs, wanted).clamp_(max=len(pairs) - 1)] == wanted
 
 
-def _race(
-    negatives: Tensor, rows: Tensor, keys: Tensor, users: Tensor, items: Tensor, chances: Tensor, seed: int
-) -> Tensor:
+def _race(negatives: Tensor, rows: Tensor, chunk: _Chunk) -> Tensor:
     """Fill the zeros of negatives[rows] with the items that arrive first at exponential times: int64[rows, n].
 
     An item's time has the rate of its chance, so the order of arrival is that of successive draws (Efraimidis and
     Spirakis, "Weighted random sampling with a reservoir", 2006). The numbers follow those used for rejection.
     """
-    kept = negatives[rows]
-    counters = torch.arange(1, len(chances) + 1) + DRAWS_PER_NEGATIVE * kept.shape[1]
-    times = -uniform(seed, Stream.RANKED_NEGATIVES, keys[rows][:, None], counters).log_() / chances  # chance 0: never
-    local = torch.full((len(keys),), -1).index_put_((rows,), torch.arange(len(rows)))[users]
-    times[local[local >= 0], items[local >= 0] - 1] = torch.inf
+    kept, num_items = negatives[rows], len(chunk.chances)
+    counters = torch.arange(1, num_items + 1) + DRAWS_PER_NEGATIVE * kept.shape[1]
+    numbers = uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[rows][:, None], counters)
+    times = -numbers.log_() / chunk.chances  # chance 0: never
+    row_of_user = torch.full((len(chunk.keys),), -1).index_put_((rows,), torch.arange(len(rows)))
+    local = row_of_user[chunk.users]
+    times[local[local >= 0], chunk.items[local >= 0] - 1] = torch.inf
     taken_rows, taken_columns = kept.nonzero(as_tuple=True)
     times[taken_rows, kept[taken_rows, taken_columns] - 1] = torch.inf
-    arrival, winners = times.topk(min(kept.shape[1], len(chances)), dim=1, largest=False)
+    arrival, winners = times.topk(min(kept.shape[1], num_items), dim=1, largest=False)
     arrived = torch.where(arrival.isinf(), 0, winners + 1)
     return _append(kept, arrived)
 
