@@ -17,7 +17,7 @@ from raymerge.capacity import ClusterConfig
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
-from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.config import EvaluationConfig
 from raymerge.fisher.study import StudyConfig
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig

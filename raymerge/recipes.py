@@ -14,7 +14,7 @@ from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.data.size import DataSize
 from raymerge.errors import ConfigError
-from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.config import EvaluationConfig
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig

@@ -8,7 +8,7 @@ import torch
 from raymerge.data.sequences import Items, bounds, pad_left
 from raymerge.data.split import Seen
 from raymerge.errors import InputError
-from raymerge.evaluation.ranking import top_k as best_items
+from raymerge.evaluation.top_k import top_k as best_items
 from raymerge.models.encoder import SequenceEncoder
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from raymerge import chunking
 from raymerge.data.sequences import read_items
 from raymerge.data.split import evaluated_users
-from raymerge.evaluation.ranking import EvaluationConfig, rank_targets
+from raymerge.evaluation.config import EvaluationConfig
+from raymerge.evaluation.ranking import rank_targets
 from raymerge.models.ensemble import Ensemble
 from raymerge.pool import Pool
 from raymerge.worker_cache import examples_of, model_at, offered_in, sequences_at

@@ -1,79 +1,27 @@
-"""Where a model ranks each user's held-out item, and what it would recommend. Never users × items at once.
+"""Where a model ranks each user's held-out item. Never users × items at once.
 
 Shapes: U users, B users of a chunk, L columns, d dimensions, V items, n negatives a user.
 """
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raymerge.errors import ConfigError, InputError
-from raymerge.evaluation.negatives import Ragged, check_items, draw_negatives, user_item_pairs
+from raymerge.evaluation.config import EvaluationConfig, parse_ranking
+from raymerge.evaluation.negatives import Ragged, check_items, draw_negatives
 from raymerge.evaluation.scoring import (
     MEMORY_BYTES,
     CatalogueScores,
     States,
+    excluded_pairs,
     finite,
-    inside_block,
+    masked,
     user_chunks,
     working_dtype,
 )
 from raymerge.models.recommender import Recommender, evaluation_mode
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How rankings are measured and compared. `uniN` and `popN` rank among N uniform or popular negatives."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
-
-    rankings: tuple[str, ...] = ("full", "uni100", "pop100")  # all items, or N uniform or popular ones
-    filter_seen: bool = True  # leave out what a user had, here and in validation
-    ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
-    replicates: int = 10_000  # of the bootstrap over users; no p value is below 2 / (replicates + 1)
-    confidence: float = 0.95
-    seed: int = 0
-    memory_mib: int = 256  # for scores, in each process
-
-    def __post_init__(self) -> None:
-        for name in ("rankings", "ks"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ConfigError(f"evaluation.{name} needs at least one entry and none twice, got {list(values)}")
-        for ranking in self.rankings:
-            parse_ranking(ranking)
-        for k in self.ks:
-            _check_range("ks", k, 1, 10**6)
-        if not {10, 20} <= set(self.ks):
-            raise ConfigError(f"evaluation.ks needs 10 and 20, which every report has, got {list(self.ks)}")
-        _check_range("replicates", self.replicates, 100, 10**5)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("memory_mib", self.memory_mib, 1, 2**20)
-        if not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"evaluation.confidence must be at least .5 and below 1, got {self.confidence}")
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"evaluation.{name} must be between {low} and {high}, got {value}")
-
-
-def parse_ranking(name: str) -> tuple[str, int]:
-    """Kind (full, uni or pop) and number of negatives of a ranking; raises ConfigError if there is none of the name.
-
-    >>> parse_ranking("full"), parse_ranking("pop100")
-    (('full', 0), ('pop', 100))
-    """
-    if name == "full":
-        return "full", 0
-    match = re.fullmatch(r"(uni|pop)([1-9]\d{0,3})", name)
-    if match is None:
-        raise ConfigError(f"unknown ranking {name!r}; known: full, uniN and popN, such as uni100, N below 10,000")
-    return match[1], int(match[2])
 
 
 class Examples(Protocol):
@@ -160,44 +108,6 @@ def full_ranks(
         return _full_ranks(module, states, targets, seen, memory_bytes, offered)
 
 
-def top_k(
-    module: Recommender,
-    histories: Tensor,
-    k: int,
-    *,
-    exclude: Ragged | None = None,
-    offered: Tensor | None = None,
-    memory_bytes: int = MEMORY_BYTES,
-) -> tuple[Tensor, Tensor]:
-    """The k best items of each user, best first, and their scores: int64[U, k], float[U, k].
-
-    Equal scores are ordered by item index. Where fewer than k items are left that are `offered` (bool[V], all if None)
-    and not in `exclude`, the rest of the row is item 0 with score −inf. Streams as `full_ranks` does. Raises InputError
-    unless 1 <= k <= V.
-    """
-    with evaluation_mode(module):
-        num_items = len(module.head()[0])
-        if not 1 <= k <= num_items:
-            raise InputError(f"between 1 and {num_items} items can be recommended (the catalogue), got {k}")
-        states = States.of(module, histories, memory_bytes=memory_bytes)
-        items = torch.zeros(len(states), k, dtype=torch.int64)
-        scores = torch.zeros(len(states), k, dtype=working_dtype(states.hidden))
-        missing = None if offered is None else ~offered.to(states.hidden.device)
-        for rows, blocks in user_chunks(module, states, memory_bytes):
-            best = _top_of_chunk(blocks, k, missing, *_pairs(exclude, rows, states.hidden.device))
-            items[rows], scores[rows] = (part.cpu() for part in best)
-    return items, scores
-
-
-def _pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pairs (row of the chunk, item) that are left out of the ranking, none for None: two int64[pairs]."""
-    if ragged is None:
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return nothing, nothing
-    users, items = user_item_pairs(ragged, rows.start, rows.stop)
-    return users.to(device), items.to(device)
-
-
 def _full_ranks(
     module: Recommender,
     states: States,
@@ -216,7 +126,9 @@ def _full_ranks(
     for rows, blocks in user_chunks(module, states, memory_bytes):
         items = targets[rows].to(states.hidden.device)
         bar = blocks.of(items) - _rounding(states[rows], weight, bias, items)
-        ranks[rows] = _ranks_of_chunk(blocks, bar, items, missing, *_pairs(seen, rows, states.hidden.device)).cpu()
+        ranks[rows] = _ranks_of_chunk(
+            blocks, bar, items, missing, *excluded_pairs(seen, rows, states.hidden.device)
+        ).cpu()
     return ranks
 
 
@@ -251,7 +163,7 @@ def _ranks_of_chunk(
     users = torch.cat([users, torch.arange(blocks.users, device=users.device)])
     items = torch.cat([items, targets])
     ranks = torch.ones_like(targets)
-    for _, scores in _left(blocks, missing, users, items):
+    for _, scores in masked(blocks, missing, users, items):
         ranks += (scores >= bar[:, None]).sum(dim=1, dtype=torch.int32)  # several times faster than int64
     return ranks
 
@@ -279,51 +191,3 @@ def sampled_ranks(module: Recommender, states: States, targets: Tensor, negative
         bar = finite(scores)[:, 0] - _rounding(some, weight, bias, items)
         ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
     return ranks
-
-
-def _left(
-    blocks: CatalogueScores, missing: Tensor | None, users: Tensor, items: Tensor
-) -> Iterator[tuple[int, Tensor]]:
-    """The blocks with −inf for the pairs (user, item) and for the items that are missing, bool[V], if any are."""
-    for first, scores in blocks:
-        scores[inside_block(scores, first, users, items)] = -torch.inf
-        if missing is not None:
-            scores.masked_fill_(missing[first : first + scores.shape[1]], -torch.inf)
-        yield first, scores
-
-
-def _top_of_chunk(
-    blocks: CatalogueScores, k: int, missing: Tensor | None, users: Tensor, items: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Best k of each block, then of all: int64[B, k], scores [B, k]; a stable sort keeps the lower index first."""
-    found = []
-    for first, scores in _left(blocks, missing, users, items):
-        columns, values = _select(scores, min(k, scores.shape[1]))
-        found.append((columns + first + 1, values))
-    best_items, best = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    order = best.argsort(dim=1, descending=True, stable=True)[:, :k]
-    best_items, best = best_items.gather(1, order), best.gather(1, order)
-    return best_items.masked_fill_(best == -torch.inf, 0), best
-
-
-def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Columns of the k highest scores, the leftmost of equal ones, in column order: int64[B, k], [B, k].
-
-    `topk` promises no order among equal scores, so rows whose k-th and next score are equal are chosen anew.
-    """
-    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    tied = (
-        values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
-    )
-    columns = columns[:, :k]
-    columns[tied] = _leftmost(scores[tied], values[tied, k - 1 : k], k)
-    columns = columns.sort(dim=1).values
-    return columns, scores.gather(1, columns)
-
-
-def _leftmost(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """Columns of the k highest scores when the k-th, the threshold [B, 1], stands in further columns: int64[B, k]."""
-    above, equal = scores > threshold, scores == threshold
-    wanted = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
-    return chosen.nonzero()[:, 1].view(-1, k)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymerge.errors import ScoreError
+from raymerge.evaluation.negatives import Ragged, user_item_pairs
 from raymerge.models.recommender import Recommender
 from raymerge.models.repeats import add_shift, contains, distinct_columns, input_rows, repeat_direction
 
@@ -125,6 +126,26 @@ def inside_block(block: Tensor, first: int, users: Tensor, items: Tensor) -> tup
     columns = items - 1 - first
     inside = (columns >= 0) & (columns < block.shape[1])
     return users[inside], columns[inside]
+
+
+def masked(
+    blocks: CatalogueScores, missing: Tensor | None, users: Tensor, items: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """The blocks with −inf for the pairs (user, item) and for the items that are missing, bool[V], if any are."""
+    for first, scores in blocks:
+        scores[inside_block(scores, first, users, items)] = -torch.inf
+        if missing is not None:
+            scores.masked_fill_(missing[first : first + scores.shape[1]], -torch.inf)
+        yield first, scores
+
+
+def excluded_pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pairs (row of the chunk, item) that are left out of the ranking, none for None: two int64[pairs]."""
+    if ragged is None:
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return nothing, nothing
+    users, items = user_item_pairs(ragged, rows.start, rows.stop)
+    return users.to(device), items.to(device)
 
 
 def user_chunks(module: Recommender, states: States, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:

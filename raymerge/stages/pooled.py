@@ -12,7 +12,7 @@ from raymerge.artifacts import Artifact, open_artifact
 from raymerge.config import Config
 from raymerge.errors import InputError
 from raymerge.evaluation import reported
-from raymerge.evaluation.ranking import EvaluationConfig
+from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.reported import Kind, Report, Results
 from raymerge.stages.prepare import partitions_of
 from raymerge.stages.report import (

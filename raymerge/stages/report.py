@@ -14,9 +14,9 @@ import raymerge
 from raymerge import storage
 from raymerge.artifacts import Artifact
 from raymerge.config import Config
+from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.overlap import by_agreement
-from raymerge.evaluation.ranking import EvaluationConfig
 from raymerge.evaluation.reported import SCHEMA, Comparison, Group, Kind, Measured, Overlap, Protocol, Report, Row
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE

@@ -10,8 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation import ranking
-from raymerge.evaluation.ranking import EvaluationConfig, full_ranks, negatives_for, rank_targets, top_k
+from raymerge.evaluation.config import EvaluationConfig
+from raymerge.evaluation.ranking import full_ranks, negatives_for, rank_targets
 from raymerge.evaluation.scoring import States
+from raymerge.evaluation.top_k import top_k
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
 BUDGETS = [1, 5_000, 1 << 28]  # one column a block, a few, the whole catalogue
