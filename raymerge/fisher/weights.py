@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor
 
 from raymerge.errors import ConfigError
-from raymerge.fisher.draws import integers, uniforms
 from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
+from raymerge.fisher.sampling import drawn_by_probability, for_each_user, picked_uniformly
 from raymerge.fisher.scores import Scores
 from raymerge.registry import Registry
 from raymerge.settings_checks import check_choices
@@ -161,7 +160,7 @@ def exact(scores: Scores, request: Request) -> Probes:
 )
 def model(scores: Scores, request: Request) -> Probes:
     """Items drawn from the model's own distribution; in groups each user's draws are aligned by probability."""
-    items = _draw(scores, request.samples)
+    items = drawn_by_probability(scores, request.samples)
     if scores.group_size > 1:
         order = scores.probabilities_of(items).argsort(dim=1, descending=True, stable=True)
         items = items.gather(1, order)
@@ -180,7 +179,7 @@ def model(scores: Scores, request: Request) -> Probes:
 )
 def random(scores: Scores, request: Request) -> Probes:
     """Items drawn uniformly, weighed so that the mean over draws is exact; high variance."""
-    return _by_probability(scores, request, _pick(scores, request), scale=scores.head.choices / request.samples)
+    return _by_probability(scores, request, _picked(scores, request), scale=scores.head.choices / request.samples)
 
 
 @estimator(
@@ -195,7 +194,7 @@ def random(scores: Scores, request: Request) -> Probes:
 )
 def random_unweighted(scores: Scores, request: Request) -> Probes:
     """Items drawn uniformly, all weighing the same: another quantity, as the paper's text can be read."""
-    return _evenly(scores, request, _pick(scores, request))
+    return _evenly(scores, request, _picked(scores, request))
 
 
 @estimator(
@@ -210,7 +209,7 @@ def random_unweighted(scores: Scores, request: Request) -> Probes:
 def topk(scores: Scores, request: Request) -> Probes:
     """The most probable items: a lower bound, by a share that differs between models."""
     if request.align == "identity":
-        items = _of_groups(
+        items = for_each_user(
             scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples)
         )
     else:
@@ -291,51 +290,10 @@ def _by_probability(scores: Scores, request: Request, items: Tensor, scale: floa
     return from_choice(scores, Choice(items, weights), request.columns)
 
 
+def _picked(scores: Scores, request: Request) -> Tensor:
+    return picked_uniformly(scores, request.samples, by_rank=request.align == "rank")
+
+
 def _group_sum(scores: Scores, values: Tensor) -> Tensor:
     """[B, n] → [G, n], the sum over each group's users."""
     return values.view(scores.groups, scores.group_size, -1).sum(1)
-
-
-def _of_groups(scores: Scores, items: Tensor) -> Tensor:
-    """The same items for each user of a group: [G, n] → [B, n]."""
-    return items.repeat_interleave(scores.group_size, dim=0)
-
-
-def _pick(scores: Scores, request: Request) -> Tensor:
-    """n items (or, aligned by rank in groups, the items at n ranks) drawn uniformly, one draw a group: int64[B, n]."""
-    stream, offered = scores.stream[:, 0], scores.head.offered
-    by_rank = scores.group_size > 1 and request.align == "rank"
-    if offered is not None and by_rank:
-        offered = torch.arange(len(offered), device=stream.device) < scores.head.choices
-
-    def lots(run: slice) -> Tensor:
-        drawn = integers(stream, torch.arange(run.start, run.stop, device=stream.device))
-        return drawn if offered is None else drawn.masked_fill(~offered[run], torch.iinfo(drawn.dtype).min)
-
-    picked = _of_groups(scores, scores.top(lots, request.samples))
-    if not by_rank:
-        return picked
-    everything = slice(0, scores.head.items)
-    each = (slice(user, user + 1) for user in range(len(scores.flat)))
-    ordered = (scores.logits(everything, user)[0].argsort(descending=True, stable=True) for user in each)
-    return torch.stack([order[ranks] for order, ranks in zip(ordered, picked, strict=True)])
-
-
-def _draw(scores: Scores, count: int) -> Tensor:
-    """`count` draws from each user's p, with replacement, by inverting its cumulative sum: int64[B, count]."""
-    total = sum(_cumulative(scores, run)[:, -1] for run in scores.tiles())
-    level = uniforms(scores.stream.flatten(), count) * torch.as_tensor(total)[:, None]
-    items = torch.zeros_like(level, dtype=torch.int64)
-    below = torch.zeros_like(level[:, 0])
-    for run in scores.tiles():
-        cumulative = _cumulative(scores, run) + below[:, None]
-        here = (level >= below[:, None]) & (level < cumulative[:, -1:])
-        found = torch.searchsorted(cumulative, level, right=True)
-        items = torch.where(here, found + run.start, items)
-        below = cumulative[:, -1]
-    return items
-
-
-def _cumulative(scores: Scores, columns: slice) -> Tensor:
-    """Cumulative sum of p over a run of columns, in float64: [B, columns]."""
-    return scores.probabilities(columns).double().cumsum(1)
