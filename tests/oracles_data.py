@@ -2,7 +2,7 @@
 
 import hashlib
 
-MASK = 2**64 - 1
+from oracles_splitmix import MASK, splitmix64
 
 
 def stable_key(user: str) -> int:
@@ -12,16 +12,8 @@ def stable_key(user: str) -> int:
     except ValueError:
         number = None
     if number is not None and str(number) == user and -(2**63) < number < 2**63:
-        return signed(split_mix(number & MASK))
+        return signed(splitmix64(number & MASK))
     return signed(int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest(), "little"))
-
-
-def split_mix(state: int) -> int:
-    """SplitMix64: its next output from a state."""
-    z = (state + 0x9E3779B97F4A7C15) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
 
 
 def signed(number: int) -> int:

@@ -3,8 +3,7 @@
 import math
 
 import numpy as np
-
-WORD = (1 << 64) - 1
+from oracles_splitmix import GAMMA, MASK, finaliser, splitmix64
 
 
 def rank(scores: list[float], target: int, seen: set[int]) -> int:
@@ -20,19 +19,11 @@ def top_k(scores: list[float], k: int, seen: set[int]) -> list[int]:
     return best + [0] * (k - len(best))
 
 
-def splitmix64_finaliser(z: int) -> int:
-    """The reference code of splitmix64 after its increment, on Python's integers."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
-    return z ^ (z >> 31)
-
-
 def uniform(seed: int, stream: int, *counters: int) -> float:
     """Middle of one of 2^52 cells of (0, 1), chosen by hashing the counters one after the other."""
-    gamma = 0x9E3779B97F4A7C15
-    state = splitmix64_finaliser((seed ^ (gamma * stream)) & WORD)
+    state = finaliser((seed ^ (GAMMA * stream)) & MASK)
     for counter in counters:
-        state = splitmix64_finaliser(((state ^ (counter & WORD)) + gamma) & WORD)
+        state = splitmix64(state ^ (counter & MASK))
     return ((state >> 12) + 0.5) / 2**52
 
 

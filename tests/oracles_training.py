@@ -1,22 +1,11 @@
 """Naive versions of what training computes fast: plain loops that can be checked against the formula by eye."""
 
 import math
-import random
 
 import torch
 from torch import Tensor
 
 from raymerge.models.encoder import SequenceEncoder
-
-
-def splitmix64(state: int) -> int:
-    """The reference's next(), on unsigned 64-bit integers (Steele et al., 2014)."""
-    wrap = 2**64 - 1
-    z = (state + 0x9E3779B97F4A7C15) & wrap
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & wrap
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & wrap
-    return z ^ (z >> 31)
-
 
 Had = tuple[list[set[int]], Tensor]
 """The columns that each row has had, and what is added to their weights."""
@@ -127,12 +116,6 @@ def same_target_histories(histories: list[list[int]], *, length: int) -> dict[in
         for place in range(1, len(training)):
             found.setdefault(training[place], []).append(training[max(0, place - length) : place])
     return found
-
-
-def random_histories(users: int, items: int, *, longest: int, seed: int, shortest: int = 1) -> list[list[int]]:
-    """Histories of all lengths, items repeated among them."""
-    draw = random.Random(seed)
-    return [[draw.randint(1, items) for _ in range(draw.randint(shortest, longest))] for _ in range(users)]
 
 
 def ndcg_at_10(rank: int) -> float:

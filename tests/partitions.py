@@ -1,5 +1,6 @@
-"""Partitions in memory, from histories at hand, and several of them as one."""
+"""Histories at random, partitions in memory from histories, and several partitions as one."""
 
+import random
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -7,6 +8,12 @@ import torch
 
 from raymerge.data.ids import stable_keys
 from raymerge.data.sequences import Sequences, bounds
+
+
+def random_histories(users: int, items: int, *, longest: int, seed: int, shortest: int = 1) -> list[list[int]]:
+    """Histories of all lengths from shortest to longest, with repeated items."""
+    draw = random.Random(seed)
+    return [[draw.randint(1, items) for _ in range(draw.randint(shortest, longest))] for _ in range(users)]
 
 
 def from_lists(histories: Sequence[Sequence[int]], users: Sequence[int | str] | None = None) -> Sequences:

@@ -270,13 +270,6 @@ def test_reading_the_catalogue_in_tiles_changes_nothing_but_rounding(
     assert_close(estimate(module, users, estimator="topk", samples=3, batch_size=2), batch, 1e-12)
 
 
-def test_every_estimator_states_what_it_is() -> None:
-    for name in ESTIMATORS:
-        entry = ESTIMATORS[name]
-        assert all((entry.formula, entry.source)), name
-    assert {"exact", "topk", "random", "model", "target"} <= set(ESTIMATORS)
-
-
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_seed_matters_to_an_estimator_that_draws_at_random_alone(name: str) -> None:
     module, users, entry = encoder(9), histories(), ESTIMATORS[name]

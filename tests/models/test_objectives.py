@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_training import info_nce_sum, item_loss, random_histories, state_at_end
+from oracles_training import info_nce_sum, item_loss, state_at_end
+from partitions import random_histories
 from torch import Tensor
 
 from raymerge.errors import ConfigError, UnknownNameError

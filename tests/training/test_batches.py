@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_training import random_histories, window_count
-from partitions import dealt, from_lists
+from oracles_training import window_count
+from partitions import dealt, from_lists, random_histories
 
 from raymerge.data.sequences import Sequences
 from raymerge.models.batch import Batch

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles_training import ndcg_at_10, random_histories
-from partitions import from_lists
+from oracles_training import ndcg_at_10
+from partitions import from_lists, random_histories
 from safetensors.torch import load, save
 from torch import Tensor
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_training import random_histories, same_target_histories
-from partitions import dealt, from_lists
+from oracles_training import same_target_histories
+from partitions import dealt, from_lists, random_histories
 
 from raymerge.models.draws import hashed
 from raymerge.splitmix import Stream

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles_training import random_histories
-from partitions import from_lists
+from partitions import from_lists, random_histories
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
