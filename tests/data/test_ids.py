@@ -18,17 +18,17 @@ IDS = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(IDS, max_size=20))
-def test_keys_equal_the_naive_hash_of_each_id(ids):
+def test_keys_equal_the_naive_hash_of_each_id(ids: list[str]) -> None:
     keys = stable_keys(pa.array(ids, pa.string()))
     assert keys.dtype == np.int64
     assert keys.tolist() == [naive.stable_key(one) for one in ids]
 
 
-def test_split_mix_gives_the_published_first_output_for_seed_0():
+def test_split_mix_gives_the_published_first_output_for_seed_0() -> None:
     assert split_mix(np.array([0])).view(np.uint64).tolist() == [0xE220A8397B1DCDAF]
 
 
-def test_keys_are_the_same_in_another_process_with_another_hash_seed():
+def test_keys_are_the_same_in_another_process_with_another_hash_seed() -> None:
     code = (
         "import pyarrow as pa; from raymerge.data.ids import stable_keys;"
         "print(stable_keys(pa.array(['anna', '7'])).tolist())"
@@ -38,7 +38,7 @@ def test_keys_are_the_same_in_another_process_with_another_hash_seed():
     assert out.strip() == str(stable_keys(pa.array(["anna", "7"])).tolist())
 
 
-def test_whole_numbers_are_int64_in_their_usual_spelling_only():
+def test_whole_numbers_are_int64_in_their_usual_spelling_only() -> None:
     ids = ["0", "12", "-12", str(2**63 - 1), str(2**63), "9" * 20, "-0", "01", "1.0", "1e3", "", " 1", "x"]
     assert are_whole_numbers(pa.array(ids)).tolist() == [True] * 4 + [False] * 9
 
@@ -55,7 +55,7 @@ def test_whole_numbers_are_int64_in_their_usual_spelling_only():
         pa.array(["12", "  ", "7", "12"], pa.string_view()),
     ],
 )
-def test_ids_are_the_same_whatever_type_they_arrive_in(column):
+def test_ids_are_the_same_whatever_type_they_arrive_in(column: pa.Array) -> None:
     distinct, codes = encode_ids(column)
     ids = [distinct[code].as_py() if code >= 0 else None for code in codes.tolist()]
     assert ids == ["12", None, "7", "12"]
@@ -63,18 +63,18 @@ def test_ids_are_the_same_whatever_type_they_arrive_in(column):
 
 
 @pytest.mark.parametrize("column", [pa.nulls(3), pa.array([], pa.string()), pa.array(["", " "])])
-def test_a_column_without_any_id_has_none(column):
+def test_a_column_without_any_id_has_none(column: pa.Array) -> None:
     distinct, codes = encode_ids(column)
     assert len(distinct) == 0
     assert codes.tolist() == [-1] * len(column)
 
 
-def test_fractions_are_no_ids():
+def test_fractions_are_no_ids() -> None:
     with pytest.raises(InputError, match=r"whole numbers or text, found a fraction.*1\.5"):
         encode_ids(pa.array([1.0, 1.5]))
 
 
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.list_(pa.int64()), pa.timestamp("s"), pa.binary()])
-def test_columns_that_cannot_hold_ids_are_refused_by_name(kind):
+def test_columns_that_cannot_hold_ids_are_refused_by_name(kind: pa.DataType) -> None:
     with pytest.raises(InputError, match="column 'user' of log.parquet holds"):
         check_id_type(kind, column="user", url="log.parquet")

@@ -1,6 +1,9 @@
 import hashlib
 import itertools
 import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracles_data as naive
@@ -11,23 +14,24 @@ from hypothesis import strategies as st
 from partitions import concatenate
 from pyarrow import parquet as pq
 
-from raymerge.data.prepare import PrepareConfig, prepare
+from raymerge.data.cleaning import Duplicates
+from raymerge.data.prepare import Core, PrepareConfig, prepare
 from raymerge.data.sequences import read_items, read_partition
 from raymerge.data.spill import Spill, partition_of
 from raymerge.errors import ConfigError, InputError
 
 
-def write_csv(path, rows):
+def write_csv(path: Path, rows: Iterable[Sequence]) -> str:
     path.write_text("user,item,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
     return str(path)
 
 
-def loose(**options):
+def loose(**options: Any) -> PrepareConfig:
     """Everything is kept, unless the options say otherwise."""
     return PrepareConfig(**{"min_item_count": 1, "min_user_count": 1, "partitions": 2, **options})
 
 
-def prepared(folder):
+def prepared(folder: Path) -> tuple[dict, dict]:
     """Histories by user and (index, count) by item, as prepared."""
     parts = [read_partition(str(path)) for path in sorted((folder / "partitions").iterdir())]
     items = read_items(str(folder / "items.parquet"))
@@ -38,7 +42,7 @@ def prepared(folder):
     return dict(zip(whole.users.to_pylist(), histories, strict=True)), catalogue
 
 
-def digests(folder):
+def digests(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -47,7 +51,9 @@ def digests(folder):
 
 
 @pytest.mark.parametrize("options", [{"core": "once", "min_user_count": 3}, {"core": "iterated", "min_user_count": 5}])
-def test_movielens_1m_has_the_published_counts(real_data, tmp_path, options):
+def test_movielens_1m_has_the_published_counts(
+    real_data: Callable[[str], str], tmp_path: Path, options: dict[str, Any]
+) -> None:
     source = real_data("ml-1m/interactions.parquet")
     counts = prepare([source], PrepareConfig(user="user_id", item="item_id", **options), tmp_path)
     assert (counts["users"], counts["items"], counts["interactions"]) == (6040, 3416, 999_611)
@@ -59,7 +65,7 @@ def test_movielens_1m_has_the_published_counts(real_data, tmp_path, options):
     assert histories[1] == [catalogue[item][0] for item in first if item in catalogue]
 
 
-def test_amazon_beauty_has_the_published_counts(real_data, tmp_path):
+def test_amazon_beauty_has_the_published_counts(real_data: Callable[[str], str], tmp_path: Path) -> None:
     source = real_data("beauty/Beauty.txt")
     counts = prepare([source], PrepareConfig(), tmp_path)
     assert (counts["users"], counts["items"], counts["interactions"]) == (22_363, 12_101, 198_502)
@@ -79,7 +85,14 @@ ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5), st.integers(0, 4
     least=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     partitions=st.integers(1, 4),
 )
-def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kind, least, partitions):
+def test_partitions_equal_the_naive_ones(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[int, int, int]],
+    duplicates: Duplicates,
+    kind: Core,
+    least: tuple[int, int],
+    partitions: int,
+) -> None:
     expected = naive.prepare(rows, duplicates=duplicates, kind=kind, min_item=least[0], min_user=least[1])
     folder = tmp_path_factory.mktemp("prepared")
     config = PrepareConfig(
@@ -96,7 +109,7 @@ def test_partitions_equal_the_naive_ones(tmp_path_factory, rows, duplicates, kin
     assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
 
 
-def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told(tmp_path):
+def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("1 5 5 6 5 7\n")
     with pytest.raises(InputError, match=r"log\.txt has no times.*set prepare.duplicates to keep"):
@@ -104,7 +117,7 @@ def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told
     assert not (tmp_path / "out").exists()
 
 
-def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path):
+def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "first.csv", [(1, item, time) for time, item in enumerate([30, 10, 20, 30, 10])])
     least = {"min_item_count": 1, "min_user_count": 1}
     prepare([first], PrepareConfig(**least), tmp_path / "first")
@@ -120,7 +133,7 @@ def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_p
     assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
 
 
-def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(tmp_path):
+def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "first.csv", [(1, item, item) for item in range(5)])
     prepare([first], PrepareConfig(min_item_count=1, min_user_count=1), tmp_path / "first")
     titles = write_csv(tmp_path / "titles.csv", [(1, f"title {item}", item) for item in range(5)])
@@ -128,7 +141,7 @@ def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(t
         prepare([titles], PrepareConfig(catalogue=str(tmp_path / "first")), tmp_path / "second")
 
 
-def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path):
+def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     rows = np.stack([random.integers(1, 90, 3000), random.integers(1, 40, 3000), random.integers(0, 99, 3000)], axis=1)
     sources = {
@@ -148,7 +161,7 @@ def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_fi
     assert len(results[0]) == 9 and all(result == results[0] for result in results)
 
 
-def test_partitions_hold_the_schema_that_others_rely_on(tmp_path):
+def test_partitions_hold_the_schema_that_others_rely_on(tmp_path: Path) -> None:
     prepare([write_csv(tmp_path / "log.csv", [("b", "x", 1), ("a", "y", 1), ("a", "x", 2)])], loose(), tmp_path)
     parts = [pq.read_table(path) for path in sorted((tmp_path / "partitions").iterdir())]
     assert [path.name for path in sorted((tmp_path / "partitions").iterdir())] == [
@@ -168,7 +181,7 @@ def test_partitions_hold_the_schema_that_others_rely_on(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "partitions", "items.parquet"}
 
 
-def test_whole_number_ids_are_ordered_by_value_and_text_ids_by_bytes(tmp_path):
+def test_whole_number_ids_are_ordered_by_value_and_text_ids_by_bytes(tmp_path: Path) -> None:
     rows = [(user, item, 1) for user in (10, 9, 100) for item in (3, 20, 100)]
     prepare([write_csv(tmp_path / "n.csv", rows)], loose(partitions=1), tmp_path / "n")
     prepare([write_csv(tmp_path / "t.csv", [*rows, ("x", "y", 1)])], loose(partitions=1), tmp_path / "t")
@@ -176,7 +189,7 @@ def test_whole_number_ids_are_ordered_by_value_and_text_ids_by_bytes(tmp_path):
     assert [list(part) for part in prepared(tmp_path / "t")] == [["10", "100", "9", "x"], ["100", "20", "3", "y"]]
 
 
-def test_order_is_by_time_and_among_equal_times_by_position_in_the_log(tmp_path):
+def test_order_is_by_time_and_among_equal_times_by_position_in_the_log(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "1.csv", [(1, 5, 9), (1, 4, 7), (1, 3, 7.5), (1, 6, 7)])
     second = write_csv(tmp_path / "2.csv", [(1, 2, 7), (1, 1, "1970-01-01T00:00:08")])
     prepare([first, second], loose(), tmp_path / "timed")
@@ -185,7 +198,7 @@ def test_order_is_by_time_and_among_equal_times_by_position_in_the_log(tmp_path)
     assert prepared(tmp_path / "untimed")[0] == {1: [2, 1, 5, 4, 3, 6]}
 
 
-def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
+def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path: Path) -> None:
     rows = [(user, item, 1) for user in range(9) for item in range(10)]
     bad = [("", 1, 1), (1, " ", 1), (1, 1, "soon"), (1, 1, ""), (1, 1), ("user", "item", "timestamp")]
     source = write_csv(tmp_path / "log.csv", rows + bad)
@@ -202,7 +215,7 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path):
     assert list((tmp_path / "refused").iterdir()) == []
 
 
-def test_of_many_users_some_validate_and_the_counts_are_of_what_trains(tmp_path):
+def test_of_many_users_some_validate_and_the_counts_are_of_what_trains(tmp_path: Path) -> None:
     rows = [(user, (user + step) % 50, step) for user in range(400) for step in range(6)]
     source = write_csv(tmp_path / "log.csv", rows)
     counts = prepare([source], loose(validation_users=100), tmp_path / "some")
@@ -223,19 +236,19 @@ def test_of_many_users_some_validate_and_the_counts_are_of_what_trains(tmp_path)
     assert digests(tmp_path / "None") == digests(tmp_path / "400")
 
 
-def test_nobody_drawn_to_validate_is_an_error(tmp_path):
+def test_nobody_drawn_to_validate_is_an_error(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(100, 140) for item in range(3)])
     with pytest.raises(InputError, match="of 40 users none was drawn to validate: raise prepare.validation_users"):
         prepare([source], loose(validation_users=1), tmp_path / "out")
 
 
-def test_a_log_of_bad_rows_only_leaves_nothing(tmp_path):
+def test_a_log_of_bad_rows_only_leaves_nothing(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "log.csv", [("", "", "")])
     with pytest.raises(InputError, match="is left; lower"):
         prepare([source], loose(max_bad_share=1.0), tmp_path / "out")
 
 
-def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path):
+def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     good = write_csv(tmp_path / "good.csv", [(1, 1, 1)])
     other = tmp_path / "other.csv"
     other.write_text("who,item,timestamp\n1,1,1\n")
@@ -253,7 +266,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path):
         prepare([write_csv(tmp_path / "header.csv", [])], loose(), tmp_path / "out")
 
 
-def test_a_folder_and_a_glob_stand_for_their_files(tmp_path):
+def test_a_folder_and_a_glob_stand_for_their_files(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     for k in range(3):
         write_csv(tmp_path / "log" / f"part-{k}.csv", [(k, item, item) for item in range(4)])
@@ -261,7 +274,7 @@ def test_a_folder_and_a_glob_stand_for_their_files(tmp_path):
     assert prepare([str(tmp_path / "log" / "part-[01].csv")], loose(), tmp_path / "b")["users"] == 2
 
 
-def test_progress_goes_through_the_stages_and_ends_each(tmp_path):
+def test_progress_goes_through_the_stages_and_ends_each(tmp_path: Path) -> None:
     calls = []
     source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(5) for item in range(5)])
     prepare([source, source], loose(), tmp_path / "out", progress=lambda *call: calls.append(call))
@@ -270,7 +283,7 @@ def test_progress_goes_through_the_stages_and_ends_each(tmp_path):
     assert all(done == total for done, total in last.values())
 
 
-def test_more_partitions_than_users_leave_empty_ones(tmp_path):
+def test_more_partitions_than_users_leave_empty_ones(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(50) for item in range(3)])
     counts = prepare([source], loose(partitions=90), tmp_path / "out")
     assert (counts["users"], counts["partitions"]) == (50, 90)
@@ -279,7 +292,7 @@ def test_more_partitions_than_users_leave_empty_ones(tmp_path):
     assert min(map(len, parts)) == 0
 
 
-def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_path):
+def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_path: Path) -> None:
     spill = Spill(tmp_path, 5000)
     users = pa.array([str(user) for user in range(3000)])
     for time in (1, 0):
@@ -292,12 +305,12 @@ def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_is_bounded_by_a_partition_and_not_by_the_log(tmp_path):
+def test_memory_is_bounded_by_a_partition_and_not_by_the_log(tmp_path: Path) -> None:
     peaks = [peak_of_preparing(users, partitions=users // 250, folder=tmp_path) for users in (4000, 16_000)]
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def peak_of_preparing(users, *, partitions, folder):
+def peak_of_preparing(users: int, *, partitions: int, folder: Path) -> int:
     """Most bytes held by numpy and Arrow together while a log of 50 interactions a user is prepared."""
     table = pa.table({"user": np.repeat(np.arange(users), 50), "item": np.tile(np.arange(50), users)})
     pq.write_table(table, folder / f"{users}.parquet", row_group_size=20_000)
@@ -328,6 +341,6 @@ def peak_of_preparing(users, *, partitions, folder):
         ({"format": "xls"}, "unknown format 'xls'"),
     ],
 )
-def test_absurd_settings_are_refused(options, match):
+def test_absurd_settings_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         PrepareConfig(**options)

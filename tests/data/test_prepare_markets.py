@@ -1,6 +1,8 @@
 """A log with a column of markets, prepared: each interaction keeps its market, whatever is dropped around it."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import oracles_data as naive
 import pyarrow as pa
@@ -9,12 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
+from raymerge.data.cleaning import Duplicates
 from raymerge.data.prepare import PrepareConfig, prepare
 from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
 
 
-def loose(**options):
+def loose(**options: Any) -> PrepareConfig:
     """Everything is kept, unless the options say otherwise."""
     return PrepareConfig(**{"min_item_count": 1, "min_user_count": 1, "partitions": 2, "market": "shop", **options})
 
@@ -25,7 +28,9 @@ def loose(**options):
     rows=st.lists(st.tuples(*[st.integers(0, 5)] * 3, st.sampled_from("üzà")), min_size=1, max_size=40),
     duplicates=st.sampled_from(["keep", "exact", "first", "last"]),
 )
-def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
+def test_each_interaction_keeps_its_market(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, int, str]], duplicates: Duplicates
+) -> None:
     folder = tmp_path_factory.mktemp("prepared")
     text = "user,item,timestamp,shop\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     (folder / "log.csv").write_text(text, encoding="utf-8")
@@ -45,7 +50,7 @@ def test_each_interaction_keeps_its_market(tmp_path_factory, rows, duplicates):
     assert found == expected
 
 
-def test_markets_that_are_missing_or_too_many_are_refused(tmp_path):
+def test_markets_that_are_missing_or_too_many_are_refused(tmp_path: Path) -> None:
     rows = "".join(f"{number},1,1,{'' if number % 2 else 'a'}\n" for number in range(10))
     (tmp_path / "log.csv").write_text("user,item,timestamp,shop\n" + rows)
     with pytest.raises(InputError, match=r"5 of 10 rows are bad \(bad_markets 5\)"):
@@ -56,7 +61,7 @@ def test_markets_that_are_missing_or_too_many_are_refused(tmp_path):
         prepare([str(tmp_path / "log.csv")], loose(), tmp_path / "out")
 
 
-def test_markets_are_those_that_anything_is_left_of(tmp_path):
+def test_markets_are_those_that_anything_is_left_of(tmp_path: Path) -> None:
     shops = pa.DictionaryArray.from_arrays([1, 1, 1, 0, 3, 3], ["rare", "de", "never", "uk"])
     rows = {"user": ["a", "a", "b", "b", "a", None], "item": [1, 2, 1, 3, 1, 1], "timestamp": range(6), "shop": shops}
     pq.write_table(pa.table(rows), tmp_path / "log.parquet")

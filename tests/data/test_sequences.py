@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import oracles_data as naive
 import pyarrow as pa
@@ -9,22 +10,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partitions import from_lists
 from pyarrow import parquet as pq
+from torch import Tensor
 
-from raymerge.data.sequences import Items, pad_left, read_items, read_partition, slices, write_items, write_partition
-from raymerge.data.split import Examples, drawn_to_validate, evaluated_users, examples, training_lengths, training_part
+from raymerge.data.sequences import (
+    Items,
+    Sequences,
+    pad_left,
+    read_items,
+    read_partition,
+    slices,
+    write_items,
+    write_partition,
+)
+from raymerge.data.split import (
+    Examples,
+    Split,
+    drawn_to_validate,
+    evaluated_users,
+    examples,
+    training_lengths,
+    training_part,
+)
 from raymerge.errors import ArtifactError, ConfigError, InputError
 
 HISTORIES = st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=8)
 
 
-def as_lists(sequences):
+def as_lists(sequences: Sequences) -> list[list[int]]:
     bounds = sequences.offsets.tolist()
     return [sequences.items[start:end].tolist() for start, end in itertools.pairwise(bounds)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(histories=HISTORIES, split=st.sampled_from([("validation", 2), ("test", 1)]), max_length=st.integers(1, 8))
-def test_examples_equal_the_naive_ones(histories, split, max_length):
+def test_examples_equal_the_naive_ones(histories: list[list[int]], split: tuple[Split, int], max_length: int) -> None:
     sequences = from_lists(histories)
     found = examples(sequences, split[0], max_length)
     expected = naive.examples(histories, split[1], max_length)
@@ -38,7 +57,9 @@ def test_examples_equal_the_naive_ones(histories, split, max_length):
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.data())
-def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(histories, data):
+def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(
+    histories: list[list[int]], data: st.DataObject
+) -> None:
     validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
     sequences = replace(from_lists(histories), validates=torch.tensor(validates, dtype=torch.bool))
     for split, held_out, asked in (("validation", 2, validates), ("test", 1, None)):
@@ -58,7 +79,9 @@ def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(hi
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.data())
-def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_training(histories, data):
+def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_training(
+    histories: list[list[int]], data: st.DataObject
+) -> None:
     validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
     whole = replace(from_lists(histories), validates=torch.tensor(validates, dtype=torch.bool))
     part = replace(whole, tests=False)
@@ -73,13 +96,13 @@ def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_trai
         examples(part, "test", 5)
 
 
-def test_a_partition_without_test_items_is_read_as_written(tmp_path):
+def test_a_partition_without_test_items_is_read_as_written(tmp_path: Path) -> None:
     for tests in (True, False):
         write_partition(replace(from_lists([[1, 2, 3]]), tests=tests), tmp_path / "part")
         assert read_partition(str(tmp_path / "part")).tests is tests
 
 
-def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_among_more():
+def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_among_more() -> None:
     keys = from_lists([[]] * 4000).keys
     few, many = drawn_to_validate(keys, 0.1), drawn_to_validate(keys, 0.6)
     assert abs(int(few.sum()) - 400) < 80 and abs(int(many.sum()) - 2400) < 150
@@ -88,14 +111,14 @@ def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES)
-def test_the_training_part_is_all_but_the_last_two(histories):
+def test_the_training_part_is_all_but_the_last_two(histories: list[list[int]]) -> None:
     part = training_part(from_lists(histories))
     assert as_lists(part) == [history[:-2] for history in histories if len(history) >= 3]
     assert part.users.to_pylist() == [1 + place for place, history in enumerate(histories) if len(history) >= 3]
     assert len(part.keys) == len(part) == len(part.lengths)
 
 
-def test_examples_have_the_types_and_shapes_of_the_contract():
+def test_examples_have_the_types_and_shapes_of_the_contract() -> None:
     found = examples(from_lists([[1, 2, 3], [4, 5]]), "test", 5)
     assert isinstance(found, Examples) and len(found) == 1
     for tensor in (found.histories, found.targets, found.keys, found.seen.items, found.seen.offsets):
@@ -103,7 +126,7 @@ def test_examples_have_the_types_and_shapes_of_the_contract():
     assert found.histories.shape == (1, 5)
 
 
-def test_an_unknown_split_and_an_absurd_length_are_refused():
+def test_an_unknown_split_and_an_absurd_length_are_refused() -> None:
     with pytest.raises(ConfigError, match="split must be one of validation, test, got 'train'"):
         examples(from_lists([[1, 2, 3]]), "train", 5)
     with pytest.raises(ConfigError, match="max_length must be at least 1, got 0"):
@@ -112,7 +135,7 @@ def test_an_unknown_split_and_an_absurd_length_are_refused():
 
 @settings(max_examples=40, deadline=None)
 @given(histories=HISTORIES, width=st.integers(1, 9))
-def test_padding_and_slices_equal_python_slices(histories, width):
+def test_padding_and_slices_equal_python_slices(histories: list[list[int]], width: int) -> None:
     sequences = from_lists(histories)
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     padded = pad_left(sequences.items, starts, ends, width)
@@ -123,7 +146,7 @@ def test_padding_and_slices_equal_python_slices(histories, width):
     assert offsets.diff().tolist() == [max(len(history) - 1, 0) for history in histories]
 
 
-def test_a_partition_reads_back_as_written(tmp_path):
+def test_a_partition_reads_back_as_written(tmp_path: Path) -> None:
     table = pa.table({"user": ["a", "b"], "key": [-5, 2**62], "items": pa.array([[3, 1], []], pa.list_(pa.int32()))})
     pq.write_table(table, tmp_path / "part.parquet", row_group_size=1)
     sequences = read_partition(str(tmp_path / "part.parquet"))
@@ -136,7 +159,7 @@ def test_a_partition_reads_back_as_written(tmp_path):
     assert sequences.keys.tolist() == [-5, 2**62] and sequences.users.to_pylist() == ["a", "b"]
 
 
-def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_path):
+def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_path: Path) -> None:
     markets, validates = torch.tensor([1, 2, 1], dtype=torch.int16), torch.tensor([True, False])
     sequences = replace(from_lists([[1, 2], [3]]), markets=markets, validates=validates)
     write_partition(sequences, tmp_path / "part.parquet")
@@ -144,7 +167,7 @@ def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_p
     assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
 
 
-def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):
+def test_what_is_no_partition_or_catalogue_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(ArtifactError, match="x.parquet is not as prepared"):
@@ -160,14 +183,14 @@ def test_what_is_no_partition_or_catalogue_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("offered", [None, torch.tensor([True, False])])
-def test_a_catalogue_is_read_as_it_was_written(tmp_path, offered):
+def test_a_catalogue_is_read_as_it_was_written(tmp_path: Path, offered: Tensor | None) -> None:
     write_items(Items(pa.array(["a", "b"]), torch.tensor([3, 0]), offered), tmp_path / "items.parquet")
     found = read_items(str(tmp_path / "items.parquet"))
     assert (found.ids.to_pylist(), found.counts.tolist()) == (["a", "b"], [3, 0])
     assert found.offered is None if offered is None else torch.equal(found.offered, offered)
 
 
-def test_the_catalogue_translates_own_ids_both_ways():
+def test_the_catalogue_translates_own_ids_both_ways() -> None:
     for ids in ([3186, 1721, 12], ["3186", "1721", "12"]):
         items = Items(pa.array(ids), torch.tensor([5, 6, 7]))
         assert len(items) == 3
@@ -176,7 +199,7 @@ def test_the_catalogue_translates_own_ids_both_ways():
         assert items.own_ids(items.indices([])) == []
 
 
-def test_items_outside_the_catalogue_are_refused_by_name():
+def test_items_outside_the_catalogue_are_refused_by_name() -> None:
     items = Items(pa.array([3186, 1721]), torch.tensor([5, 6]))
     with pytest.raises(InputError, match="the catalogue of 2 items has no item '12', 'x'"):
         items.indices([1721, 12, "x"])

@@ -11,7 +11,7 @@ from raymerge.data.timestamps import check_timestamp_type, parse_timestamps
 from raymerge.errors import InputError
 
 
-def moments(column):
+def moments(column: pa.Array) -> list[tuple[int, float] | None]:
     whole, fraction, parsed = parse_timestamps(column)
     assert ((fraction >= 0) & (fraction <= 1)).all()
     return [(w, f) if p else None for w, f, p in zip(whole.tolist(), fraction.tolist(), parsed.tolist(), strict=True)]
@@ -42,11 +42,11 @@ def moments(column):
         (None, None),
     ],
 )
-def test_text_is_read_as_a_number_or_as_iso_8601(text, expected):
+def test_text_is_read_as_a_number_or_as_iso_8601(text: str | None, expected: tuple[int, float] | None) -> None:
     assert moments(pa.array([text], pa.string())) == [expected]
 
 
-def test_forms_may_be_mixed_and_a_bad_one_spoils_no_other():
+def test_forms_may_be_mixed_and_a_bad_one_spoils_no_other() -> None:
     days = [f"2001-02-{day:02d}" for day in range(1, 31)]
     found = moments(pa.array([*days, "7", "7.5"]))
     start = timegm((2001, 2, 1, 0, 0, 0))
@@ -67,25 +67,25 @@ def test_forms_may_be_mixed_and_a_bad_one_spoils_no_other():
         (pa.array(["7", None]).dictionary_encode(), [(7, 0.0), None]),
     ],
 )
-def test_typed_columns_are_read_by_their_type(column, expected):
+def test_typed_columns_are_read_by_their_type(column: pa.Array, expected: list[tuple[int, float] | None]) -> None:
     assert moments(column) == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=2, max_size=2), st.booleans())
-def test_integers_keep_their_order_exactly(numbers, as_text):
+def test_integers_keep_their_order_exactly(numbers: list[int], as_text: bool) -> None:
     first, second = moments(pa.array([str(n) for n in numbers] if as_text else numbers))
     assert (first < second) == (numbers[0] < numbers[1])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=9))
-def test_floats_are_split_without_loss(numbers):
+def test_floats_are_split_without_loss(numbers: list[float]) -> None:
     for number, (whole, fraction) in zip(numbers, moments(pa.array(numbers)), strict=True):
         assert Decimal(whole) + Decimal(fraction) == pytest.approx(Decimal(number), abs=Decimal("1e-16"))
 
 
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.duration("s"), pa.time64("us"), pa.list_(pa.int64())])
-def test_columns_that_cannot_hold_times_are_refused_by_name(kind):
+def test_columns_that_cannot_hold_times_are_refused_by_name(kind: pa.DataType) -> None:
     with pytest.raises(InputError, match="column 'when' of log.parquet holds"):
         check_timestamp_type(kind, column="when", url="log.parquet")

@@ -22,7 +22,7 @@ TABLE = [
 ]
 
 
-def test_metrics_equal_a_hand_computed_table():
+def test_metrics_equal_a_hand_computed_table() -> None:
     columns = list(zip(*TABLE, strict=True))
     found = per_user(torch.tensor(columns[0]), ks=(5, 10))
     assert list(found) == ["hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"]
@@ -31,18 +31,18 @@ def test_metrics_equal_a_hand_computed_table():
         assert values.tolist() == pytest.approx(list(expected), abs=1e-15), name
 
 
-def test_no_users_give_empty_columns():
+def test_no_users_give_empty_columns() -> None:
     assert {len(values) for values in per_user(torch.zeros(0, dtype=torch.int64)).values()} == {0}
 
 
-def test_a_rank_of_zero_and_a_cut_off_of_zero_are_refused():
+def test_a_rank_of_zero_and_a_cut_off_of_zero_are_refused() -> None:
     with pytest.raises(InputError, match="ranks count from 1, found 0"):
         per_user(torch.tensor([3, 0]))
     with pytest.raises(ConfigError, match="got 0"):
         per_user(torch.tensor([1]), ks=(10, 0))
 
 
-def test_a_metric_registered_by_a_user_is_computed():
+def test_a_metric_registered_by_a_user_is_computed() -> None:
     METRICS.register("top")(lambda ranks, k: (ranks == 1).double())
     try:
         assert per_user(torch.tensor([1, 2]), ks=(5,))["top@5"].tolist() == [1, 0]
@@ -50,7 +50,7 @@ def test_a_metric_registered_by_a_user_is_computed():
         METRICS._entries.pop("top")
 
 
-def test_ndcg_equals_scikit_learn():
+def test_ndcg_equals_scikit_learn() -> None:
     from sklearn.metrics import ndcg_score
 
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ print(json.dumps({name: float(value) for name, value in evaluate(qrels, run, nam
 """
 
 
-def test_all_metrics_equal_ranx():
+def test_all_metrics_equal_ranx() -> None:
     pytest.importorskip("ranx", reason="ranx is not installed")
     import json
     import os

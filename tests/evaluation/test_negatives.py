@@ -1,5 +1,6 @@
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import oracles_evaluation as oracles
 import pytest
@@ -12,9 +13,12 @@ from raymerge.errors import InputError
 from raymerge.evaluation import negatives as room
 from raymerge.evaluation.negatives import draw_negatives
 
+Users = tuple[int, list[list[int]], list[int], list[int], list[int] | None]
+"""Number of items, seen items, keys, targets, and counts of the items."""
+
 
 @st.composite
-def users(draw):
+def users(draw: st.DrawFn) -> Users:
     num_items = draw(st.integers(2, 30))
     item = st.integers(1, num_items)
     count = draw(st.integers(1, 5))
@@ -27,7 +31,7 @@ def users(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(users(), st.integers(1, 12), st.integers(0, 2**40))
-def test_negatives_equal_drawing_one_by_one(drawn, n, seed):
+def test_negatives_equal_drawing_one_by_one(drawn: Users, n: int, seed: int) -> None:
     num_items, rows, keys, targets, counts = drawn
     weights = None if counts is None else torch.tensor(counts)
     found = draw_negatives(torch.tensor(keys), ragged(rows), torch.tensor(targets), num_items, n, seed, weights)
@@ -36,7 +40,9 @@ def test_negatives_equal_drawing_one_by_one(drawn, n, seed):
 
 
 @pytest.mark.parametrize("popular", [False, True])
-def test_negatives_are_distinct_unseen_and_the_same_in_any_batch(popular, monkeypatch):
+def test_negatives_are_distinct_unseen_and_the_same_in_any_batch(
+    popular: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 301, (int(n),), generator=generator).tolist() for n in torch.arange(0, 600, 12)]
     keys, targets = torch.arange(50) * 7919, torch.randint(1, 301, (50,), generator=generator)
@@ -53,7 +59,7 @@ def test_negatives_are_distinct_unseen_and_the_same_in_any_batch(popular, monkey
     assert not draw_negatives(keys, ragged(rows), targets, 300, 40, 1, counts).equal(whole)
 
 
-def test_rejection_and_race_follow_the_law_of_successive_draws(monkeypatch):
+def test_rejection_and_race_follow_the_law_of_successive_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, n, users_ = torch.tensor([6, 3, 2, 1, 4]), 2, 40_000
     keys, targets = torch.arange(users_), torch.full((users_,), 5)
     expected = {}
@@ -70,13 +76,13 @@ def test_rejection_and_race_follow_the_law_of_successive_draws(monkeypatch):
             assert found[pair] / users_ == pytest.approx(probability, abs=0.01), (draws, pair)
 
 
-def test_items_that_nobody_had_are_never_popular_negatives():
+def test_items_that_nobody_had_are_never_popular_negatives() -> None:
     counts = torch.tensor([5, 0, 5, 0, 5])
     found = draw_negatives(torch.arange(20), ragged([[1]] * 20), torch.full((20,), 4), 5, 3, 0, counts)
     assert {tuple(sorted(row)) for row in found.tolist()} == {(0, 3, 5)}
 
 
-def test_who_has_seen_everything_has_no_negatives():
+def test_who_has_seen_everything_has_no_negatives() -> None:
     assert draw_negatives(torch.tensor([1]), ragged([[1, 2]]), torch.tensor([3]), 3, 2, 0).tolist() == [[0, 0]]
     assert draw_negatives(torch.zeros(0, dtype=torch.int64), ragged([]), torch.zeros(0), 3, 2, 0).shape == (0, 2)
 
@@ -93,7 +99,7 @@ def test_who_has_seen_everything_has_no_negatives():
         ({"counts": torch.zeros(5)}, "not all 0, found 0"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(change, message):
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     arguments = {
         "keys": torch.tensor([1, 2]),
         "seen": ragged([[1], [2]]),

@@ -1,4 +1,6 @@
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import oracles_evaluation as oracles
 import pytest
@@ -6,6 +8,7 @@ import torch
 from evaluation.cases import TableScorer, ragged, sampled_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymerge.errors import ConfigError, InputError, ScoreError
@@ -19,8 +22,11 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 BUDGETS = [1, 5_000, 1 << 28]  # one column a block, a few, the whole catalogue
 
 
+Users = tuple[Tensor, Tensor, Tensor, list[list[int]]]
+
+
 @st.composite
-def scored_users(draw):
+def scored_users(draw: st.DrawFn) -> Users:
     """Users whose scores are small integers, so that ties are common: table, histories, targets, seen rows."""
     num_items = draw(st.integers(1, 12))
     item = st.integers(1, num_items)
@@ -39,7 +45,7 @@ def scored_users(draw):
 
 @settings(max_examples=40, deadline=None)
 @given(scored_users(), st.sampled_from(BUDGETS), st.booleans(), st.sets(st.integers(1, 12)))
-def test_full_ranks_equal_counting_item_by_item(drawn, memory, filtered, missing):
+def test_full_ranks_equal_counting_item_by_item(drawn: Users, memory: int, filtered: bool, missing: set[int]) -> None:
     table, histories, targets, seen = drawn
     hidden = ragged(seen) if filtered else None
     offered = torch.tensor([item not in missing for item in range(1, table.shape[1] + 1)]) if missing else None
@@ -50,7 +56,7 @@ def test_full_ranks_equal_counting_item_by_item(drawn, memory, filtered, missing
 
 @settings(max_examples=40, deadline=None)
 @given(scored_users(), st.sampled_from(BUDGETS), st.integers(1, 12), st.sets(st.integers(1, 12)))
-def test_top_k_equals_sorting_the_catalogue(drawn, memory, k, missing):
+def test_top_k_equals_sorting_the_catalogue(drawn: Users, memory: int, k: int, missing: set[int]) -> None:
     table, histories, _, seen = drawn
     k = min(k, table.shape[1])
     offered = torch.tensor([item not in missing for item in range(1, table.shape[1] + 1)]) if missing else None
@@ -62,7 +68,7 @@ def test_top_k_equals_sorting_the_catalogue(drawn, memory, k, missing):
 
 @settings(max_examples=40, deadline=None)
 @given(scored_users(), st.sampled_from(BUDGETS), st.data())
-def test_sampled_ranks_equal_counting_negative_by_negative(drawn, memory, data):
+def test_sampled_ranks_equal_counting_negative_by_negative(drawn: Users, memory: int, data: st.DataObject) -> None:
     table, histories, targets, _ = drawn
     items = st.lists(st.integers(0, table.shape[1]), min_size=4, max_size=4)
     negatives = [[i for i in data.draw(items) if i != target] for target in targets.tolist()]
@@ -72,7 +78,9 @@ def test_sampled_ranks_equal_counting_negative_by_negative(drawn, memory, data):
         assert rank == 1 + sum(table[last, i - 1] >= table[last, target - 1] for i in row if i)
 
 
-def encoder(num_items=40, attention="bidirectional", dtype=torch.float64, **settings_):
+def encoder(
+    num_items: int = 40, attention: str = "bidirectional", dtype: torch.dtype = torch.float64, **settings_: Any
+) -> SequenceEncoder:
     torch.manual_seed(0)
     config = EncoderConfig(attention=attention, dim=16, heads=2, feed_forward=32, max_length=12, **settings_)
     module = SequenceEncoder(num_items, config).to(dtype)
@@ -83,7 +91,7 @@ def encoder(num_items=40, attention="bidirectional", dtype=torch.float64, **sett
     return module
 
 
-def histories_of(lengths, num_items=40, columns=12):
+def histories_of(lengths: list[int], num_items: int = 40, columns: int = 12) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     histories = torch.randint(1, num_items + 1, (len(lengths), columns), generator=generator)
     histories[torch.arange(columns) < columns - torch.tensor(lengths)[:, None]] = 0
@@ -93,7 +101,7 @@ def histories_of(lengths, num_items=40, columns=12):
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 @pytest.mark.parametrize("repeats", [True, False])
 @pytest.mark.parametrize("memory", BUDGETS)
-def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, repeats, memory):
+def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention: str, repeats: bool, memory: int) -> None:
     module, histories = encoder(attention=attention, repeat_direction=repeats), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.tensor([3, 40, 1, 17, 8, 25, 39])
     seen = [row[row > 0].tolist() for row in histories]
@@ -107,7 +115,7 @@ def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention, repeat
 
 
 @pytest.mark.parametrize("memory", BUDGETS)
-def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_out(memory):
+def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_out(memory: int) -> None:
     module, histories = encoder(repeat_direction=True), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.stack([histories[:, -1], torch.tensor([3, 40, 1, 17, 8, 25, 39])], dim=1)
     values = top_k(module, histories, 9, memory_bytes=memory)[1]
@@ -123,7 +131,7 @@ def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_o
             assert values[i].tolist() == pytest.approx(sorted(scores, reverse=True)[:9])
 
 
-def test_ranks_do_not_depend_on_the_order_or_company_of_users():
+def test_ranks_do_not_depend_on_the_order_or_company_of_users() -> None:
     module, histories = encoder(), histories_of([1, 12, 5, 2, 12, 7, 1, 3])
     targets = torch.arange(1, 9)
     whole = full_ranks(module, histories, targets)
@@ -133,7 +141,7 @@ def test_ranks_do_not_depend_on_the_order_or_company_of_users():
     assert torch.cat(alone).equal(whole)
 
 
-def test_short_histories_are_encoded_without_their_padding(monkeypatch):
+def test_short_histories_are_encoded_without_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.evaluation.scoring.USERS_AT_ONCE", (2, 2))
     module = TableScorer(torch.zeros(41, 40))
     full_ranks(module, histories_of([12, 2, 1, 2, 12, 3]), torch.arange(1, 7))
@@ -141,7 +149,7 @@ def test_short_histories_are_encoded_without_their_padding(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", BUDGETS)
-def test_a_constant_scorer_gets_the_last_rank(memory):
+def test_a_constant_scorer_gets_the_last_rank(memory: int) -> None:
     targets = torch.tensor([1, 20, 40])
     assert full_ranks(TableScorer(torch.full((41, 40), 0.3)), histories_of([3, 3, 3]), targets).tolist() == [40] * 3
     collapsed = encoder(dtype=torch.float32, output_bias=False)
@@ -155,7 +163,7 @@ def test_a_constant_scorer_gets_the_last_rank(memory):
 
 @pytest.mark.parametrize("memory", BUDGETS)
 @pytest.mark.parametrize("sign", [-100.0, 100.0])
-def test_repeats_of_a_constant_scorer_tie_with_each_other(memory, sign):
+def test_repeats_of_a_constant_scorer_tie_with_each_other(memory: int, sign: float) -> None:
     collapsed = encoder(attention="causal", dtype=torch.float32, output_bias=False, repeat_direction=True)
     histories, targets = torch.arange(29, 41).repeat(3, 1), torch.tensor([29, 35, 40])
     with torch.no_grad():
@@ -168,7 +176,7 @@ def test_repeats_of_a_constant_scorer_tie_with_each_other(memory, sign):
 
 @pytest.mark.parametrize("dim", [3, 50, 64, 300])
 @pytest.mark.parametrize("users", [1, 3, 7, 193])
-def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, users):
+def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim: int, users: int) -> None:
     generator = torch.Generator().manual_seed(dim)
     states = torch.randn(users, dim, generator=generator)
     for num_items in (5, 17, 513):
@@ -182,12 +190,14 @@ def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim, 
 class LargestTensor(TorchDispatchMode):
     """Remembers the bytes of the largest tensor that any operation allocates."""
 
-    def __init__(self, known):
+    def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
         self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
@@ -195,7 +205,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_nothing_larger_than_the_budget_is_allocated_for_a_large_catalogue():
+def test_nothing_larger_than_the_budget_is_allocated_for_a_large_catalogue() -> None:
     module, budget = encoder(num_items=20_000, dtype=torch.float32), 1 << 20
     histories = histories_of([12] * 150, num_items=20_000)
     negatives = torch.randint(1, 20_001, (150, 100))
@@ -206,7 +216,7 @@ def test_nothing_larger_than_the_budget_is_allocated_for_a_large_catalogue():
     assert 0 < largest.bytes <= budget
 
 
-def test_modes_are_restored_also_after_an_error_and_dropout_is_off():
+def test_modes_are_restored_also_after_an_error_and_dropout_is_off() -> None:
     module, histories = encoder(dropout=0.5), histories_of([5, 6])
     module.train()
     module.blocks[0].eval()
@@ -226,7 +236,7 @@ def test_modes_are_restored_also_after_an_error_and_dropout_is_off():
     assert not any(part.requires_grad for part in top_k(encoder(), histories, 3))
 
 
-def test_infinite_scores_are_refused():
+def test_infinite_scores_are_refused() -> None:
     table = torch.zeros(41, 40)
     table[:, 3] = -torch.inf
     with pytest.raises(ScoreError):
@@ -234,14 +244,14 @@ def test_infinite_scores_are_refused():
 
 
 @pytest.mark.parametrize("repeats", [False, True])
-def test_half_precision_models_are_scored_in_single_precision(repeats):
+def test_half_precision_models_are_scored_in_single_precision(repeats: bool) -> None:
     module, histories = encoder(dtype=torch.float32, repeat_direction=repeats).bfloat16(), histories_of([5, 6, 7])
     _, scores = top_k(module, histories, 40)
     assert scores.dtype == torch.float32
     assert all(len(set(row)) > 35 for row in scores.tolist()), "bfloat16 has 8 bits: it would tie many of 40 scores"
 
 
-def test_no_users_give_no_ranks():
+def test_no_users_give_no_ranks() -> None:
     nobody = torch.zeros(0, 12, dtype=torch.int64)
     for module in (encoder(), encoder(repeat_direction=True)):
         assert full_ranks(module, nobody, torch.zeros(0, dtype=torch.int64)).shape == (0,)
@@ -261,12 +271,12 @@ def test_no_users_give_no_ranks():
         (lambda m, h: top_k(m, h, 0), r"got 0"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(call, message):
+def test_arguments_that_do_not_fit_are_refused(call: Callable[[SequenceEncoder, Tensor], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(encoder(), histories_of([3, 4]))
 
 
-def examples_of(lengths):
+def examples_of(lengths: list[int]) -> SimpleNamespace:
     histories = histories_of(lengths)
     return SimpleNamespace(
         histories=histories,
@@ -277,7 +287,7 @@ def examples_of(lengths):
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_rank_targets_gives_every_configured_ranking(filtered):
+def test_rank_targets_gives_every_configured_ranking(filtered: bool) -> None:
     module, examples, counts = encoder(), examples_of([3, 4, 12, 1]), torch.arange(40, 0, -1)
     config = EvaluationConfig(rankings=("full", "uni5", "pop7"), filter_seen=filtered, seed=3)
     found = rank_targets(module, examples, config=config, counts=counts)
@@ -290,7 +300,7 @@ def test_rank_targets_gives_every_configured_ranking(filtered):
         assert found[name].equal(sampled_ranks(module, examples.histories, examples.targets, negatives))
 
 
-def test_where_not_all_items_are_on_offer_the_others_are_in_no_ranking():
+def test_where_not_all_items_are_on_offer_the_others_are_in_no_ranking() -> None:
     module, examples, counts = encoder(), examples_of([3, 4, 12, 1]), torch.arange(40, 0, -1)
     offered = torch.arange(40) % 3 != 1  # items 1, 3, 4, 6, …
     examples.targets = torch.tensor([1, 3, 4, 6])
@@ -305,7 +315,7 @@ def test_where_not_all_items_are_on_offer_the_others_are_in_no_ranking():
         assert found[name].equal(sampled_ranks(module, examples.histories, examples.targets, negatives))
 
 
-def test_popular_negatives_need_counts():
+def test_popular_negatives_need_counts() -> None:
     with pytest.raises(ConfigError, match="pop100 needs the items' popularity counts"):
         rank_targets(encoder(), examples_of([3]), config=EvaluationConfig())
 
@@ -324,6 +334,6 @@ def test_popular_negatives_need_counts():
         ({"memory_mib": 0}, "evaluation.memory_mib"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EvaluationConfig(**change)

@@ -1,7 +1,9 @@
 """What a report may hold, and how one that holds something else is refused."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,9 @@ def test_a_report_survives_its_file() -> None:
         ),
     ],
 )
-def test_a_wrong_report_is_refused_by_the_name_of_the_key(change, message: str) -> None:
+def test_a_wrong_report_is_refused_by_the_name_of_the_key(
+    change: Callable[[dict[str, Any]], object], message: str
+) -> None:
     content = deepcopy(example_report())
     change(content)
     with pytest.raises(ArtifactError, match=message):

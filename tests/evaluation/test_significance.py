@@ -1,17 +1,20 @@
+from typing import Any
+
 import numpy as np
 import oracles_evaluation as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from raymerge.errors import ConfigError, InputError, ScoreError
 from raymerge.evaluation.draws import poisson
-from raymerge.evaluation.significance import Bootstrap, holm
+from raymerge.evaluation.significance import Bootstrap, Difference, holm
 from raymerge.splitmix import Stream
 
 
-def metrics_of(users, gain=0.02, seed=0):
+def metrics_of(users: int, gain: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two models' metrics of the same users: mostly 0, as NDCG@10 is, b a little worse than a."""
     rng = np.random.default_rng(seed)
     b = np.where(rng.random(users) < 0.3, rng.random(users), 0)
@@ -19,13 +22,13 @@ def metrics_of(users, gain=0.02, seed=0):
     return torch.from_numpy(a), torch.from_numpy(b)
 
 
-def compared(a, b, keys=None, **options):
+def compared(a: Tensor, b: Tensor, keys: Tensor | None = None, **options: Any) -> Difference:
     bootstrap = Bootstrap(["a", "b"], **options)
     bootstrap.update(torch.arange(len(a)) if keys is None else keys, {"a": a, "b": b})
     return bootstrap.compare("a", "b")
 
 
-def test_means_and_replicates_are_those_of_explicit_weights():
+def test_means_and_replicates_are_those_of_explicit_weights() -> None:
     a, b = metrics_of(37)
     bootstrap = Bootstrap(["a", "b"], replicates=100, seed=5)
     bootstrap.update(torch.arange(37), {"a": a, "b": b})
@@ -40,7 +43,7 @@ def test_means_and_replicates_are_those_of_explicit_weights():
     assert found.p_value == pytest.approx(min(1, 2 * (1 + opposite) / 101))
 
 
-def test_interval_and_p_value_agree_with_the_classical_bootstrap():
+def test_interval_and_p_value_agree_with_the_classical_bootstrap() -> None:
     a, b = metrics_of(800, gain=0.001)
     found = compared(a, b, replicates=4000)
     classical = oracles.bootstrap_differences(a.numpy(), b.numpy(), 4000, seed=1)
@@ -50,7 +53,7 @@ def test_interval_and_p_value_agree_with_the_classical_bootstrap():
     assert found.p_value == pytest.approx(2 * min((classical <= 0).mean(), (classical >= 0).mean()), abs=0.04)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     trials, covered, rejected = 300, 0, 0
     for trial in range(trials):
         rng = np.random.default_rng(trial)
@@ -62,7 +65,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.015 <= rejected / trials <= 0.09
 
 
-def test_partitions_and_their_order_change_nothing_but_the_last_bits():
+def test_partitions_and_their_order_change_nothing_but_the_last_bits() -> None:
     a, b = metrics_of(500)
     keys = torch.arange(500) * 104729 - 7
     whole = Bootstrap(["a", "b"], replicates=200, seed=1)
@@ -75,7 +78,7 @@ def test_partitions_and_their_order_change_nothing_but_the_last_bits():
     assert total.compare("a", "b").low == pytest.approx(whole.compare("a", "b").low, rel=1e-12)
 
 
-def test_equal_models_are_not_different_and_a_clear_gain_is():
+def test_equal_models_are_not_different_and_a_clear_gain_is() -> None:
     a, b = metrics_of(400)
     same = compared(a, a)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
@@ -89,7 +92,7 @@ def test_equal_models_are_not_different_and_a_clear_gain_is():
 
 
 @pytest.mark.parametrize("count", [2, 5, 13, 50])
-def test_equal_models_tie_wherever_their_columns_stand(count):
+def test_equal_models_tie_wherever_their_columns_stand(count: int) -> None:
     a, _ = metrics_of(3000)
     names = [str(i) for i in range(count)]
     bootstrap = Bootstrap(names, replicates=300)
@@ -97,7 +100,7 @@ def test_equal_models_tie_wherever_their_columns_stand(count):
     assert {bootstrap.compare("0", name).p_value for name in names} == {1.0}
 
 
-def test_interval_of_a_mean_agrees_with_the_normal_approximation():
+def test_interval_of_a_mean_agrees_with_the_normal_approximation() -> None:
     a, b = metrics_of(3000)
     bootstrap = Bootstrap(["a", "b"], replicates=3000)
     bootstrap.update(torch.arange(3000), {"a": a, "b": b})
@@ -108,12 +111,12 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation():
     assert interval.high == pytest.approx(interval.mean + half_width, abs=0.1 * half_width)
 
 
-def test_very_few_users_give_finite_intervals():
+def test_very_few_users_give_finite_intervals() -> None:
     found = compared(torch.tensor([1.0]), torch.tensor([0.5]))
     assert (found.low, found.high) == (0.5, 0.5)
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_what_cannot_be_compared_is_refused() -> None:
     bootstrap = Bootstrap(["a"], replicates=100)
     with pytest.raises(InputError, match="no users"):
         bootstrap.interval("a")
@@ -129,7 +132,7 @@ def test_what_cannot_be_compared_is_refused():
 HAND_COMPUTED = {"b": (0.013, 0.04), "a": (0.01, 0.04), "d": (0.04, 0.06), "c": (0.03, 0.06)}
 
 
-def test_holm_equals_hand_computed_values_in_the_given_order():
+def test_holm_equals_hand_computed_values_in_the_given_order() -> None:
     found = holm({name: p for name, (p, _) in HAND_COMPUTED.items()})
     assert list(found) == list(HAND_COMPUTED)
     assert found == pytest.approx({name: adjusted for name, (_, adjusted) in HAND_COMPUTED.items()})
@@ -139,12 +142,12 @@ def test_holm_equals_hand_computed_values_in_the_given_order():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_equals_its_naive_twin(p_values):
+def test_holm_equals_its_naive_twin(p_values: list[float]) -> None:
     found = holm({str(i): p for i, p in enumerate(p_values)})
     assert list(found.values()) == pytest.approx(oracles.holm(p_values))
 
 
-def test_holm_refuses_what_is_no_probability():
+def test_holm_refuses_what_is_no_probability() -> None:
     with pytest.raises(InputError, match="got 1.5 for 'a'"):
         holm({"a": 1.5})
     with pytest.raises(InputError, match="got nan"):

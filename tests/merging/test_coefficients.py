@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,31 +7,33 @@ from hypothesis import strategies as st
 from raymerge.errors import ConfigError, ScoreError
 from raymerge.merging.coefficients import search, search_settings
 
+Point = tuple[float, ...]
 
-def bowl(optimum):
+
+def bowl(optimum: Point) -> Callable[[Point], float]:
     """A concave function of the coefficients with its maximum, 0, at `optimum`."""
     return lambda point: -sum((a - b) ** 2 for a, b in zip(point, optimum, strict=True))
 
 
 @st.composite
-def optima(draw):
+def optima(draw: st.DrawFn) -> Point:
     parts = draw(st.lists(st.integers(0, 20), min_size=2, max_size=4).filter(any))
     return tuple(part / sum(parts) for part in parts)
 
 
 @settings(max_examples=50, deadline=None)
 @given(optima())
-def test_the_maximum_of_a_concave_function_is_found(optimum):
+def test_the_maximum_of_a_concave_function_is_found(optimum: Point) -> None:
     found = search(bowl(optimum), len(optimum), budget=300)
     assert max(abs(a - b) for a, b in zip(found.coefficients, optimum, strict=True)) <= 1 / 32
 
 
 @settings(max_examples=30, deadline=None)
 @given(optima(), st.integers(1, 60))
-def test_a_search_keeps_to_its_budget_asks_nothing_twice_and_repeats_itself(optimum, budget):
+def test_a_search_keeps_to_its_budget_asks_nothing_twice_and_repeats_itself(optimum: Point, budget: int) -> None:
     asked = []
 
-    def score(point):
+    def score(point: Point) -> float:
         asked.append(point)
         return bowl(optimum)(point)
 
@@ -41,27 +45,27 @@ def test_a_search_keeps_to_its_budget_asks_nothing_twice_and_repeats_itself(opti
     assert search(bowl(optimum), len(optimum), budget=budget) == found
 
 
-def test_equal_coefficients_are_tried_first_and_win_ties():
+def test_equal_coefficients_are_tried_first_and_win_ties() -> None:
     found = search(lambda point: 0.1, 3, budget=40)
     assert found.coefficients == found.trials[0][0] == pytest.approx((1 / 3,) * 3)
 
 
-def test_of_points_that_tie_for_the_best_the_most_equal_one_wins():
+def test_of_points_that_tie_for_the_best_the_most_equal_one_wins() -> None:
     plateau = search(lambda point: float(point[0] >= 0.6), 2, budget=60)
     assert 0.6 <= plateau.coefficients[0] < 0.65, "the first of the plateau to be tried has 0.75"
 
 
-def test_single_models_are_among_the_candidates_so_no_search_is_worse_than_the_best_one():
+def test_single_models_are_among_the_candidates_so_no_search_is_worse_than_the_best_one() -> None:
     for members in (2, 3, 5):
         points = {point for point, _ in search(lambda point: 0.0, members, budget=48).trials}
         assert {tuple(float(i == j) for i in range(members)) for j in range(members)} <= points
 
 
-def test_a_single_model_needs_one_trial():
+def test_a_single_model_needs_one_trial() -> None:
     assert search(lambda point: 0.3, 1).trials == (((1.0,), 0.3),)
 
 
-def test_known_scores_cost_nothing():
+def test_known_scores_cost_nothing() -> None:
     asked = []
     known = {(1.0, 0.0): 5.0, (0.0, 1.0): 0.0}
     found = search(lambda point: asked.append(point) or 1.0, 2, budget=4, known=known)
@@ -70,10 +74,10 @@ def test_known_scores_cost_nothing():
     assert not set(known) & set(asked)
 
 
-def test_settings_share_the_budget_and_the_best_wins():
+def test_settings_share_the_budget_and_the_best_wins() -> None:
     calls = []
 
-    def score(setting, point):
+    def score(setting: str, point: Point) -> float:
         calls.append((setting, point))
         return bowl((0.5, 0.25, 0.25))(point) + {"none": 0.0, "model": 0.01, "tensor": 0.01}[setting]
 
@@ -86,7 +90,7 @@ def test_settings_share_the_budget_and_the_best_wins():
     assert single == ["none"] * 3, "a merge of one model is that model under any setting"
 
 
-def test_scores_that_are_not_finite_and_empty_searches_are_refused():
+def test_scores_that_are_not_finite_and_empty_searches_are_refused() -> None:
     with pytest.raises(ScoreError, match="is nan"):
         search(lambda point: float("nan"), 2)
     with pytest.raises(ConfigError, match="got 0 and 48"):

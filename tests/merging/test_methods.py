@@ -1,9 +1,11 @@
+from typing import Any
+
 import oracles_merging as oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from raymerge.errors import ConfigError, MergeError, UnknownNameError
 from raymerge.merging import methods, weights
@@ -15,19 +17,23 @@ NUMBER = st.floats(-10, 10)
 KNOWLEDGE = st.just(0.0) | st.floats(1e-8, 1e3)
 
 
+Model = dict[str, list[float]]
+Members = tuple[list[Model], list[Model], list[float]]
+
+
 @st.composite
-def members(draw):
+def members(draw: st.DrawFn) -> Members:
     """Two to four models of three small tensors, with their diagonals (many zeros) and coefficients."""
     count = draw(st.integers(2, 4))
 
-    def tensors(values):
+    def tensors(values: st.SearchStrategy[float]) -> list[Model]:
         return [{n: draw(st.lists(values, min_size=s, max_size=s)) for n, s in SHAPES.items()} for _ in range(count)]
 
     coefficients = draw(st.lists(st.just(0.0) | st.floats(0.01, 5), min_size=count, max_size=count).filter(any))
     return tensors(NUMBER), tensors(KNOWLEDGE), coefficients
 
 
-def double(rows):
+def double(rows: list[Model]) -> list[dict[str, Tensor]]:
     return [{name: torch.tensor(values, dtype=torch.float64) for name, values in row.items()} for row in rows]
 
 
@@ -38,7 +44,7 @@ def double(rows):
     st.sampled_from([0.0, 1e-6, 0.1, 10.0]),
     st.sampled_from([0.5, 1, 2]),
 )
-def test_fisher_merge_equals_its_naive_twin(drawn, normalise, epsilon, power):
+def test_fisher_merge_equals_its_naive_twin(drawn: Members, normalise: str, epsilon: float, power: float) -> None:
     models, diagonals, coefficients = drawn
     settings = {"coefficients": coefficients, "normalise": normalise, "epsilon": epsilon, "power": power}
     found = merge(double(models), double(diagonals), **settings)
@@ -49,7 +55,7 @@ def test_fisher_merge_equals_its_naive_twin(drawn, normalise, epsilon, power):
 
 @settings(max_examples=40, deadline=None)
 @given(members())
-def test_average_equals_fisher_with_equal_diagonals_and_with_a_huge_floor(drawn):
+def test_average_equals_fisher_with_equal_diagonals_and_with_a_huge_floor(drawn: Members) -> None:
     models, diagonals, coefficients = drawn
     average = merge(double(models), method="average", coefficients=coefficients)
     ones = [{name: torch.ones(size) for name, size in SHAPES.items()} for _ in models]
@@ -64,7 +70,7 @@ def test_average_equals_fisher_with_equal_diagonals_and_with_a_huge_floor(drawn)
 
 @settings(max_examples=40, deadline=None)
 @given(members(), st.floats(1e-3, 1e3))
-def test_scales_that_change_nothing(drawn, factor):
+def test_scales_that_change_nothing(drawn: Members, factor: float) -> None:
     models, diagonals, coefficients = drawn
     once = merge(double(models), double(diagonals), coefficients=coefficients)
     more = [c * factor for c in coefficients]
@@ -80,7 +86,7 @@ def test_scales_that_change_nothing(drawn, factor):
 
 @settings(max_examples=40, deadline=None)
 @given(members())
-def test_a_merge_lies_between_its_members_and_shares_sum_to_one(drawn):
+def test_a_merge_lies_between_its_members_and_shares_sum_to_one(drawn: Members) -> None:
     models, diagonals, coefficients = drawn
     found = merge(double(models), double(diagonals), coefficients=coefficients)
     for name in SHAPES:
@@ -91,13 +97,13 @@ def test_a_merge_lies_between_its_members_and_shares_sum_to_one(drawn):
         assert [part == 0 for part in parts] == [c == 0 for c in coefficients]
 
 
-def test_shares_of_a_hand_computed_case():
+def test_shares_of_a_hand_computed_case() -> None:
     diagonals = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([3.0, 0.0])}]
     assert shares(diagonals, epsilon=0)["w"] == pytest.approx([(0.25 + 0.5) / 2, (0.75 + 0.5) / 2])
     assert shares(diagonals, epsilon=0, normalise="model")["w"] == pytest.approx([0.5, 0.5])
 
 
-def test_entries_without_information_take_the_weighted_mean():
+def test_entries_without_information_take_the_weighted_mean() -> None:
     models = [{"w": torch.tensor([0.0, 0.0, 0.0])}, {"w": torch.tensor([4.0, 4.0, 4.0])}]
     diagonals = [{"w": torch.tensor([0.0, 1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0, 5.0])}]
     found = merge(models, diagonals, coefficients=[3, 1])["w"]
@@ -107,7 +113,7 @@ def test_entries_without_information_take_the_weighted_mean():
     assert merge(models, nothing, coefficients=[0, 1], normalise="tensor")["w"].tolist() == [4, 4, 4]
 
 
-def test_tensors_larger_than_a_block_are_merged_as_a_whole(monkeypatch):
+def test_tensors_larger_than_a_block_are_merged_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     models, diagonals = ([{"w": torch.rand(7, 11, generator=generator)} for _ in range(3)] for _ in range(2))
     models[1]["w"] = models[1]["w"].T.contiguous().T  # strides do not matter
@@ -120,7 +126,7 @@ def test_tensors_larger_than_a_block_are_merged_as_a_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_results_have_the_dtype_of_the_parameters_and_float64_inside(dtype):
+def test_results_have_the_dtype_of_the_parameters_and_float64_inside(dtype: torch.dtype) -> None:
     models = [{"w": torch.full((2,), value, dtype=dtype)} for value in (1.0, 2.0)]
     tiny = [{"w": torch.full((2,), value)} for value in (1e-30, 3e-30)]  # their products underflow in float32
     found = merge(models, tiny)["w"]
@@ -128,17 +134,17 @@ def test_results_have_the_dtype_of_the_parameters_and_float64_inside(dtype):
     assert found.tolist() == pytest.approx([1.75, 1.75])
 
 
-def encoder(seed=0, num_items=9, **changes):
+def encoder(seed: int = 0, num_items: int = 9, **changes: Any) -> SequenceEncoder:
     torch.manual_seed(seed)
     return SequenceEncoder(num_items, EncoderConfig(**{"dim": 8, "feed_forward": 16, "max_length": 6, **changes}))
 
 
-def random_diagonal(module, seed):
+def random_diagonal(module: nn.Module, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(p.shape, generator=generator) for name, p in module.named_parameters()}
 
 
-def test_encoders_merge_into_one_that_loads_and_nothing_given_is_changed():
+def test_encoders_merge_into_one_that_loads_and_nothing_given_is_changed() -> None:
     modules = [encoder(seed) for seed in range(3)]
     diagonals = [random_diagonal(module, seed) for seed, module in enumerate(modules)]
     before = [{n: t.clone() for n, t in each.items()} for each in (*(m.state_dict() for m in modules), *diagonals)]
@@ -154,7 +160,7 @@ def test_encoders_merge_into_one_that_loads_and_nothing_given_is_changed():
     assert all(same_in_state_dicts[name].equal(tensor) for name, tensor in found.items())
 
 
-def test_one_model_and_copies_of_it_merge_to_itself():
+def test_one_model_and_copies_of_it_merge_to_itself() -> None:
     module = encoder()
     diagonal = random_diagonal(module, 0)
     for count in (1, 3):
@@ -166,7 +172,7 @@ def test_one_model_and_copies_of_it_merge_to_itself():
 class Tied(nn.Module):
     """A parameter with two names, and buffers."""
 
-    def __init__(self, value, steps=0):
+    def __init__(self, value: float, steps: int = 0) -> None:
         super().__init__()
         self.first = nn.Linear(1, 1, bias=False)
         self.second = nn.Linear(1, 1, bias=False)
@@ -174,7 +180,7 @@ class Tied(nn.Module):
         self.register_buffer("steps", torch.tensor(steps))
 
 
-def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied():
+def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied() -> None:
     models = [Tied(0.0), Tied(4.0)]
     diagonals = [{"first.weight": torch.tensor([[1.0]])}, {"first.weight": torch.tensor([[3.0]])}]
     found = merge(models, diagonals)
@@ -187,7 +193,7 @@ def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied():
         merge([Tied(0.0), Tied(4.0, steps=1)], method="average")
 
 
-def test_parameters_that_no_diagonal_has_must_be_equal():
+def test_parameters_that_no_diagonal_has_must_be_equal() -> None:
     models = [{"w": torch.zeros(1), "frozen": torch.ones(1)}, {"w": torch.ones(1), "frozen": torch.ones(1)}]
     diagonals = [{"w": torch.ones(1)}] * 2
     assert merge(models, diagonals)["frozen"].item() == 1
@@ -224,7 +230,9 @@ F = {"w": torch.ones(2)}
         (([A, B], [F, F]), {"epsilon": -1}, "epsilon must be finite and at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_merged_is_refused_with_the_first_difference(arguments, options, message):
+def test_what_cannot_be_merged_is_refused_with_the_first_difference(
+    arguments: tuple, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MergeError, match=message) as caught:
         merge(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -245,25 +253,25 @@ OTHER_SETTINGS = {
 
 
 @pytest.mark.parametrize(("field", "other"), OTHER_SETTINGS.items())
-def test_an_encoder_setting_that_differs_is_named(field, other):
+def test_an_encoder_setting_that_differs_is_named(field: str, other: object) -> None:
     default = getattr(encoder().config, field)
     with pytest.raises(MergeError, match=f"models 1 and 2 differ in encoder.{field}: {default} and {other}"):
         merge([encoder(), encoder(**{field: other})], method="average")
 
 
-def test_catalogues_of_different_sizes_are_refused():
+def test_catalogues_of_different_sizes_are_refused() -> None:
     with pytest.raises(MergeError, match="models 1 and 2 have different catalogues: 9 and 12 items"):
         merge([encoder(), encoder(num_items=12)], method="average")
 
 
-def test_unknown_names_are_answered_with_those_known():
+def test_unknown_names_are_answered_with_those_known() -> None:
     with pytest.raises(UnknownNameError, match="unknown merge method 'ties'; known: average, fisher"):
         merge([A, B], [F, F], method="ties")
     with pytest.raises(ConfigError, match="unknown normalisation 'layer'; known: none, model, tensor"):
         merge([A, B], [F, F], normalise="layer")
 
 
-def test_a_method_registered_by_a_user_merges():
+def test_a_method_registered_by_a_user_merges() -> None:
     METHODS.add("largest", MergeMethod(lambda values, coefficients: values.amax(dim=0), needs_diagonals=False))
     try:
         assert merge([A, B], method="largest")["w"].tolist() == [1, 1]
@@ -272,7 +280,7 @@ def test_a_method_registered_by_a_user_merges():
         METHODS._entries.pop("largest")
 
 
-def test_a_config_lists_the_settings_to_choose_from():
+def test_a_config_lists_the_settings_to_choose_from() -> None:
     names = ("none", "model", "tensor")
     assert MergeConfig().options() == [MergeSetting(name, 1e-6) for name in names]
     assert MergeConfig(normalise="model", epsilon=0.5).options() == [MergeSetting("model", 0.5)]
@@ -296,6 +304,6 @@ def test_a_config_lists_the_settings_to_choose_from():
         ({"budget": 0}, "merge.budget must be between 1 and 1000000 trials, got 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(change, message):
+def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MergeConfig(**change)
