@@ -1,8 +1,8 @@
-"""Multi-head self-attention for many probes: activations once a user, the backward pass for all its probes.
+"""Multi-head self-attention for many probes: activations once per user, backward for all its probes.
 
 With mixed_t = Σ_s A_ts v_s and logits q_t·k_s/√c + bias_(t-s), the softmax is folded into the values:
-∂mixed_t/∂logit_ts = A_ts (v_s - mixed_t), one [L, c] matrix a position and head that all probes share. The gradient of
-a distance's bias is the sum of the logits' along a diagonal. Shapes: see transformer.
+∂mixed_t/∂logit_ts = A_ts (v_s - mixed_t), one [L, c] matrix per position and head, shared by all probes. The gradient
+of a distance's bias is the sum of the logits' gradients along a diagonal. Shapes: see transformer.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from raymerge.models.encoder import SelfAttention
 class AttentionState:
     """Inputs followed by a 1 [B, L, d + 1]; q, k, v [B, H, L, c]; A [B, H, Q, L] and mixed [B, H, Q, c] of Q queries.
 
-    The queries are all positions, or the last alone. Inputs, q and k are in the dtype of `products`.
+    The queries are all positions, or only the last. Inputs, q and k are in the dtype of `products`.
     """
 
     name: str
@@ -54,7 +54,7 @@ class AttentionState:
         return self.mixed.transpose(1, 2).flatten(2)
 
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
-        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d], all positions being queries."""
+        """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d]; all positions are queries."""
         scratch, products, dim, size = squares.scratch, self.products, g.shape[3], self.v.shape[3]
         g = scratch.cast("cotangents", g, products)
         squares.linear(self.name + ".out", with_one(self.merged).to(products), g)
@@ -72,7 +72,7 @@ class AttentionState:
         return scratch.cast("attention", out, squares.dtype)
 
     def _through_head(self, head: int, mixed_g: Tensor, squares: Squares) -> Iterator[Tensor]:
-        """Cotangents of one head's queries, then keys, then values, each [B, L, P, c] in the memory of the last."""
+        """Cotangents of one head's queries, then keys, then values, each [B, L, P, c], overwriting the one before."""
         batch, length, _, size = mixed_g.shape
         scratch, products = squares.scratch, self.products
         part = scratch.empty("part", *mixed_g.shape, dtype=products)
@@ -102,9 +102,9 @@ class AttentionState:
     def backward_last(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output at the last position [B, 1, P, d], the only query → of the input [B, L, P, d].
 
-        The gradient of the query weights is (cotangent) × (last input), of the key weights (query) × (inputs weighed by
-        the logits' cotangents), of the value weights (cotangent) × (mean input): no sums over positions. That of the
-        key bias is 0, as adding a constant to all logits changes nothing.
+        The gradient of the query weights is (cotangent) × (last input), of the key weights (query) × (inputs weighted
+        by the logits' cotangents), of the value weights (cotangent) × (mean input): no sums over positions. That of the
+        key bias is 0, since adding a constant to all logits changes nothing.
         """
         squares.linear(self.name + ".out", with_one(self.merged), g)
         heads, dim = self.module.heads, g.shape[3]
@@ -159,7 +159,7 @@ def distance_sums(x: Tensor, *, causal: bool) -> Tensor:
         ahead = distance_sums(x.flip(1, 2) * seen, causal=True)[:, 1:]
         return torch.cat([ahead.flip(1), distance_sums(x * seen, causal=True)], dim=1)
     batch, length, _, probes = x.shape
-    # Row t moved left by t: what it lacks comes from above the diagonal of the row before, which is 0.
+    # Row t is shifted left by t; the entries this lacks come from above the previous row's diagonal, which are 0.
     strides, start = (length * length * probes, (length + 1) * probes, probes, 1), x.storage_offset() + 2 * probes
     sums = x.as_strided((batch, length - 1, length, probes), strides, start).sum(1).flip(1)
     sums[:, 0] += x[:, 0, 0]

@@ -37,23 +37,23 @@ def estimate(
     memory_bytes: int = MEMORY_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Mean over users of the Fisher diagonal, raw, by `named_parameters()` name, in the precision computed in.
+    """Mean over users of the raw Fisher diagonal, by `named_parameters()` name, in the precision of the computation.
 
     `module` has `embed`, `encode` and `head`; `histories` int64[N, L], padded with 0 on the left; `targets` int64[N],
-    the next items (1..V), for estimator `target`. `estimator` is a name of the registry, `samples` its n where it takes
-    one. Logits are divided by `temperature`. With `batch_size` B the squares are of sums over B users, items aligned
-    across them as `align` says; without it they are per user and item before any sum. `keys` int64[N] identify users:
-    random draws depend on (seed, key) alone (default: the row number). `offered` bool[V] says among which items the
-    model chooses, all if None; the others have probability 0. Parameters that do not reach the logits get 0;
-    `skip_frozen` leaves out those with requires_grad off. `dtype` computes in another precision than the module's.
-    `precision` "bf16" makes the products inside a float32 SequenceEncoder in bf16, of 4 probes or more: faster where
-    there are instructions for it, at an error of some 1e-3 of a parameter's diagonal (up to 5e-3 for a few users).
-    `memory_bytes` is the budget of each of torch's threads for what it works on, beside parameters and sums. `progress`
-    gets the number of users just done. The module is in eval mode meanwhile, and as it was afterwards. The number of
-    threads changes no bit.
+    the next items (1..V), for estimator `target`. `estimator` is a name in the registry, `samples` its n where it takes
+    one. Logits are divided by `temperature`. With `batch_size` B, sums over B users are squared, with items aligned
+    across them by `align`; without it, each user and item is squared before any sum. `keys` int64[N] identify users:
+    random draws depend only on (seed, key) (default: the row number). `offered` bool[V] marks the items that the
+    model chooses among, all if None; the others have probability 0. Parameters that do not reach the logits get 0;
+    `skip_frozen` leaves out those with requires_grad off. `dtype` computes in a precision other than the module's.
+    `precision` "bf16" computes the products inside a float32 SequenceEncoder in bf16, for 4 probes or more: faster
+    where the hardware supports it, with an error of about 1e-3 of a parameter's diagonal (up to 5e-3 for a few users).
+    `memory_bytes` is each torch thread's budget for working memory, on top of parameters and sums. `progress` is
+    called with the number of users just done. The module is in eval mode meanwhile and restored afterwards. The result
+    is the same bit for bit for any number of threads.
 
-    Raises ConfigError for settings that cannot work, InputError for histories that cannot, ScoreError if a logit is
-    not finite. Source: https://arxiv.org/abs/2307.05476, equation 4.
+    Raises ConfigError for invalid settings, InputError for invalid histories, ScoreError if a logit is not finite.
+    Source: https://arxiv.org/abs/2307.05476, equation 4.
     """
     config = FisherConfig(estimator, samples, temperature, batch_size, align, precision, seed)
     sums, users = accumulate(
@@ -102,7 +102,7 @@ def accumulate(
 
 @contextmanager
 def evaluated(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
-    """The module in `evaluation_mode`, its flags restored afterwards too, or a copy if the precision is another."""
+    """The module in `evaluation_mode`, or a copy if the precision differs; its flags are restored afterwards."""
     if dtype is not None and any(p.dtype != dtype for p in module.parameters()):
         module = copy.deepcopy(module).to(dtype)
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]

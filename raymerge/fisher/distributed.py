@@ -1,14 +1,14 @@
 """The Fisher diagonal on Ray: each user partition is a shard, summed by whichever process is free, committed once.
 
-A shard's sum depends on the model, the partition and the configuration only. The process that made it commits it under
-a key of just these, so a shard that was made twice, after a process died or hung, is the same file. Shards are added in
-float64 in a fixed tree over the partitions (`raymerge.fisher.reduction`), so the diagonal is the same to the bit for
-any number of processes, any order of completion and any process that died on the way.
+A shard's sum depends only on the model, the partition and the configuration. Its process commits it under a key made
+of these, so a shard that is made twice, after a process died or hung, is the same file. Shards are added in float64 in
+a fixed tree over the partitions (`raymerge.fisher.reduction`), so the diagonal is the same bit for bit for any number
+of processes, any order of completion and any process that died on the way.
 
-Traffic of a process: it reads each model once and each partition once a model, and writes one diagonal in float64 a
-shard to the output folder; the driver gets two numbers. Memory of a process: the models it has met (at most 8), the
+Traffic per process: it reads each model once and each partition once per model, and writes one float64 diagonal per
+shard to the output folder; the driver gets two numbers. Memory per process: the models it has loaded (at most 8), the
 sums in float64, and the engine's budget; a model is too large for a process only if these do not fit. The driver holds
-1 + log2(shards) blocks of `raymerge.blocks.BLOCK_BYTES`, whatever the model.
+1 + log2(shards) blocks of `raymerge.blocks.BLOCK_BYTES`, whatever the size of the model.
 """
 
 import time
@@ -36,9 +36,9 @@ SUMS_FILE = "sums.safetensors"
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be made: `model` and `partition` by URL, `inputs` by digest; `catalogue` if not all items are offered.
+    """A shard to make: `model` and `partition` by URL, `inputs` by digest; `catalogue` if not all items are offered.
 
-    For a study, `users` bounds how many of the partition are taken, and `double` computes in float64.
+    For a study, `users` limits the users taken from the partition, and `double` computes in float64.
     """
 
     stage: str
@@ -52,7 +52,7 @@ class ShardPlan:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the shard is found by: all that its sum depends on."""
+        """What identifies the shard: everything that its sum depends on."""
         configuration = self.config.key
         configuration |= {"users": self.users} if self.users is not None else {}
         configuration |= {"dtype": "float64"} if self.double else {}
@@ -61,7 +61,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed shard: where it lies, how many users it sums, and what that took in seconds of a core or the GPU."""
+    """A committed shard: its URL, the number of users in its sum, and the core or GPU seconds that it took."""
 
     url: str
     users: int
@@ -69,11 +69,11 @@ class Shard:
 
 
 def make_shard(output: str, plan: ShardPlan) -> Shard:
-    """Sum over the users of one partition, at the position that predicts their last item but one (runs in a worker)."""
+    """Sum over one partition's users, at the position that predicts their second-to-last item (runs in a worker)."""
     module = model_at(plan.model)
     found = examples_of(plan.partition, "validation", module.config.max_length, everyone=True)
     _warm_up(next(module.parameters()).device)
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # CPUs may be shared with others
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # CPUs may be shared with other jobs
     began = clock()
     sums, users = _sums(module, found, plan)
     seconds = clock() - began
@@ -105,7 +105,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
 
 @cache
 def _warm_up(device: torch.device) -> None:
-    """Have a process use its kernels and threads, on a small model, before the first shard's time is taken."""
+    """Load a process's kernels and threads with a small model before the first shard is timed."""
     module = SequenceEncoder(10, EncoderConfig(max_length=10)).to(device)
     accumulate(module, torch.ones(2, 10, dtype=torch.int64), config=FisherConfig())
 
@@ -113,5 +113,5 @@ def _warm_up(device: torch.device) -> None:
 def make_shards(
     pool: Pool, output: str, plans: Mapping[str, ShardPlan], *, doing: str, on_shard: Callable[[str, Shard], None]
 ) -> None:
-    """Make and commit the shards planned under each key; `on_shard` in order of completion."""
+    """Make and commit the planned shards; `on_shard(key, shard)` is called in order of completion."""
     pool.run(make_shard, {key: (output, plan) for key, plan in plans.items()}, doing=doing, on_result=on_shard)

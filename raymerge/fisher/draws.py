@@ -1,6 +1,6 @@
-"""Random numbers that belong to a user, not to a moment: the same whatever the chunk, the shard or the machine.
+"""Random numbers that belong to a user, not to a moment: the same in any chunk, shard or machine.
 
-A number is a hash of (seed, the user's key, a counter), so no generator has a state to keep in step.
+A number is a hash of (seed, the user's key, a counter), so there is no generator state to keep in step.
 """
 
 import torch
@@ -10,7 +10,7 @@ from raymerge.splitmix import GAMMA, mix_, signed, unit
 
 
 def streams(seed: int, keys: Tensor) -> Tensor:
-    """One stream of numbers a key: int64[B] → int64[B]."""
+    """One stream of numbers per key: int64[B] → int64[B]."""
     start = mix_(torch.full((), signed(seed), dtype=torch.int64, device=keys.device) + GAMMA)
     return mix_(keys ^ start)
 

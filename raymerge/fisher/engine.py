@@ -23,13 +23,13 @@ from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 64 << 20
-"""Default budget; larger chunks than these do not stay in a CPU's cache, a GPU wants more."""
+"""Default budget: larger chunks do not stay in a CPU's cache; a GPU wants more."""
 
 MOST_USERS = 64
-"""Users of a batch on a CPU, the unit of work of a thread."""
+"""Users per batch on a CPU, a thread's unit of work."""
 
 NOT_OFFERED = -1e9
-"""Logit of an item that is not on offer: its probability is 0 beside any other."""
+"""Logit of an item that is not on offer: its probability is 0 next to any other's."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Users:
 
     @classmethod
     def of(cls, histories: Tensor, targets: Tensor | None, keys: Tensor | None) -> "Users":
-        """Checked: raises InputError for shapes that do not fit."""
+        """The checked users; raises InputError for shapes that do not match."""
         if histories.ndim != 2 or not histories.numel():
             raise InputError(f"histories must be int64[N, L] with N, L >= 1, got shape {tuple(histories.shape)}")
         for name, values in (("targets", targets), ("keys", keys)):
             if values is not None and values.shape != histories.shape[:1]:
-                raise InputError(f"{name} must be int64[{len(histories)}], one a history, got {tuple(values.shape)}")
+                raise InputError(f"{name} must be int64[{len(histories)}], one per history, got {tuple(values.shape)}")
         return cls(histories, targets, torch.arange(len(histories)) if keys is None else keys)
 
     def take(self, index: Tensor) -> "Users":
-        """Those at an index."""
+        """The users at an index."""
         targets = None if self.targets is None else self.targets[index]
         return Users(self.histories[index], targets, self.keys[index])
 
@@ -73,7 +73,7 @@ class Engine:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad or not skip_frozen}
         for parameter in parameters.values():
             parameter.requires_grad_()
-        with torch.enable_grad():  # so that a computed weight shows what it was computed from
+        with torch.enable_grad():  # so that a computed weight carries its graph
             weight, bias, tied = self.model.head()
             direction = repeat_direction(module)
         offered = None if offered is None else offered.to(weight.device)
@@ -89,7 +89,7 @@ class Engine:
             self.backward = AutogradBackward(module, self.sums)
 
     def run(self, users: Users) -> Iterator[int]:
-        """Add all users, batch by batch; gives the number of users of each batch when it is done."""
+        """Add all users, batch by batch; yields the number of users in each batch as it completes."""
         batches = self._batches(users)
         threaded = self.backward.threaded and self.head.weight.device.type == "cpu"
         for batch in in_order(self._work, batches) if threaded else map(self._work, batches):
@@ -97,7 +97,7 @@ class Engine:
             yield len(batch.scores.flat)
 
     def _batches(self, users: Users) -> Iterator[tuple[Users, int]]:
-        """Users in groups, with the groups' size; groups of like length together where padding can be cut off."""
+        """Users in groups, with the size of the groups; sorted by length where padding can be cut off."""
         size = self.config.batch_size or 1
         rows = torch.arange(len(users.histories))
         whole = len(rows) // size * size
@@ -111,7 +111,7 @@ class Engine:
                 yield users.take(some.flatten()), groups.shape[1]
 
     def _users_at_a_time(self, length: int) -> int:
-        """Users whose probabilities, chosen items and probes fit the budget (the backward pass cuts its own chunks)."""
+        """Users whose probabilities, chosen items and probes fit the budget (the backward pass chunks its own work)."""
         dim, chosen, size = self.head.weight.shape[1], self.config.samples or 0, self.config.batch_size or 1
         if self.config.estimator == "hutchinson":
             chosen *= TILE // dim
@@ -121,7 +121,7 @@ class Engine:
 
     @torch.no_grad()
     def _work(self, batch: tuple[Users, int]) -> "Batch":
-        """All of a batch but its output side, collected in a journal if other threads work too."""
+        """All of a batch except its output side, collected in a journal since other threads may be working too."""
         users, size = batch
         histories = users.histories.to(self.head.weight.device)
         if self.backward.skips_padding:
@@ -156,13 +156,13 @@ class Engine:
             return None
         low, high = int(users.targets.min()), int(users.targets.max())
         if low < 1 or high > self.head.items:
-            raise InputError(f"targets must lie in 1..{self.head.items}, found {low if low < 1 else high}")
+            raise InputError(f"targets must be in 1..{self.head.items}, found {low if low < 1 else high}")
         return (users.targets - 1).view(-1, size).to(self.head.weight.device)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a batch has come to: its output side is still to be added, the rest is in the journal."""
+    """The result of a batch: its output side is still to be added, the rest is in the journal."""
 
     scores: Scores
     probes: Probes
@@ -171,7 +171,7 @@ class Batch:
 
 
 def _restricted(weight: Tensor, bias: Tensor | None, offered: Tensor | None) -> Tensor | None:
-    """The output bias [V] that leaves no probability to items that are not offered, bool[V]; all are if None."""
+    """The output bias [V] that gives items not in `offered` bool[V] no probability; all are offered if None."""
     if offered is None:
         return None if bias is None else bias.detach()
     if offered.shape != weight.shape[:1] or not bool(offered.any()):

@@ -26,7 +26,7 @@ WORKING_SET = 4 << 20
 
 @dataclass(frozen=True)
 class Choice:
-    """Items of each user and what they weigh: `items` int64[G, S, n] columns, `weights` [G, n].
+    """Chosen items and their weights: `items` int64[G, S, n] columns of each user, `weights` [G, n].
 
     The j-th items of a group's users are aligned: their log-probabilities are added before the gradient is squared.
     """
@@ -37,11 +37,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Probes:
-    """What an estimator asks of the backward pass.
+    """What an estimator passes to the backward pass.
 
     `cotangents` [G, P, S, d] of h; `mixing` [G, S, K, P] (see above; None if no row is both read and scored); `choice`
-    of items, None if all items weigh their probability; `complete` if Σ_i a_ki² is to be topped up to the whole of
-    the output side at rows that are read, as all other rows have it.
+    of items, None if each item is weighted by its probability; `complete` if, at rows that are read, Σ_i a_ki² is to be
+    topped up to the whole output side, which all other rows have.
     """
 
     cotangents: Tensor
@@ -71,7 +71,7 @@ def from_choice(scores: Scores, choice: Choice, columns: Tensor | None) -> Probe
 
 
 def from_all(scores: Scores, columns: Tensor | None, rank: int | None = None) -> Probes:
-    """Probes of all items, each weighing its probability: the eigenvectors of C, or only the `rank` largest.
+    """Probes of all items, each weighted by its probability: the eigenvectors of C, or only the `rank` largest.
 
     Those with λ_i ≤ d·eps·λ_1 are left out, unless a row that is read needs them for its a_ki √λ_i = u_iᵀ c_k.
     """
@@ -81,7 +81,7 @@ def from_all(scores: Scores, columns: Tensor | None, rank: int | None = None) ->
     towards = None if columns is None else _covariances_with(scores, columns)
     if rank is None and towards is not None:
         needed |= (towards @ vectors).abs().amax(1) > limit * towards.norm(dim=2).amax(1, keepdim=True)
-    first = int(needed.int().argmax(1).min())  # eigenvalues ascend: all users drop those before the first needed one
+    first = int(needed.int().argmax(1).min())  # eigenvalues ascend: drop those that no user needs
     kept = slice(max(first, 0 if rank is None else scores.dim - rank), None)
     vectors = (vectors * needed[:, None])[:, :, kept]
     lengths = _floored(values)[:, None, kept].sqrt()
@@ -90,10 +90,10 @@ def from_all(scores: Scores, columns: Tensor | None, rank: int | None = None) ->
 
 
 def completed(largest: Probes, signs: Probes) -> Probes:
-    """The largest eigenvectors and, in one probe more, a random combination of all the rest.
+    """The largest eigenvectors and, in one more probe, a random combination of all the rest.
 
-    From a probe of random signs over the items its part along the eigenvectors is taken away; what stays has the
-    covariance of the rest, so the squares add up to the diagonal in the mean and are never negative.
+    A probe of random signs over the items loses its part along the eigenvectors; what remains has the covariance of
+    the rest, so the squares add up to the diagonal in expectation and are never negative.
     """
     q, random = largest.cotangents[:, :, 0], signs.cotangents[:, :, 0]
     lengths = q.square().sum(2)
@@ -107,7 +107,7 @@ def completed(largest: Probes, signs: Probes) -> Probes:
 
 
 def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
-    """Probes Σ_j ξ_j √p_j r_j with independent random signs ξ over the items, `count` of them, each 1/√count."""
+    """Probes Σ_j ξ_j √p_j r_j with independent random signs ξ over the items: `count` probes, scaled by 1/√count."""
     total = scores.flat.new_zeros(len(scores.flat), count, scores.dim)
     sums = scores.flat.new_zeros(len(scores.flat), count)
     for run in scores.tiles():
@@ -127,13 +127,13 @@ def from_signs(scores: Scores, columns: Tensor | None, count: int) -> Probes:
 
 
 def covariance(scores: Scores) -> Tensor:
-    """C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ for each user: [B, d, d]; centred first, as the difference would cancel."""
+    """C = Σ_j p_j (W_j - μ)(W_j - μ)ᵀ for each user: [B, d, d]; centred first, since the difference would cancel."""
     weight, mean = scores.head.weight, scores.mean
     total = mean.new_zeros(len(mean), scores.dim, scores.dim)
     for columns in scores.tiles():
         roots = scores.probabilities(columns).sqrt_()[..., None]
         if scores.had is not None:
-            roots.masked_fill_(scores.run_had(columns)[..., None], 0)  # these have weights of their own, see below
+            roots.masked_fill_(scores.run_had(columns)[..., None], 0)  # their weights differ, see below
         users = max(1, WORKING_SET // (weight[columns].numel() * weight.element_size()))
         for start in range(0, len(mean), users):
             part = slice(start, start + users)
@@ -158,7 +158,7 @@ def _probabilities_at(scores: Scores, columns: Tensor) -> Tensor:
 
 
 def _signed_roots(scores: Scores, columns: Tensor, count: int) -> Tensor:
-    """ξ_j √p_j with `count` random signs an item, at columns [n] or [B, n]: [B, count, n]."""
+    """ξ_j √p_j with `count` random signs per item, at columns [n] or [B, n]: [B, count, n]."""
     if columns.ndim == 1:
         p = scores.probabilities(slice(int(columns[0]), int(columns[-1]) + 1))
     else:
@@ -170,6 +170,6 @@ def _signed_roots(scores: Scores, columns: Tensor, count: int) -> Tensor:
 
 
 def _floored(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues [B, d], ascending, lifted to the working precision of the largest so that none divides by 0."""
+    """Eigenvalues [B, d], ascending, raised to the working precision of the largest so that nothing is divided by 0."""
     finfo = torch.finfo(eigenvalues.dtype)
     return eigenvalues.maximum((finfo.eps * eigenvalues[:, -1:]).clamp_min(finfo.tiny))

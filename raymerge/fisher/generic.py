@@ -1,4 +1,4 @@
-"""Squared gradients of any module with `embed` and `encode`, by autograd: one backward pass a group and probe."""
+"""Squared gradients of any module with `embed` and `encode`, by autograd: one backward pass per group and probe."""
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,16 @@ from raymerge.fisher.sums import SquareSums
 class AutogradBackward:
     """Adds Σ_i (Jᵀ q_i)² of each group.
 
-    Squares go straight to the sums. Where the embedded input is rows of a table, it is differentiated in the table's
-    place, so that no gradient is as large as the catalogue; otherwise all of `embed` is differentiated, and a table in
-    it costs its size a probe.
+    Squares go straight to the sums. Where the embedded input consists of rows of a table, the input is differentiated
+    instead of the table, so that no gradient is as large as the catalogue; otherwise all of `embed` is differentiated,
+    and a table in it costs its full size per probe.
     """
 
     skips_padding = False
-    """What a module does with padded columns is its own matter."""
+    """A module may do anything with padded columns."""
 
     threaded = False
-    """Nothing is known of what a module keeps from one call to the next, and a gradient may be large."""
+    """A module may keep state between calls, and a gradient may be large."""
 
     def __init__(self, module: nn.Module, sums: SquareSums) -> None:
         self.model = as_recommender(module)
@@ -29,7 +29,7 @@ class AutogradBackward:
         self._embeds: list[str] | None = None
 
     def table_read(self, histories: Tensor, rows: Tensor) -> str | None:
-        """Name of the parameter whose rows int64[B, L'] the embedded input is, padding aside; None if there is none."""
+        """Name of the parameter whose rows int64[B, L'] are the embedded input, padding aside; None if none is."""
         with torch.enable_grad():
             x = self.model.embed(histories)
             if self._embeds is None:
@@ -48,7 +48,7 @@ class AutogradBackward:
         return [name for name, g in zip(self.parameters, gradients, strict=True) if g is not None]
 
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
-        """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
+        """Add the squares for histories int64[G·S, L] with all their cotangents of h [G, P, S, d]."""
         size = cotangents.shape[2]
         for group, probes in enumerate(cotangents):
             users = histories[group * size : (group + 1) * size]
@@ -84,7 +84,7 @@ class AutogradBackward:
         if table:
             gradients.append(torch.stack([g[rows.rows[0]] for g in table], dim=1)[None])
             for gradient in table:
-                gradient[rows.rows[0]] = 0  # rows that are read meet their output part before they are squared
+                gradient[rows.rows[0]] = 0  # rows that are read get their output part before they are squared
                 self.sums.add(str(inputs.table), gradient.square())
         if gradients and inputs.wanted:
             inputs.add(inputs.squares(torch.stack(gradients).sum(0), group, slice(None)), group)

@@ -1,4 +1,4 @@
-"""The input side: from gradients of the embedded input to the rows of the table that was read."""
+"""The input side: from gradients of the embedded input to the rows of the table that were read."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from raymerge.fisher.sums import Sink
 class InputSide:
     """Where gradients of the embedded input go, for G groups of S users.
 
-    `read` names the embedding whose `rows` the embedded input is as they are, None if it is something else. `mixing`
+    `read` names the embedding whose unchanged `rows` are the embedded input, None if it is something else. `mixing`
     [G, S, K, P] and `hidden` [G, S, d] (over the temperature) give the output part of the same rows if the head is
     tied.
     """
@@ -28,12 +28,12 @@ class InputSide:
 
     @property
     def table(self) -> str | None:
-        """Name of the embedding of which `rows` are rows."""
+        """Name of the embedding that `rows` belong to."""
         return self.head.weight if self.head.tied else self.read
 
     @property
     def wanted(self) -> bool:
-        """Whether there is a table that takes squares."""
+        """Whether there is a table whose squares are summed."""
         return self.table is not None and self.sums.wants(self.table)
 
     def squares_of_positions(self, gradients: Tensor, groups: slice, probes: slice) -> Tensor:

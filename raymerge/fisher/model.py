@@ -1,4 +1,4 @@
-"""Whether a module is a recommender, and which parameters its head is made of."""
+"""Checks that a module is a recommender, and finds the parameters that its head is made of."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -19,7 +19,7 @@ def as_recommender(module: nn.Module) -> Recommender:
 
 @dataclass(frozen=True)
 class HeadNames:
-    """Where the head's tensors live: parameter and its row for column 0. A name is None if that part is a constant."""
+    """Where the head's tensors are: parameter, and its row for column 0. A name is None if that part is a constant."""
 
     weight: str | None
     bias: str | None
@@ -32,9 +32,9 @@ class HeadNames:
     def of(
         cls, module: nn.Module, weight: Tensor, bias: Tensor | None, tied: str | None, direction: Tensor | None
     ) -> "HeadNames":
-        """From what `head` and `repeat_direction` gave.
+        """From what `head` and `repeat_direction` returned.
 
-        Raises ConfigError if that is not made of the parameters that it is said to be.
+        Raises ConfigError unless it consists of the parameters that it claims.
         """
         name, first = _locate(module, weight, "weight")
         bias_name, first_bias = (None, 0) if bias is None else _locate(module, bias, "bias")
@@ -42,7 +42,7 @@ class HeadNames:
             raise ConfigError(f"head() says that its weight is tied to {tied!r}, but it is {name or 'not a parameter'}")
         whole = None if direction is None else _locate(module, direction, "repeat_direction")[0]
         if whole is not None and direction is not None and module.get_parameter(whole).shape != direction.shape:
-            raise ConfigError(f"repeat_direction must be a whole parameter or a constant, it is a part of {whole!r}")
+            raise ConfigError(f"repeat_direction must be a whole parameter or a constant, but it is part of {whole!r}")
         return cls(name, bias_name, first, first_bias, tied is not None, whole)
 
     def columns(self, rows: Tensor, items: int) -> Tensor | None:

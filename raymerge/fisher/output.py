@@ -1,8 +1,8 @@
 """The output side in closed form: squared gradients of the output weights and bias, and of tied rows that are read.
 
 Row k of the output weights has the gradient Σ_s (δ_π_s(j),k - p_sk) h_s of log p_j (s runs over the users of a group,
-one but for batch-wise estimators). Summed over items: [w_k (1 - 2 p_k) + p_k² Σ_j w_j] h², one matrix product a
-batch; with w = p that is p_k (1 - p_k) h². The bias is the same without h.
+one but for batch-wise estimators). Summed over items: [w_k (1 - 2 p_k) + p_k² Σ_j w_j] h², one matrix product
+per batch; with w = p that is p_k (1 - p_k) h². The bias is the same without h.
 """
 
 import torch
@@ -48,25 +48,25 @@ def add_repeat_direction(sums: Sink, scores: Scores, names: HeadNames, choice: C
 
 
 class _OutputSide:
-    """Adds to rows of the output weights, and of the bias, that stand for columns of the scores."""
+    """Adds to the rows of the output weights and bias that belong to columns of the scores."""
 
     def __init__(self, sums: Sink, names: HeadNames, head: Head) -> None:
         self.sums, self.names = sums, names
         self.scale = head.temperature**-2
 
     def add_products(self, run: slice, factors: Tensor, scores: Scores) -> None:
-        """factors [B, run] times h², for all users at once."""
+        """Add factors [B, run] times h², for all users at once."""
         self.add(run, factors.t() @ scores.flat.square(), factors.sum(0))
 
     def add(self, run: slice, weight: Tensor, bias: Tensor) -> None:
-        """weight [run, d] and bias [run] to a run of columns."""
+        """Add weight [run, d] and bias [run] to a run of columns."""
         if self.names.weight is not None:
             self.sums.add(self.names.weight, weight * self.scale, first=self.names.first + run.start)
         if self.names.bias is not None:
             self.sums.add(self.names.bias, bias * self.scale, first=self.names.first_bias + run.start)
 
     def add_items(self, items: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """weight [n, d] and bias [n] to columns int64[n], which may repeat."""
+        """Add weight [n, d] and bias [n] to columns int64[n], which may repeat."""
         if self.names.weight is not None:
             self.sums.add_rows(self.names.weight, items + self.names.first, weight * self.scale)
         if self.names.bias is not None:

@@ -1,4 +1,4 @@
-"""Adding up the sums of shards in one fixed order: the result is the same to the bit wherever they came from."""
+"""Adding up the sums of shards in one fixed order: the result is the same bit for bit wherever they came from."""
 
 from collections.abc import Iterable
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def tree_sum(shards: Iterable[Tensor]) -> Tensor:
-    """Sum over shards in a binary tree over their order, entry by entry: a block of rows sums as it does in the whole.
+    """Sum over shards in a binary tree over their order, entry by entry, so a block of rows may be summed on its own.
 
-    Shards are read one by one; at most 1 + log2(number of shards) are held at once, as the digits of a binary counter.
-    Hand them over in the order of their keys. Raises ValueError without a shard.
+    Shards are read one by one; at most 1 + log2(shards) are held at once, like the digits of a binary counter.
+    Pass them in the order of their keys. Raises ValueError if there is none.
     """
     levels: list[tuple[int, Tensor]] = []
     for shard in shards:
@@ -19,7 +19,7 @@ def tree_sum(shards: Iterable[Tensor]) -> Tensor:
             level += 1
         levels.append((level, shard))
     if not levels:
-        raise ValueError("there is no shard to add up")
+        raise ValueError("there are no shards to add up")
     total = levels.pop()[1]
     while levels:
         total = levels.pop()[1] + total

@@ -1,7 +1,7 @@
 """Which rows of a tied embedding each group of users read, each row once.
 
-A row that is both read (input) and scored (output) has one gradient, the sum of both parts, so its parts meet before
-they are squared; an item that stands several times in a history has its positions' gradients added first.
+A row that is both read (input) and scored (output) has one gradient, the sum of both parts, which are therefore added
+before they are squared; so are the gradients of the positions of an item that occurs several times in a history.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PADDING = 0
 
 @dataclass(frozen=True)
 class InputRows:
-    """Distinct rows of each group: `rows` int64[G, K] (0 where a group has fewer), and where each position's row is.
+    """Distinct rows of each group: `rows` int64[G, K] (0 where a group has fewer), and the slot of each position.
 
     `slots` int64[G, T] says which of the K slots a position belongs to (T positions of all users of a group), or is
     None if no group reads a row twice: then slot and position are the same (K = T).
@@ -48,5 +48,5 @@ class InputRows:
         return total.view(groups, distinct, *gradients.shape[2:])
 
     def part(self, groups: slice) -> "InputRows":
-        """Those of a run of groups."""
+        """The rows of a run of groups."""
         return InputRows(self.rows[groups], None if self.slots is None else self.slots[groups])

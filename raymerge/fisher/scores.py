@@ -1,6 +1,6 @@
 """The softmax over the catalogue for a batch of users, read tile by tile so that nothing is as large as users × items.
 
-Shapes: G groups of S users (S is 1 but for batch-wise estimators), B = G·S users, d dimensions, V items. Items are
+Shapes: G groups of S users (S is 1 except for batch-wise estimators), B = G·S users, d dimensions, V items. Items are
 named by column here: 0..V-1, column j for item j + 1. A tile is a run of columns of fixed length, so that sums over
 the catalogue do not depend on how users are chunked.
 """
@@ -22,10 +22,10 @@ TILE = 2048
 
 @dataclass(frozen=True)
 class Head:
-    """Output side of a model: logits = (W h + bias) / temperature, W + r being in W's place for items that a user had.
+    """Output side of a model: logits = (W h + bias) / temperature, with W + r for items already in the history.
 
     `repeat_direction` is r [d], 0 if None (see `raymerge.models.repeats`); `offered` bool[V] if the model chooses
-    among some items only, and the bias then leaves no probability to the others.
+    among some items only; the bias then gives the others no probability.
     """
 
     weight: Tensor
@@ -48,13 +48,13 @@ class Head:
 class Scores:
     """Probabilities p = softmax(logits) of G·S users over all items, never held at once.
 
-    Output weights of items that a user had include r in all that is a user's own: μ, r_j, C.
+    For items already in a user's history the output weights include r in everything per user: μ, r_j, C.
     """
 
     def __init__(self, head: Head, hidden: Tensor, stream: Tensor, had: Tensor | None = None) -> None:
-        """`hidden` [G, S, d]; `stream` int64[G, S], one stream of random numbers a user (see draws).
+        """`hidden` [G, S, d]; `stream` int64[G, S], one stream of random numbers per user (see draws).
 
-        `had` int64[B, K] are the distinct columns of each user's history, −1 for none, if the head makes use of it.
+        `had` int64[B, K] are the distinct columns of each user's history, −1 for none, if the head uses them.
         """
         self.head = head
         self.had = None if had is None else had.sort(dim=1).values
@@ -82,14 +82,14 @@ class Scores:
             where = torch.where(high > best, index + columns.start, where)
             rest = torch.logaddexp(torch.logaddexp(rest, others), torch.minimum(best, high))
             best = torch.maximum(best, high)
-        found = torch.stack(extrema).tolist()  # looked at once, since each look waits for a GPU
+        found = torch.stack(extrema).tolist()  # read once, since each read waits for a GPU
         bad = next((value for value in found if not isfinite(value)), None)
         if bad is not None:
-            raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower rate")
+            raise ScoreError(f"a score is {bad}, not a finite number: train the model again with a lower learning rate")
         return where, rest, torch.logaddexp(best, rest)
 
     def logits(self, columns: slice | Tensor, users: slice = slice(None)) -> Tensor:
-        """Of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
+        """Logits of the same columns, a run or int64[n], for all users or a run of them: [B, n]."""
         bias = None if self.head.bias is None else self.head.bias[columns]
         logits = F.linear(self.flat[users], self.head.weight[columns], bias)
         if self.had is not None:
@@ -111,12 +111,12 @@ class Scores:
         return self.flat @ self.head.repeat_direction
 
     def has_had(self, items: Tensor) -> Tensor:
-        """Whether they had each of their own columns: int64[B, n] → bool[B, n]."""
+        """Whether each of a user's own columns is in the history: int64[B, n] → bool[B, n]."""
         assert self.had is not None
         return contains(self.had, items)
 
     def run_had(self, run: slice) -> Tensor:
-        """Which columns of a run they had: bool[B, run]."""
+        """Which columns of a run are in each user's history: bool[B, run]."""
         assert self.had is not None
         width = run.stop - run.start
         places = torch.where((self.had >= run.start) & (self.had < run.stop), self.had - run.start, width)
@@ -167,15 +167,15 @@ class Scores:
 
     @cached_property
     def had_probabilities(self) -> Tensor:
-        """p of the items that each user had, 0 where `had` has none: [B, K]."""
+        """p of the items in each user's history, 0 where `had` has none: [B, K]."""
         assert self.had is not None
         return self.probabilities_of(self.had.clamp_min(0)).masked_fill_(self.had < 0, 0)
 
     @cached_property
     def _others(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Over all items but the most probable Σ p_j W_j and Σ p_j, and of these Σ p_j over what the user never had.
+        """Σ p_j W_j and Σ p_j over all items but the most probable, and Σ p_j over those of them not in the history.
 
-        [B, d], [B, 1] and [B, 1]; p rescaled to add up to 1.
+        [B, d], [B, 1] and [B, 1]; p is rescaled to add up to 1.
         """
         mean, total = torch.zeros_like(self.flat), torch.zeros_like(self.flat[:, :1])
         new = torch.zeros_like(total)
@@ -193,7 +193,7 @@ class Scores:
 
     @cached_property
     def repeated(self) -> tuple[Tensor, Tensor]:
-        """The probability P of all items that the user had, and 1 − P as the sum over all others: [B] and [B]."""
+        """The probability P of all items in the history, and 1 − P as the sum over all others: [B] and [B]."""
         top = self.probabilities_of(self._top[:, None]) * ~self.has_had(self._top[:, None])
         return self.had_probabilities.sum(1), (self._others[2] + top).squeeze(1)
 
@@ -204,9 +204,9 @@ class Scores:
         return mean + (1 - total) * self.weights_of(self._top[:, None])[:, 0]
 
     def centred(self, items: Tensor) -> Tensor:
-        """r_j = W_j - μ of each user's own columns, int64[B, n] → [B, n, d], of the most probable item too.
+        """r_j = W_j - μ of each user's own columns: int64[B, n] → [B, n, d].
 
-        That is Σ_k≠j p_k (W_j - W_k), where the difference would cancel for a user who is nearly certain of j.
+        For the most probable item it is Σ_k≠j p_k (W_j - W_k): the difference would cancel if p_j is close to 1.
         """
         weight, (mean, total, _) = self.weights_of(items), self._others
         top = (items == self._top[:, None])[..., None]

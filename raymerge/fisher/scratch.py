@@ -1,4 +1,4 @@
-"""Memory that is used over and over: fresh memory has to be mapped, and is in no cache when it is first written."""
+"""Memory that is reused: fresh memory has to be mapped, and is in no cache when it is first written."""
 
 from math import prod
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Scratch:
-    """Uninitialised tensors by name. Asking for a name again gives the same memory: what was in it is gone."""
+    """Uninitialised tensors by name. The same name gives the same memory again, which overwrites what was in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -22,5 +22,5 @@ class Scratch:
         return found[:count].view(shape)
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor in a dtype: itself if it has it, otherwise a copy under a name."""
+        """The tensor itself if it has the dtype, otherwise a copy under a name."""
         return x if x.dtype is dtype else self.empty(name, *x.shape, dtype=dtype).copy_(x)

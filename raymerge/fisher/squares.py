@@ -1,4 +1,4 @@
-"""Squared gradients of layers, for all probes of a group at once, added up while a cache holds them.
+"""Squared gradients of layers, for all probes of a group at once, added up while they are in cache.
 
 Shapes: B = G·S users, L positions, P probes, i inputs and o outputs of a layer; a gradient is summed over the T = S·L
 positions of a group, then squared, then summed over groups and probes.
@@ -13,7 +13,7 @@ from raymerge.fisher.scratch import Scratch
 from raymerge.fisher.sums import Sink
 
 CACHE_BYTES = 9 << 18
-"""Bytes of the largest tensors that exist at a time, per-probe weight gradients and cotangents of a wide layer."""
+"""Bytes of the largest tensors held at a time: per-probe weight gradients, and cotangents of a wide layer."""
 
 Key = tuple[str, int, int, int]
 
@@ -24,7 +24,7 @@ def with_one(x: Tensor) -> Tensor:
 
 
 class Squares:
-    """Collects squares in the working precision, whatever that of the products; `flush` hands them on."""
+    """Collects squares in the working precision, whatever that of the products; `flush` adds them to the sums."""
 
     def __init__(self, sums: Sink, group_size: int, working: Tensor) -> None:
         self.sums = sums
@@ -102,9 +102,9 @@ class Squares:
         return x.reshape(-1, self.group_size * x.shape[1], *x.shape[2:])
 
     def _total(self, key: Key, like: Tensor) -> Tensor:
-        """What is collected under a key: [groups, i + 1, P·o], of as many groups as were ever squared at a time.
+        """The running total of a key: [groups, i + 1, P·o], for the most groups squared at a time.
 
-        A key is a layer, its first row, how many probes are squared at a time, and o.
+        A key is a layer, its first row, the number of probes squared at a time, and o.
         """
         if key not in self._partial:
             self._partial[key] = torch.zeros_like(like)
@@ -112,7 +112,7 @@ class Squares:
 
 
 def runs(count: int, bytes_of_one: int) -> Iterator[slice]:
-    """0..count in runs of what fits CACHE_BYTES, the longest first."""
+    """0..count in runs that fit CACHE_BYTES, the longest first."""
     step = max(1, CACHE_BYTES // bytes_of_one)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -1,8 +1,8 @@
-"""How well each estimator's diagonal agrees with the exact one, at what cost: how many samples are enough.
+"""How well each estimator's diagonal agrees with the exact one, and at what cost: how many samples are enough.
 
 With x an estimate and e the exact diagonal as one long vector: relative error |x - e| / |e|; cosine x·e / |x||e|; and
 the error after the best single scale, |c x - e| / |e| with c = x·e / x·x. A merge weighs models against each other, so
-a scale that all diagonals share does no harm: of a biased estimator the scaled error is what counts.
+a scale that all diagonals share does no harm: for a biased estimator the scaled error is what counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +23,21 @@ SCHEMA = 1  # of study.json; raised when a key changes its meaning
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What is compared: each estimator with these numbers of samples, one that draws at random with several seeds.
+    """What is compared: each estimator with these numbers of samples, and with several seeds if it draws at random.
 
-    `users` bounds the users; `batch_size` B adds the batch-wise forms over groups of B users, which are of another
-    quantity.
+    `batch_size` B adds the batch-wise forms over groups of B users, which estimate a different quantity.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    samples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 50)  # n that are compared
+    samples: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 50)  # the values of n to compare
     seeds: int = 3  # for estimators that draw at random
     users: int | None = None  # at most; null: all
-    batch_size: int | None = None  # adds the batch-wise forms of so many users
+    batch_size: int | None = None  # users per group of the batch-wise forms; null: leaves these out
 
     def __post_init__(self) -> None:
         if not self.samples or min(self.samples) < 1 or len(set(self.samples)) < len(self.samples):
-            raise ConfigError(f"study.samples must be different numbers from 1 on, got {list(self.samples)}")
+            raise ConfigError(f"study.samples must be distinct numbers of at least 1, got {list(self.samples)}")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise ConfigError(f"study.seeds must be between 1 and {MOST_SEEDS}, got {self.seeds}")
         if self.users is not None and self.users < 1:
@@ -48,7 +47,7 @@ class StudyConfig:
 
 
 def candidates(settings: StudyConfig, like: FisherConfig, *, items: int, dim: int) -> Iterator[FisherConfig]:
-    """All registered estimators with all numbers of samples that a model of this size allows, and their seeds.
+    """All registered estimators with every number of samples that a model of this size allows, and every seed.
 
     Temperature and precision are as in `like`.
     """
@@ -70,19 +69,19 @@ def _batch_wise(config: FisherConfig, entry: Estimator, batch_size: int | None) 
 
 
 def backward_passes(config: FisherConfig, *, dim: int) -> int:
-    """Backward passes a user, at most, as the estimator states them; the h of a group of B users has d·B entries."""
+    """Most backward passes per user, as the estimator states; the h of a group of B users has d·B entries."""
     return ESTIMATORS[config.estimator].passes(config.samples or 0, dim * (config.batch_size or 1))
 
 
 def line_of(config: FisherConfig) -> str:
-    """What all sample sizes of a candidate are called together."""
+    """The name that all sample sizes of a candidate share."""
     form = f" B={config.batch_size} by {config.align}" if config.batch_size else ""
     return config.estimator + form
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sums over entries from which all comparisons follow: Σ(x - e)², Σx², Σxe and Σe². They add up over parameters."""
+    """Sums over entries that give all comparisons, Σ(x - e)², Σx², Σxe and Σe²; they add up over parameters."""
 
     difference: float = 0.0
     estimate: float = 0.0
@@ -91,7 +90,7 @@ class Agreement:
 
     @classmethod
     def of(cls, estimate: Tensor, exact: Tensor) -> "Agreement":
-        """Of two tensors of one shape, added up in float64."""
+        """The agreement of two tensors of one shape, summed in float64."""
         x, e = estimate.double().flatten(), exact.double().flatten()
         return cls(float((x - e).square().sum()), float(x @ x), float(x @ e), float(e @ e))
 
@@ -105,7 +104,7 @@ class Agreement:
 
     @property
     def scale(self) -> float:
-        """The c that makes |c x - e| least."""
+        """The c that minimises |c x - e|."""
         return self.product / self.estimate if self.estimate else 0.0
 
     def scaled(self, scale: float) -> "Agreement":
@@ -126,7 +125,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate with one seed: how its diagonal over so many users agrees by parameter, and what a user cost."""
+    """One candidate with one seed: agreement by parameter of its diagonal over `users` users, and the cost per user."""
 
     config: FisherConfig
     users: int
@@ -142,7 +141,7 @@ class Spread(TypedDict):
 
 
 class Metrics(TypedDict):
-    """How well a diagonal agrees; of a layer, `scaled_error` is with the scale that is best for the whole."""
+    """How well a diagonal agrees; the `scaled_error` of a layer uses the best scale of the whole diagonal."""
 
     error: Spread
     scaled_error: Spread
@@ -168,9 +167,9 @@ class Row(TypedDict):
 
 
 class Study(TypedDict):
-    """`study.json`: candidates compared with `exact` in float64, for so many users of a model of this size.
+    """`study.json`: candidates compared with `exact` in float64, over `users` users of a model of this size.
 
-    Seconds are of a core, or of the GPU where the processes have one.
+    Seconds are core seconds, or GPU seconds where the processes have a GPU.
     """
 
     schema: int
@@ -183,7 +182,7 @@ class Study(TypedDict):
 
 
 def rows(measured: Sequence[Measured], *, dim: int) -> list[Row]:
-    """A row for each candidate, its seeds together, in the order given."""
+    """One row per candidate, over all its seeds, in the order given."""
     groups: dict[FisherConfig, list[Measured]] = {}
     for one in measured:
         groups.setdefault(replace(one.config, seed=0), []).append(one)
@@ -227,7 +226,7 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def enough(found: Sequence[Row], tolerance: float) -> dict[str, Row | None]:
-    """By line the cheapest row whose error, after the best single scale, is at most `tolerance`; None if none is."""
+    """For each line the cheapest row whose scaled error is at most `tolerance`; None if there is none."""
     best: dict[str, Row | None] = {}
     for row in sorted(found, key=lambda row: row["passes"]):
         good = row["overall"]["scaled_error"]["mean"] <= tolerance

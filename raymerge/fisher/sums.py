@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Sink(Protocol):
-    """What takes squares; those of parameters that are left out are dropped."""
+    """Where squares go; those of parameters that are left out are dropped."""
 
     def wants(self, name: str | None) -> bool:
         """Whether this parameter is summed."""
@@ -21,15 +21,15 @@ class Sink(Protocol):
 
 
 def add_at_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add values [n, ...] to the rows int64[n] of a total, which may repeat, in the order given also on a GPU."""
-    if total.is_cuda:  # index_add_ adds in any order there
+    """Add values [n, ...] to the rows int64[n] of a total, which may repeat; in the order given, also on a GPU."""
+    if total.is_cuda:  # index_add_ adds in arbitrary order there
         total.index_put_((rows,), values, accumulate=True)
     else:
         total.index_add_(0, rows, values)
 
 
 class SquareSums:
-    """A Sink with one float64 tensor a parameter, 0 at first."""
+    """A Sink with one float64 tensor per parameter, initially 0."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.tensors = {
@@ -53,12 +53,12 @@ class SquareSums:
         add_at_rows(total, rows, squares.to(total.dtype))
 
     def result(self) -> dict[str, Tensor]:
-        """The sums. A sum of squares that rounding left below 0 is 0."""
+        """The sums; where rounding left a sum of squares below 0 it is 0."""
         return {name: total.clamp_min_(0) for name, total in self.tensors.items()}
 
 
 class Journal:
-    """A Sink for one batch: what it took is added to the sums later, in the order of the batches."""
+    """A Sink for one batch: its squares are added to the sums later, in the order of the batches."""
 
     def __init__(self, sums: SquareSums) -> None:
         self._sums = sums

@@ -1,7 +1,7 @@
-"""Batches of users side by side on the cores of one machine, their results in order.
+"""Batches of users in parallel on the cores of one machine, with their results in order.
 
-One thread a core, each with single-threaded kernels: splitting every small kernel among the cores instead makes them
-wait for each other at each one, and on a machine that does other work too they mostly wait.
+One thread per core, each with single-threaded kernels: splitting every small kernel among the cores instead makes the
+cores wait for each other at each one, and on a machine that runs other jobs too they mostly wait.
 """
 
 from collections import deque
@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 
 KEPT_BYTES = 31 << 20
-"""glibc keeps freed blocks up to the largest it has seen freed (at most 32 MiB) instead of mapping them anew each time.
+"""glibc keeps freed blocks up to the largest it has seen freed (at most 32 MiB) instead of mapping them again.
 
-Mapping anew costs a page fault every 4 KiB, for which the threads of a process wait for each other.
+Mapping again costs a page fault every 4 KiB, for which the threads of a process wait for each other.
 """
 
 Piece = TypeVar("Piece")
@@ -25,8 +25,8 @@ Result = TypeVar("Result")
 def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
     """Results of `work` on each piece, in the order of the pieces, on as many threads as torch has now.
 
-    At most one result a thread waits to be taken. Meanwhile torch's kernels have one thread, as a setting of the whole
-    process; it is restored at the end.
+    At most one result per thread waits to be taken. Meanwhile torch's kernels have one thread, in the whole process;
+    the setting is restored at the end.
     """
     threads = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
@@ -46,8 +46,8 @@ def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterat
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """The threads, which stay: what a thread has freed stays in its arena of glibc, and new threads may get new ones.
+    """The threads, which are kept: what a thread frees stays in its glibc arena, and new threads may get new arenas.
 
-    In a Ray worker, whose own threads come and go too, each shard then left some 10 MiB behind.
+    In a Ray worker, whose own threads come and go too, each shard would then leave about 10 MiB behind.
     """
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -1,12 +1,12 @@
-"""Squared gradients of a SequenceEncoder for many users and probes at once, by a backward pass written by hand.
+"""Squared gradients of a SequenceEncoder for many users and probes at once, by a hand-written backward pass.
 
-What makes it fast. (1) Activations are computed once a user; probes share them, attention probabilities included.
+What makes it fast. (1) Activations are computed once per user and shared by its probes, attention probabilities too.
 (2) In the last block only the last position reaches h, so its weight gradients are outer products of vectors, whose
 squared sum over users and probes is one matrix product; its keys and values reach the other positions through H
-directions a user, not through matrices. (3) In other blocks a weight's gradient is a sum over positions; for all probes
-of a user it is one matrix product, squared and added up while it is in cache.
+directions per user, not through matrices. (3) In other blocks a weight's gradient is a sum over positions; for all
+probes of a user it is one matrix product, squared and added up while it is in cache.
 
-Shapes: B users in G groups of S (S = 1 but for batch-wise estimators), L positions, P probes, d dimensions, H heads
+Shapes: B users in G groups of S (S = 1 except for batch-wise estimators), L positions, P probes, d dimensions, H heads
 of c dimensions. Cotangents are [B, L, P, ·]: positions before probes, so that sums over positions are products.
 """
 
@@ -22,10 +22,10 @@ from raymerge.fisher.squares import Squares, runs, with_one
 from raymerge.models.encoder import Block, FeedForward, SequenceEncoder
 
 MOST_PROBES = 32
-"""Probes at a time: with all positions of a user they are enough rows for a product at full speed, yet fit a cache."""
+"""Probes at a time: with all positions of a user, enough rows for full-speed products that still fit the cache."""
 
 FEWEST_BF16 = 4
-"""Probes at a time for which products in bf16 pay: for fewer the conversions cost what they gain."""
+"""Probes at a time from which products in bf16 pay off: for fewer the conversions cost what they gain."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class NormState:
         return state, torch.addcmul(module.bias, normed, module.weight)
 
     def backward(self, g: Tensor, squares: Squares, residual: Tensor | None = None) -> Tensor:
-        """Cotangent of the input, 1/σ (gγ - mean(gγ) - x̂ mean(gγ x̂)), plus that of a residual.
+        """Cotangent of the input, 1/σ (gγ - mean(gγ) - x̂ mean(gγ x̂)), plus that of a residual, all [B, L, P, d].
 
-        All [B, L, P, d]. Overwrites the residual or, if there is none, g.
+        Overwrites the residual or, if there is none, g.
         """
         weighted = torch.mul(g, self.normed, out=squares.empty("weighted", *g.shape))
         squares.vector(self.name + ".weight", weighted)
@@ -67,7 +67,7 @@ class NormState:
 class FeedForwardState:
     """Input and activations, each followed by a 1, [B, L, d + 1] and [B, L, f + 1], and the slopes [B, L, 1, f].
 
-    With the weights, inner [f, d] and outer [d, f], in the dtype of products.
+    The weights inner [f, d] and outer [d, f] are in the dtype of the products, as all of these are.
     """
 
     name: str
@@ -92,7 +92,7 @@ class FeedForwardState:
     def backward(self, g: Tensor, squares: Squares) -> Tensor:
         """Cotangent of the output [B, L, P, d] → of the input [B, L, P, d].
 
-        A few groups at a time: the cotangents of the wide layer are the largest tensors of all, and fit a cache so.
+        A few groups at a time, so that the cotangents of the wide layer, the largest tensors of all, fit the cache.
         """
         scratch, size, width, dtype = squares.scratch, squares.group_size, self.inner.shape[0], self.inner.dtype
         g = scratch.cast("cotangents", g, dtype)
@@ -110,7 +110,7 @@ class FeedForwardState:
 
 @dataclass(frozen=True)
 class BlockState:
-    """One block's activations. The last block has those of the last position only, beside its keys and values."""
+    """One block's activations. The last block has only those of the last position, and its keys and values."""
 
     pre: bool
     last: bool
@@ -167,7 +167,7 @@ class BlockState:
 
 @dataclass(frozen=True)
 class EncoderState:
-    """Activations of B users, all that a backward pass from h needs."""
+    """Activations of B users: everything that a backward pass from h needs."""
 
     input_norm: NormState
     blocks: list[BlockState]
@@ -175,7 +175,7 @@ class EncoderState:
 
     @classmethod
     def of(cls, module: SequenceEncoder, histories: Tensor, products: torch.dtype) -> "EncoderState":
-        """Run the encoder in eval mode on histories int64[B, L]; the last block multiplies little, as it came."""
+        """Run the encoder in eval mode on histories int64[B, L]; the last block's few products stay in x's dtype."""
         rows = module.input_rows(histories)
         positions = module.position_embedding.weight[: rows.shape[1]].flip(0)
         input_norm, x = NormState.of("input_norm", module.input_norm, module.item_embedding.weight[rows] + positions)
@@ -197,16 +197,16 @@ class EncoderState:
 
 
 class EncoderBackward:
-    """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget in bytes.
+    """Adds Σ_i (Jᵀ q_i)² of each group, for a SequenceEncoder; memory stays within a budget.
 
-    With `in_bf16` the products of a float32 model are in bf16, if the probes are not too few.
+    With `in_bf16` the products of a float32 model are in bf16, unless the probes are too few.
     """
 
     skips_padding = True
-    """Positions count from the end, so columns that are padding for all users of a batch can go."""
+    """Positions count from the end, so columns that are padding for all users of a batch can be cut off."""
 
     threaded = True
-    """A pass leaves nothing behind and its squares go to the sink of `inputs` alone."""
+    """A pass leaves no state behind, and its squares go only to the sink of `inputs`."""
 
     def __init__(self, module: SequenceEncoder, memory_bytes: int, in_bf16: bool) -> None:
         self.module = module
@@ -218,7 +218,7 @@ class EncoderBackward:
         return "item_embedding.weight"
 
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
-        """histories int64[G·S, L], all their cotangents of h [G, P, S, d]."""
+        """Add the squares for histories int64[G·S, L] with all their cotangents of h [G, P, S, d]."""
         groups, probes, size, _ = cotangents.shape
         squares = Squares(inputs.sums, size, cotangents)
         many_groups, many_probes = self._chunk(histories.shape[1] + 1, size, probes)
@@ -250,7 +250,7 @@ class EncoderBackward:
         width = config.dim // config.heads
         probes = min(probes, MOST_PROBES)
         states = config.blocks * (14 * config.dim + 3 * config.feed_forward + config.heads * length)
-        shared = states + 3 * length * width  # by the probes of a user; the last for one head at a time
+        shared = states + 3 * length * width  # by the probes of a user; the second term for one head at a time
         logits = length * (3 if config.distance_bias and config.cloze else 1)  # both directions are copied to sum them
         one = size * length * (probes * (logits + 9 * config.dim) + shared)
         fit = self.memory_bytes // (one * self.module.item_embedding.weight.element_size())

@@ -1,7 +1,7 @@
-"""The estimators: how much each item of the catalogue weighs in a user's Fisher diagonal.
+"""The estimators: the weight of each catalogue item in a user's Fisher diagonal.
 
 F = 1/N Σ_i Σ_j w_ij (∇ log p_ij)², squared per user and item before any sum. An estimator is one decorated function
-that turns a batch of users' scores into probes; it then shows in the configuration, the command and the tests.
+that turns a batch of users' scores into probes; configuration, command line and tests then know it.
 Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log p_i,π_i(j))² summed over the group, where
 π_i aligns the items of its users: by identity (the same item) or by rank (user i's j-th most probable item).
 """
@@ -26,7 +26,7 @@ HUTCHINSON = "Hutchinson 1990, https://doi.org/10.1080/03610919008812866"
 
 @dataclass(frozen=True)
 class Request:
-    """What an estimator may need beside the scores: `targets` int64[G, S] and `columns` int64[G, K] are columns."""
+    """What an estimator may need besides the scores: `targets` int64[G, S] and `columns` int64[G, K] are columns."""
 
     samples: int
     align: str
@@ -40,11 +40,11 @@ Limit = Literal["items", "dimensions"] | None
 
 @dataclass(frozen=True)
 class Estimator:
-    """A way to weigh the items, with what a reader must know to choose it.
+    """A way to weight the items, with what a reader needs to choose it.
 
-    `passes` of n and d are the backward passes a user, at most; `eigenvectors` says whether those of C, d × d, are
-    found; `random` whether the seed matters. `samples` says what the number n is, or is None if there is none; `limit`
-    of what in the model there must be n; `alignments` of the batch-wise form, none if there is no such form.
+    `passes(n, d)` is the most backward passes per user; `eigenvectors` says whether those of C, d × d, are computed;
+    `random` whether the seed matters. `samples` says what the number n counts, None if there is no n; `limit` what in
+    the model n may not exceed; `alignments` are those of the batch-wise form, empty if there is none.
     """
 
     build: Build
@@ -63,7 +63,7 @@ ESTIMATORS = Registry[Estimator]("estimator")
 
 
 def estimator(name: str, **facts: Any) -> Callable[[Build], Build]:
-    """Register a function as an estimator under a name, with what `Estimator` states of it."""
+    """Register a function as an estimator under a name, with the other fields of `Estimator`."""
 
     def add(build: Build) -> Build:
         ESTIMATORS.add(name, Estimator(build, **facts))
@@ -74,10 +74,10 @@ def estimator(name: str, **facts: Any) -> Callable[[Build], Build]:
 
 @dataclass(frozen=True)
 class FisherConfig:
-    """Which estimator of the Fisher diagonal, and its settings; a diagonal depends on nothing else but its inputs.
+    """Which estimator of the Fisher diagonal, and its settings; a diagonal depends on these and its inputs alone.
 
     `batch_size` B makes the paper's batch-wise form, over groups of B users in the order given (diagonals of
-    different B do not compare).
+    different B are not comparable).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -126,7 +126,7 @@ class FisherConfig:
         return found
 
     def check_model(self, *, dim: int, items: int | None = None) -> None:
-        """Raise ConfigError if a model of this many dimensions, and items if known, cannot give so many samples."""
+        """Raise ConfigError if a model of this many dimensions, and items if known, cannot give this many samples."""
         entry = ESTIMATORS[self.estimator]
         most = {"items": items, "dimensions": dim, None: None}[entry.limit]
         if most is not None and self.samples is not None and self.samples > most:
@@ -155,7 +155,7 @@ def exact(scores: Scores, request: Request) -> Probes:
     passes=min,
     source=SAMPLING,
     random=True,
-    samples="draws a user, with replacement",
+    samples="draws per user, with replacement",
     alignments=("rank",),
 )
 def model(scores: Scores, request: Request) -> Probes:
@@ -173,12 +173,12 @@ def model(scores: Scores, request: Request) -> Probes:
     unbiased=True,
     passes=min,
     random=True,
-    samples="items a user",
+    samples="items per user",
     limit="items",
     alignments=("identity", "rank"),
 )
 def random(scores: Scores, request: Request) -> Probes:
-    """Items drawn uniformly, weighed so that the mean over draws is exact; high variance."""
+    """Items drawn uniformly, weighted so that the mean over draws is exact; high variance."""
     return _by_probability(scores, request, _picked(scores, request), scale=scores.head.choices / request.samples)
 
 
@@ -188,12 +188,12 @@ def random(scores: Scores, request: Request) -> Probes:
     unbiased=False,
     passes=min,
     random=True,
-    samples="items a user",
+    samples="items per user",
     limit="items",
     alignments=("identity", "rank"),
 )
 def random_unweighted(scores: Scores, request: Request) -> Probes:
-    """Items drawn uniformly, all weighing the same: another quantity, as the paper's text can be read."""
+    """Items drawn uniformly, all with the same weight: a different quantity, one reading of the paper's text."""
     return _evenly(scores, request, _picked(scores, request))
 
 
@@ -202,12 +202,12 @@ def random_unweighted(scores: Scores, request: Request) -> Probes:
     formula="w_j = p_j on the n most probable items",
     unbiased=False,
     passes=min,
-    samples="items a user",
+    samples="items per user",
     limit="items",
     alignments=("identity", "rank"),
 )
 def topk(scores: Scores, request: Request) -> Probes:
-    """The most probable items: a lower bound, by a share that differs between models."""
+    """The most probable items: a lower bound, whose share of the whole differs between models."""
     if request.align == "identity":
         items = for_each_user(
             scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples)
@@ -225,7 +225,7 @@ def topk(scores: Scores, request: Request) -> Probes:
     alignments=("rank",),
 )
 def target(scores: Scores, request: Request) -> Probes:
-    """The item that did follow: the empirical Fisher. Of users who do not validate the model was trained on it."""
+    """The item that did follow: the empirical Fisher. Unless the user validates, the model was trained on it."""
     assert request.targets is not None
     return _evenly(scores, request, request.targets.reshape(-1, 1))
 
@@ -237,11 +237,11 @@ def target(scores: Scores, request: Request) -> Probes:
     passes=lambda n, d: n,
     source="Σ_i≤n (J_kᵀ q_i + a_ki h)², a lower bound of every entry",
     eigenvectors=True,
-    samples="eigenvectors a user",
+    samples="eigenvectors per user",
     limit="dimensions",
 )
 def rank(scores: Scores, request: Request) -> Probes:
-    """The directions of h that matter most: never above the exact diagonal, and equal to it on rows not read."""
+    """The directions of h that matter most: never above the exact diagonal, equal to it on rows that are not read."""
     return from_all(scores, request.columns, rank=request.samples)
 
 
@@ -253,11 +253,11 @@ def rank(scores: Scores, request: Request) -> Probes:
     source=HUTCHINSON,
     eigenvectors=True,
     random=True,
-    samples="eigenvectors a user",
+    samples="eigenvectors per user",
     limit="dimensions",
 )
 def rank_unbiased(scores: Scores, request: Request) -> Probes:
-    """`rank` and an unbiased, never negative estimate of what it leaves out."""
+    """`rank` plus an unbiased, never negative estimate of what it leaves out."""
     return completed(from_all(scores, request.columns, rank=request.samples), from_signs(scores, request.columns, 1))
 
 
@@ -268,15 +268,15 @@ def rank_unbiased(scores: Scores, request: Request) -> Probes:
     passes=lambda n, d: n,
     source=HUTCHINSON,
     random=True,
-    samples="probes a user",
+    samples="probes per user",
 )
 def hutchinson(scores: Scores, request: Request) -> Probes:
-    """Random combinations of all items: `rank_unbiased` without an eigenvector, the cheapest unbiased estimator."""
+    """Random combinations of all items: `rank_unbiased` without eigenvectors, the cheapest unbiased estimator."""
     return from_signs(scores, request.columns, request.samples)
 
 
 def _evenly(scores: Scores, request: Request, items: Tensor) -> Probes:
-    """Each of the items int64[B, n] weighs 1/n for each user."""
+    """Give each of the items int64[B, n] weight 1/n for each user."""
     items = items.view(scores.groups, scores.group_size, -1)
     share = scores.group_size / items.shape[2]
     weights = scores.flat.new_full((scores.groups, items.shape[2]), share)
@@ -284,7 +284,7 @@ def _evenly(scores: Scores, request: Request, items: Tensor) -> Probes:
 
 
 def _by_probability(scores: Scores, request: Request, items: Tensor, scale: float = 1.0) -> Probes:
-    """Each of the items int64[B, n] weighs its probability times `scale`."""
+    """Give each of the items int64[B, n] its probability times `scale` as weight."""
     weights = _group_sum(scores, scores.probabilities_of(items)) * scale
     items = items.view(scores.groups, scores.group_size, -1)
     return from_choice(scores, Choice(items, weights), request.columns)

@@ -399,7 +399,7 @@ def test_a_direction_that_is_a_part_of_a_parameter_is_refused() -> None:
     module = Recurrent(tied=True, bias=True).double()
     module.both = nn.Parameter(torch.zeros(8).double())
     module.repeat_direction = module.both[4:]
-    with pytest.raises(ConfigError, match="a part of 'both'"):
+    with pytest.raises(ConfigError, match="part of 'both'"):
         estimate(module, histories())
 
 

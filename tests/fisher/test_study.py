@@ -122,7 +122,7 @@ def test_enough_is_the_cheapest_that_keeps_to_the_tolerance() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"samples": ()}, "study.samples must be different numbers from 1 on, got \\[\\]"),
+        ({"samples": ()}, "study.samples must be distinct numbers of at least 1, got \\[\\]"),
         ({"samples": (5, 5)}, "study.samples"),
         ({"samples": (0,)}, "study.samples"),
         ({"seeds": 0}, "study.seeds must be between 1 and 100, got 0"),
