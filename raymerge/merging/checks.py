@@ -1,4 +1,4 @@
-"""What may be merged: models of one shape, diagonals that belong to them, coefficients that weigh something.
+"""Checks before a merge: models of one shape, diagonals that belong to them, coefficients that are not all 0.
 
 Each check names the first difference that it finds; models and diagonals are counted from 1.
 """
@@ -22,10 +22,10 @@ def tensors_of(model: Model) -> Tensors:
 
 
 def diagonal_names(model: Model) -> dict[str, str]:
-    """What can be merged: names of parameters, with the names under which diagonals have them.
+    """Names of the parameters that can be merged, with the names that diagonals have for them.
 
-    The two differ for a parameter with several names: `named_parameters()`, and so a diagonal, has the first only.
-    Of a state dict every floating-point tensor is a parameter.
+    The two differ for a parameter with several names: `named_parameters()`, and so a diagonal, has only the first.
+    In a state dict every floating-point tensor is a parameter.
     """
     if not isinstance(model, nn.Module):
         return {name: name for name, tensor in model.items() if tensor.is_floating_point()}
@@ -80,7 +80,7 @@ def _check_tensors(first: Tensors, other: Tensors, number: int) -> None:
         if name not in first or name not in other:
             holder, lacker = (1, number) if name in first else (number, 1)
             raise MergeError(
-                f"model {holder} has a tensor {name!r} that model {lacker} lacks: they are not of one kind"
+                f"model {holder} has a tensor {name!r} that model {lacker} lacks: they are not of the same kind"
             )
         for what in ("shape", "dtype"):
             mine, theirs = getattr(first[name], what), getattr(other[name], what)
@@ -94,51 +94,51 @@ def check_unmerged(name: str, values: Sequence[Tensor]) -> None:
     for number, value in enumerate(values[1:], start=2):
         if not torch.equal(values[0], value.to(values[0].device)):
             raise MergeError(
-                f"models 1 and {number} differ in {name!r}, which is no parameter with a diagonal: make it equal or "
-                "give diagonals that have it"
+                f"models 1 and {number} differ in {name!r}, which has no diagonal: make it equal in all models "
+                "or give diagonals that include it"
             )
 
 
 def check_diagonals(models: Sequence[Model], diagonals: Sequence[Tensors]) -> None:
     """Raise MergeError unless each model has a diagonal of its names and shapes, finite and nowhere negative."""
     if len(diagonals) != len(models):
-        raise MergeError(f"each model needs its diagonal: got {len(diagonals)} diagonals for {len(models)} models")
+        raise MergeError(f"each model needs a diagonal: got {len(diagonals)} diagonals for {len(models)} models")
     tensors = tensors_of(models[0])
     known = set(diagonal_names(models[0]).values())
     for number, diagonal in enumerate(diagonals, start=1):
         for name in [*diagonals[0], *diagonal]:
             if name not in known:
-                raise MergeError(f"diagonal {number} has {name!r}, which is no parameter of the models")
+                raise MergeError(f"diagonal {number} has {name!r}, which is not a parameter of the models")
             if name not in diagonal or name not in diagonals[0]:
                 holder, lacker = (1, number) if name in diagonals[0] else (number, 1)
-                raise MergeError(f"diagonal {holder} has {name!r} and diagonal {lacker} lacks it: estimate it anew")
+                raise MergeError(f"diagonal {holder} has {name!r} and diagonal {lacker} lacks it: estimate it again")
             _check_diagonal(name, diagonal[name], tensors[name], number)
 
 
 def _check_diagonal(name: str, diagonal: Tensor, parameter: Tensor, number: int) -> None:
     if diagonal.shape != parameter.shape:
         found, wanted = tuple(diagonal.shape), tuple(parameter.shape)
-        raise MergeError(f"diagonal {number} has shape {found} for {name!r}, the models have {wanted}")
+        raise MergeError(f"diagonal {number} has shape {found} for {name!r}, but the models have {wanted}")
     if not _extrema_are_finite(diagonal):
-        raise MergeError(f"diagonal {number} has values in {name!r} that are not finite: estimate it anew")
+        raise MergeError(f"diagonal {number} has values in {name!r} that are not finite: estimate it again")
     if diagonal.numel() and float(diagonal.min()) < 0:
-        raise MergeError(f"diagonal {number} has negative values in {name!r}, the least is {float(diagonal.min()):g}")
+        raise MergeError(f"diagonal {number} has negative values in {name!r}, the lowest is {float(diagonal.min()):g}")
 
 
 def _extrema_are_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, without a mask of the tensor's size; an empty tensor's are."""
+    """Whether all values are finite (true if there are none), without a mask of the tensor's size."""
     return not tensor.numel() or all(bool(extremum.isfinite()) for extremum in torch.aminmax(tensor))
 
 
 def check_coefficients(coefficients: Sequence[float], members: int, error: type[UserError] = MergeError) -> None:
-    """Raise unless there is one finite λ >= 0 for each member, and one that is not 0."""
+    """Raise unless there is one finite λ >= 0 per member, and not all are 0."""
     if len(coefficients) != members:
-        raise error(f"each model needs its coefficient: got {len(coefficients)} coefficients for {members} models")
+        raise error(f"each model needs a coefficient: got {len(coefficients)} coefficients for {members} models")
     for number, value in enumerate(coefficients, start=1):
         if not (math.isfinite(value) and value >= 0):
             raise error(f"coefficients must be finite and at least 0, got {value} for model {number}")
     if not any(coefficients):
-        raise error("coefficients must not all be 0: nothing would be left of the models")
+        raise error("coefficients must not all be 0: no model would count")
 
 
 def check_power(power: float, error: type[UserError] = MergeError) -> None:

@@ -1,4 +1,4 @@
-"""How to merge: the setting and the coefficients that validate best, unless that is luck."""
+"""Choose how to merge: the setting and the coefficients that validate best, unless that is luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 
 @dataclass(frozen=True)
 class Chosen:
-    """How to merge, its score, and how much better than the first trial the best is for users who did not choose it."""
+    """How to merge, its score, and by how much the best trial beats the first for users who did not choose it."""
 
     trial: Trial
     score: float
@@ -18,10 +18,10 @@ class Chosen:
 
 
 def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
-    """The setting and the coefficients with the best score, if such a choice is better for users who did not make it.
+    """The best-scoring setting and coefficients, if that choice is also better for users who did not make it.
 
-    Else it was luck, and the first trial is taken: the plainest setting, and coefficients that are equal or given.
-    What is given is not searched.
+    Otherwise it was luck, and the first trial is taken: the plainest setting, with equal or given coefficients.
+    Whatever `settings` fixes is not searched.
     """
     scores: dict[Trial, FoldedScore] = {}
 

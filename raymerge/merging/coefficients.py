@@ -1,7 +1,7 @@
 """Choose how much each model counts, by a score on data that none of them should have been trained on.
 
-The score of a point λ of the simplex is any function, such as the validation NDCG@10 of the merge that λ gives. It is
-piecewise constant and dear, so the search uses no gradients and few trials, and it is deterministic.
+The score of a point λ of the simplex is any function, such as the validation NDCG@10 of the merge by λ. It is piecewise
+constant and expensive, so the search uses no gradients and few trials. It is deterministic.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ SMALLEST_MOVE = 1 / 64
 
 @dataclass(frozen=True)
 class Found:
-    """The best coefficients, their score, and every point that was tried, in order."""
+    """The best coefficients, their score, and every point tried, in order."""
 
     coefficients: Point
     score: float
@@ -29,18 +29,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice(Generic[S]):
-    """The best setting with what was found under it."""
+    """The best setting, and what the search found under it."""
 
     setting: S
     found: Found
 
 
 class _OutOfBudget(Exception):
-    """Ends a search from inside: the trials made so far are its result."""
+    """Ends a search from within: its result is the trials made so far."""
 
 
 class _Trials:
-    """Scores of the points asked for: each computed once, no more than the budget in all, the best remembered."""
+    """Scores of points: each computed once, no more than `budget` in all; remembers the best."""
 
     def __init__(self, score: Callable[[Point], float], budget: int, known: Mapping[Point, float]) -> None:
         self._score, self._budget = score, budget
@@ -49,7 +49,7 @@ class _Trials:
         self.scores: dict[Point, float] = {}
 
     def __call__(self, point: Point) -> None:
-        """Score a point if it is new; raises _OutOfBudget when that would be one too many."""
+        """Score a point if it is new; raises _OutOfBudget if that would exceed the budget."""
         point = _rounded(point)
         if point in self.scores:
             return
@@ -57,7 +57,7 @@ class _Trials:
             raise _OutOfBudget
         value = self._known[point] if point in self._known else self._compute(point)
         if not isfinite(value):
-            raise ScoreError(f"the score of coefficients {point} is {value}: a merge must score a finite number")
+            raise ScoreError(f"the score of coefficients {point} is {value}: it must be a finite number")
         self.scores[point] = value
 
     def _compute(self, point: Point) -> float:
@@ -65,19 +65,19 @@ class _Trials:
         return float(self._score(point))
 
     def best(self) -> Point:
-        """The highest score; of equal ones the point nearest to equal coefficients, then the one tried first."""
+        """The point of the highest score; of ties the one nearest to equal coefficients, then the one tried first."""
         return max(self.scores, key=lambda point: (self.scores[point], -_inequality(point)))
 
 
 def search(
     score: Callable[[Point], float], members: int, *, budget: int = 48, known: Mapping[Point, float] | None = None
 ) -> Found:
-    """Coefficients (each >= 0, sum 1) of the highest score that `budget` calls of `score` find.
+    """Coefficients (each >= 0, sum 1) with the highest score that `budget` calls of `score` find.
 
-    Equal coefficients come first, then one model at half of the mass or more, then a grid of the simplex as fine as
-    half of the budget allows, its corners (single models) included. From the best of these, mass moves between pairs
-    of models, by steps that halve where no move helps. `known` scores, such as those of the single models, cost
-    nothing. Ties go to the more equal coefficients. Raises ConfigError for less than 1 model or trial and ScoreError
+    Equal coefficients come first, then each model with half of the mass or more, then a grid of the simplex as fine as
+    half of the budget allows, including its corners (single models). From the best of these, mass moves between pairs
+    of models, by steps that halve when no move helps. `known` scores, such as those of the single models, cost
+    nothing. Ties go to the more equal coefficients. Raises ConfigError for fewer than 1 model or trial and ScoreError
     for a score that is not finite.
     """
     if members < 1 or budget < 1:
@@ -97,13 +97,13 @@ def search(
 def search_settings(
     score: Callable[[S, Point], float], settings: Sequence[S], members: int, *, budget: int = 48
 ) -> Choice[S]:
-    """Search the coefficients under each setting, with an equal part of the budget, and take the best of all.
+    """Search the coefficients under each setting, with an equal share of the budget, and take the best of all.
 
     Ties go to the earlier setting. Single models are scored under the first setting only, since a merge of one model
     is that model under any. Raises ConfigError unless there is a trial for each setting.
     """
     if not 1 <= len(settings) <= budget:
-        raise ConfigError(f"a search needs 1 trial or more for each setting, got {budget} for {len(settings)} settings")
+        raise ConfigError(f"a search needs at least 1 trial per setting, got {budget} for {len(settings)} settings")
     searches: list[Choice[S]] = []
     known: dict[Point, float] = {}
     for setting in settings:
@@ -114,7 +114,7 @@ def search_settings(
 
 
 def _rounded(point: Point) -> Point:
-    """The same point however it was reached: sums of steps differ in the last bits."""
+    """The same point by whatever steps it was reached: their sums differ in the last bits."""
     return tuple(round(value, 9) + 0.0 for value in point)
 
 
@@ -124,7 +124,7 @@ def _inequality(point: Point) -> float:
 
 
 def _divisions(members: int, budget: int) -> int:
-    """Into how many parts the grid divides the mass, at most 10, so that its points take half of the budget or less."""
+    """How many parts (at most 10) the grid divides the mass into, so that its points take at most half the budget."""
     fitting = (parts for parts in range(1, 11) if comb(parts + members - 1, members - 1) <= budget / 2)
     return max(fitting, default=0)
 
@@ -144,7 +144,7 @@ def _grid(members: int, divisions: int) -> Iterator[Point]:
 
 
 def _refine(trials: _Trials, step: float) -> None:
-    """Try all moves of `step` from the best point; go on from there if a better one was found, else halve the step."""
+    """Try all moves of `step` from the best point; if a better one is found, continue there, else halve the step."""
     while step >= SMALLEST_MOVE:
         start = trials.best()
         for giver, taker in permutations(range(len(start)), 2):

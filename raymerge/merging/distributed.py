@@ -36,7 +36,7 @@ def _members(
 
 
 def merged_model(candidate: Candidate) -> SequenceEncoder:
-    """The merged model of a candidate, on the CPU; members stay in memory for the next one."""
+    """The merged model of a candidate, on the CPU; the members stay in memory for the next one."""
     modules, diagonals = _members(candidate.models, candidate.diagonals)
     parameters = merge(
         modules,
@@ -52,12 +52,12 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
 
 @lru_cache(maxsize=1)
 def _worker_merged(candidate: Candidate) -> SequenceEncoder:
-    """The same on this process' GPU where it has one, kept for the next partition."""
+    """The merged model on this process's GPU if it has one, kept for the next partition."""
     return merged_model(candidate).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def forget() -> None:
-    """Let go of the members, which would stay in memory for a next candidate."""
+    """Release the members, which otherwise stay in memory for the next candidate."""
     _members.cache_clear()
 
 
@@ -75,7 +75,7 @@ def validate_partition(candidate: Candidate, partition: str, catalogue: str | No
 def validate(
     pool: Pool, candidate: Candidate, partitions: Mapping[str, str | None], *, filter_seen: bool
 ) -> FoldedScore:
-    """Validation NDCG@10 over all partitions, each with its catalogue as `validate_partition` has it.
+    """Validation NDCG@10 over all partitions, each with its catalogue as in `validate_partition`.
 
     Sums are added in the order of the partitions.
     """

@@ -1,8 +1,8 @@
 """Whether what some users choose is better for other users too.
 
 The best of many trials is partly the luckiest one. So users are divided into folds, by a hash of their key, and a trial
-keeps one sum a fold, from which any division of the users into halves can be scored again without ranking anybody.
-Memory is a few hundred bytes a trial, whatever the number of users.
+keeps one sum per fold, from which any division of the users into halves can be scored without ranking again. Memory is
+a few hundred bytes per trial, for any number of users.
 
 Shapes: T trials, K folds, S divisions into halves.
 """
@@ -22,7 +22,7 @@ DIVISIONS = 500
 
 @dataclass(frozen=True)
 class FoldedScore:
-    """A score that is a mean over users, in parts: `sums` f64[K] and `counts` int64[K] of the users of each fold."""
+    """A score that is a mean over users, by fold: `sums` f64[K] over its users, and their `counts` int64[K]."""
 
     sums: Tensor
     counts: Tensor
@@ -32,7 +32,7 @@ class FoldedScore:
 
     @property
     def mean(self) -> float:
-        """Over all users; 0 without any."""
+        """The mean over all users; 0 if there are none."""
         return float(self.sums.sum()) / max(1, int(self.counts.sum()))
 
 
@@ -44,10 +44,10 @@ def folded(gains: Tensor, keys: Tensor) -> FoldedScore:
 
 
 def held_out_gain(trials: Sequence[FoldedScore]) -> float:
-    """How much better than the first trial the one is that half of the users choose, as the other half see it.
+    """By how much the trial that half of the users choose beats the first trial for the other half.
 
-    The mean over `DIVISIONS` random halves of the folds, of which each chooses the trial with its best mean (of equal
-    ones the first). What search proposed was seen by both halves, so a little of its luck is left in.
+    The mean over `DIVISIONS` random halves of the folds; each half chooses the trial with its best mean (of ties the
+    first). Both halves took part in the search that proposed the trials, so a little of its luck remains.
     """
     sums, counts = torch.stack([trial.sums for trial in trials]), trials[0].counts.double()
     drawn = hashed(Stream.FOLD, torch.arange(DIVISIONS)[:, None], torch.arange(FOLDS))

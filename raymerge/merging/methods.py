@@ -1,7 +1,7 @@
 """Merge models by a weighted mean of each parameter: θ*_k = Σ_m λ_m w_mk θ_mk / Σ_m λ_m w_mk.
 
 Shapes: M models, n entries of a block of one tensor. Methods see blocks in float64, so that a merge needs little
-memory beside its result, whatever the size of the models.
+memory besides its result, whatever the size of the models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class MergeMethod:
     """How M values of a parameter become one, entry by entry.
 
     `combine(values f64[M, n], coefficients f64[M, 1])` gives f64[n]; the coefficients sum to 1. A method that
-    `needs_diagonals` is given two further arguments, the diagonals f64[M, n] and the floor ε of their tensor.
+    `needs_diagonals` gets two more arguments, the diagonals f64[M, n] and the floor ε of their tensor.
     """
 
     combine: Callable[..., Tensor]
@@ -58,13 +58,13 @@ def fisher(values: Tensor, coefficients: Tensor, diagonals: Tensor, floor: float
     """Σ_m λ_m (F_m + ε) θ_m / Σ_m λ_m (F_m + ε), with the λ-weighted mean where that is 0 / 0.
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", NeurIPS 2022, eq. 4; ε is ours, and so is the
-    power α that F may have been raised to: above 1 whoever knows more decides more, towards 0 all count alike.
+    power α that F may have been raised to: above 1 it favours whoever knows more, towards 0 all count alike.
     """
     return (fisher_shares(coefficients, diagonals, floor) * values).sum(dim=0)
 
 
 def fisher_shares(coefficients: Tensor, diagonals: Tensor, floor: float) -> Tensor:
-    """What part of each merged entry comes from each model: f64[M, n], columns sum to 1."""
+    """The share of each merged entry that comes from each model: f64[M, n], columns sum to 1."""
     weights = coefficients * (diagonals + floor)
     total = weights.sum(dim=0)
     return torch.where(total > 0, weights / total, coefficients)
@@ -76,7 +76,7 @@ METHODS.add("fisher", MergeMethod(fisher, needs_diagonals=True))
 
 @dataclass(frozen=True)
 class MergeSetting:
-    """How diagonals are scaled, sharpened and floored before they weigh: one candidate of a search on validation."""
+    """How diagonals are scaled, sharpened and floored to become weights: one candidate of a search on validation."""
 
     normalise: Normalise = "none"
     epsilon: float = 1e-6
@@ -88,7 +88,7 @@ Trial = tuple[MergeSetting, Point]
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How members become one model. What is "search" is chosen on the validation split, within `budget` trials."""
+    """How members become one model. Settings of "search" are chosen on the validation split, within `budget` trials."""
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
@@ -127,7 +127,7 @@ class MergeConfig:
         return self.budget if self.coefficients == "search" else len(self.options())
 
     def options(self) -> list[MergeSetting]:
-        """The candidates for normalisation, ε and α, the plainest first; a single one where nothing is to be chosen."""
+        """The candidates for normalisation, ε and α, the plainest first; just one if there is nothing to choose."""
         if not self.needs_diagonals:
             return [MergeSetting()]
         normalise = NORMALISATIONS if self.normalise == "search" else (self.normalise,)
@@ -137,12 +137,12 @@ class MergeConfig:
 
     @property
     def label(self) -> str:
-        """What a merge is called beside the uniform average."""
+        """The name of a merge, next to the uniform average."""
         return "weighted-average" if self.method == "average" else self.method
 
     @property
     def needs_diagonals(self) -> bool:
-        """Whether the Fisher diagonals of the members play a part."""
+        """Whether the Fisher diagonals of the members are used."""
         return METHODS[self.method].needs_diagonals
 
     @property
@@ -151,12 +151,12 @@ class MergeConfig:
         return self.coefficients != "search" and len(self.options()) == 1
 
     def given(self, members: int) -> Trial:
-        """The only setting and coefficients that settled settings allow."""
+        """The only setting and coefficients there are if the config is settled."""
         [setting] = self.options()
         return setting, self.point(members)
 
     def point(self, members: int) -> Point:
-        """Coefficients that are not to be searched."""
+        """The coefficients if they are not searched."""
         return (1 / members,) * members if isinstance(self.coefficients, str) else tuple(self.coefficients)
 
     def check_members(self, members: int) -> None:
@@ -178,17 +178,17 @@ def merge(
     epsilon: float = 1e-6,
     power: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Merge modules or state dicts of one shape: name → new tensor, in the dtype and on the device of the first model.
+    """Merge modules or state dicts of one shape: name → new tensor, with the first model's dtype and device.
 
-    `diagonals` hold, by `named_parameters()` name, the Fisher diagonal of each model; `coefficients` are the λ_m >= 0
-    (equal without them; their sum does not matter). ε is `epsilon` times the mean of the diagonals over the tensor
+    `diagonals` are the Fisher diagonals of the models, by `named_parameters()` name; `coefficients` are the λ_m >= 0
+    (equal by default; their sum does not matter). ε is `epsilon` times the mean of the diagonals over the tensor
     and the models: entries on which no model has information take the λ-weighted mean, and nothing becomes NaN.
     `normalise` scales the diagonals between models first: not at all, each model's by its overall mean ("model"), or
-    each tensor of each model by its own mean ("tensor"); `power` is what they are raised to afterwards.
+    each tensor of each model by its own mean ("tensor"); then they are raised to `power`.
 
-    Parameters are merged; of a state dict that is every floating-point tensor. All other tensors (buffers,
-    parameters that no diagonal has) must be equal in all models and are copied. Nothing that is given is changed.
-    Beside the result memory is O(M · 2^18) float64 numbers: tensors are merged block by block.
+    Parameters are merged; in a state dict these are all floating-point tensors. All other tensors (buffers, parameters
+    without a diagonal) must be equal in all models and are copied. No argument is changed. Besides the result, memory
+    is O(M · 2^18) float64 numbers: tensors are merged block by block.
 
     Raises MergeError, with the first difference, for models that differ in settings, catalogue, names, shapes or
     dtypes, for diagonals that do not belong to them, and for coefficients or ε out of range; UnknownNameError for an
@@ -226,9 +226,9 @@ def shares(
     epsilon: float = 1e-6,
     power: float = 1.0,
 ) -> dict[str, list[float]]:
-    """What part of each tensor of a Fisher merge comes from each model: name → M numbers that sum to 1.
+    """The share of each tensor of a Fisher merge that comes from each model: name → M numbers that sum to 1.
 
-    A part is the mean over the tensor's entries of λ_m (F_m^α + ε) / Σ λ (F^α + ε), with the arguments of `merge`.
+    A share is the mean over the tensor's entries of λ_m (F_m^α + ε) / Σ λ (F^α + ε), with the arguments of `merge`.
     """
     weights = FisherWeights(diagonals, normalise, epsilon, power)
     lambdas = _sum_to_one(coefficients, len(diagonals))
@@ -248,9 +248,9 @@ def _fisher_weights(
     """The diagonals that a method needs, checked; None for a method that needs none."""
     needed = METHODS[method].needs_diagonals
     if needed and diagonals is None:
-        raise MergeError(f"method {method!r} needs the models' diagonals: estimate them, or merge by 'average'")
+        raise MergeError(f"method {method!r} needs the models' diagonals: estimate them, or use 'average'")
     if not needed and diagonals is not None:
-        raise MergeError(f"method {method!r} uses no diagonals: leave them out, or merge by 'fisher'")
+        raise MergeError(f"method {method!r} uses no diagonals: leave them out, or use 'fisher'")
     if diagonals is None:
         return None
     check_diagonals(models, diagonals)
@@ -258,7 +258,7 @@ def _fisher_weights(
 
 
 def _sum_to_one(coefficients: Sequence[float] | None, members: int) -> Tensor:
-    """Checked coefficients that sum to 1, equal ones for None: f64[M, 1]."""
+    """Checked coefficients, scaled to sum to 1; equal ones for None: f64[M, 1]."""
     coefficients = [1.0] * members if coefficients is None else coefficients
     check_coefficients(coefficients, members)
     lambdas = torch.tensor(coefficients, dtype=torch.float64)[:, None] / max(coefficients)  # sums cannot overflow

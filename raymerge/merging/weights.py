@@ -1,4 +1,4 @@
-"""Diagonals made comparable before they weigh: scaled, raised to a power, floored within a tensor, block by block.
+"""Diagonals made comparable to serve as weights: scaled, raised to a power, floored within a tensor, block by block.
 
 Shapes: M models, n entries of a block of one tensor.
 """
@@ -18,14 +18,14 @@ ENTRIES_AT_ONCE = 1 << 18
 
 
 def stacked_blocks(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The same blocks of M tensors of one shape, flattened, side by side: f64[M, n <= 2^18]."""
+    """Matching blocks of M flattened tensors of one shape, stacked: f64[M, n <= 2^18]."""
     flattened = (tensor.reshape(-1).split(ENTRIES_AT_ONCE) for tensor in tensors)
     for block in zip(*flattened, strict=True):
         yield torch.stack([part.to(device, torch.float64) for part in block])
 
 
 class FisherWeights:
-    """What each model knows about each parameter entry: (s F)^α, F its diagonal, s the scale that `normalise` gives.
+    """What each model knows about each parameter entry: (s F)^α, with its diagonal F and the scale s by `normalise`.
 
     none: 1. model: 1 / mean of F over all entries of the model. tensor: 1 / mean of F over the tensor of that model.
     A mean of 0 is left as it is. α is the `power`. Raises ConfigError for an unknown normalisation, MergeError for ε
@@ -62,7 +62,7 @@ def _mean(tensor: Tensor) -> float:
 
 
 def _scales(diagonal: Tensors, normalise: Normalise) -> dict[str, float]:
-    """By tensor name, what a model's diagonal is multiplied by."""
+    """The scale of a model's diagonal, by tensor name."""
     if normalise == "none":
         return dict.fromkeys(diagonal, 1.0)
     means = {name: _mean(tensor) for name, tensor in diagonal.items()}

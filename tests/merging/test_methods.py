@@ -189,7 +189,7 @@ def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied() -> None
     assert merge([Tied(0.0), Tied(4.0)], method="average")["second.weight"].item() == 2
     assert found["steps"].item() == 0
     assert found["steps"].data_ptr() != models[0].steps.data_ptr()
-    with pytest.raises(MergeError, match="models 1 and 2 differ in 'steps', which is no parameter with a diagonal"):
+    with pytest.raises(MergeError, match="models 1 and 2 differ in 'steps', which has no diagonal"):
         merge([Tied(0.0), Tied(4.0, steps=1)], method="average")
 
 
@@ -219,9 +219,9 @@ F = {"w": torch.ones(2)}
         (([A, {"w": torch.tensor([0, torch.nan])}],), {}, "model 2 has values in 'w' that are not finite"),
         (([A, B], [F]), {}, "got 1 diagonals for 2 models"),
         (([A, B], [F, {}]), {}, "diagonal 1 has 'w' and diagonal 2 lacks it"),
-        (([A, B], [F, {**F, "v": torch.ones(1)}]), {}, "diagonal 2 has 'v', which is no parameter"),
-        (([A, B], [F, {"w": torch.ones(3)}]), {}, r"diagonal 2 has shape \(3,\) for 'w', the models have \(2,\)"),
-        (([A, B], [F, {"w": torch.tensor([1.0, -2.0])}]), {}, "diagonal 2 has negative values in 'w', the least is -2"),
+        (([A, B], [F, {**F, "v": torch.ones(1)}]), {}, "diagonal 2 has 'v', which is not a parameter"),
+        (([A, B], [F, {"w": torch.ones(3)}]), {}, r"diagonal 2 has shape \(3,\) for 'w', but the models have \(2,\)"),
+        (([A, B], [F, {"w": torch.tensor([1.0, -2.0])}]), {}, "negative values in 'w', the lowest is -2"),
         (([A, B], [{"w": torch.tensor([1.0, torch.nan])}, F]), {}, "diagonal 1 has values in 'w' that are not finite"),
         (([A, B], [F, F]), {"coefficients": [1]}, "got 1 coefficients for 2 models"),
         (([A, B], [F, F]), {"coefficients": [1, -1]}, "at least 0, got -1 for model 2"),
