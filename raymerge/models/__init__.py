@@ -1,1 +1,1 @@
-"""Encoders and the objectives that train them. Plain torch; nothing here knows Ray, MLflow or files."""
+"""Encoders and the objectives that train them. Plain torch; nothing here knows about Ray, MLflow or files."""

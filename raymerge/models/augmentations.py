@@ -1,7 +1,7 @@
 """Views of a history for contrastive learning: crop, mask and reorder (CL4SRec, arXiv 2010.14395).
 
-Whole batches at once, on the histories' device, with no loop over users. Histories are int64[B, W] padded on the
-left, and so are the views. A row's draws depend on its seed alone (int64[B]), never on the rows beside it.
+Whole batches at once, on the histories' device, without a loop over users. Histories and views are int64[B, W] padded
+on the left. A row's draws depend only on its seed (int64[B]), never on other rows of the batch.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def lengths(histories: Tensor) -> Tensor:
 
 
 def column_draws(histories: Tensor, seeds: Tensor, stream: Stream) -> Tensor:
-    """A number in [0, 1) for each column, which no padding on the left changes: float64[B, W]."""
+    """A number in [0, 1) for each column, the same for any padding on the left: float64[B, W]."""
     from_the_end = torch.arange(histories.shape[1] - 1, -1, -1, device=histories.device)
     return uniform(stream, seeds[:, None], from_the_end)
 
@@ -41,14 +41,14 @@ def _columns(histories: Tensor) -> Tensor:
 
 
 def _segment(histories: Tensor, seeds: Tensor, size: Tensor) -> Tensor:
-    """First column of a run of `size` items, each place equally likely: int64[B]."""
+    """First column of a run of `size` items, uniform over all possible places: int64[B]."""
     spare = lengths(histories) - size
     return histories.shape[1] - spare - size + (uniform(Stream.VIEW_START, seeds) * (spare + 1)).long()
 
 
 @AUGMENTATIONS.register("crop")
 def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
-    """A run of ⌊share · n⌋ successive items (at least one) of each history of n, all others left out."""
+    """Keep a run of ⌊share · n⌋ successive items (at least one) of each history of n."""
     size = (lengths(histories) * share).long().clamp(min=1)
     columns, width = _columns(histories), histories.shape[1]
     source = columns + (_segment(histories, seeds, size) + size - width)[:, None]
@@ -58,7 +58,7 @@ def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0)
 
 @AUGMENTATIONS.register("mask")
 def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
-    """⌊share · n⌋ of the items of each history, drawn without replacement, become the mask."""
+    """Replace ⌊share · n⌋ items of each history, drawn without replacement, by the mask."""
     keys = column_draws(histories, seeds, Stream.VIEW_COLUMNS).masked_fill(histories == 0, 2.0)
     chosen = keys.argsort(1).argsort(1) < (lengths(histories) * share).long()[:, None]
     return histories.masked_fill(chosen, mask_index)
@@ -66,7 +66,7 @@ def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> 
 
 @AUGMENTATIONS.register("reorder")
 def reorder(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
-    """A run of ⌊share · n⌋ successive items of each history is shuffled."""
+    """Shuffle a run of ⌊share · n⌋ successive items of each history."""
     size = (lengths(histories) * share).long()[:, None]
     first = _segment(histories, seeds, size[:, 0])[:, None]
     columns = _columns(histories)
@@ -78,9 +78,9 @@ def reorder(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int =
 def two_views(
     histories: Tensor, seeds: Tensor, *, shares: Sequence[tuple[str, float]], mask_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Two views of each history by two of the named augmentations, different ones where there are several.
+    """Two views of each history, by two different augmentations if there are several.
 
-    `shares` names each augmentation to draw from and its share of the history.
+    `shares` names each augmentation to draw from, with its share of the history.
     """
     numbers = torch.arange(len(shares), device=histories.device)
     order = uniform(Stream.VIEW_KIND, seeds[:, None], numbers).argsort(1)

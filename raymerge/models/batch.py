@@ -1,4 +1,4 @@
-"""What an objective is given and what it gives: a batch of windows, and the terms of its loss.
+"""What an objective takes and returns: a batch of windows, and the terms of its loss.
 
 Shapes: B windows, W columns. Windows are padded on the left.
 """
@@ -13,9 +13,9 @@ class Batch:
     """One rank's rows of a training step."""
 
     windows: Tensor  # int64[B, W], each with at least 2 items, oldest first, padded on the left
-    seeds: Tensor  # int64[B], from which all of a row's random draws follow
-    same_target: Tensor | None = None  # int64[B, W'], for each row a history that was followed by the same item
-    offered_columns: Tensor | None = None  # int64[n], in order, of the items to choose among; all items if None
+    seeds: Tensor  # int64[B], which determine all of a row's random draws
+    same_target: Tensor | None = None  # int64[B, W'], for each row a history followed by the same item
+    offered_columns: Tensor | None = None  # int64[n], ascending, of the items to choose among; all items if None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from raymerge.splitmix import GAMMA, Stream, mix_, unit
 def hashed(stream: Stream, *counters: Tensor | int) -> Tensor:
     """One 64-bit word for each combination of the broadcast int64 counters: int64."""
     device = next((counter.device for counter in counters if isinstance(counter, Tensor)), None)
-    state = torch.full((), int(stream), dtype=torch.int64, device=device)  # made there: a copy would wait for a GPU
+    state = torch.full((), int(stream), dtype=torch.int64, device=device)  # made there: a copy would wait
     for counter in counters:
         state = mix_((state ^ counter) + GAMMA)
     return state

@@ -2,7 +2,7 @@
 
 Shapes: B histories, L columns, d dimensions, V items, H heads. Index 0 is padding, 1..V the items, V + 1 the mask.
 Histories are padded on the left, oldest first; positions count back from the last column, so that padding and
-bucketing by length change nothing.
+bucketing by length make no difference.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ from raymerge.models.dropout import Dropout
 from raymerge.models.repeats import add_shift, distinct_columns
 from raymerge.settings_checks import check_choices
 
-ROWS_DRAWN = 1 << 16  # of a weight at a time: torch takes three times the memory of what it draws
+ROWS_DRAWN = 1 << 16  # of a weight at a time: drawing takes torch three times the memory of the result
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """All settings of an encoder but the number of items. Models merge only if all of these are equal."""
+    """All settings of an encoder except the number of items. Models merge only if these are all equal."""
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
@@ -40,8 +40,8 @@ class EncoderConfig:
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     norm: Literal["pre", "post"] = "pre"  # before or after attention and feed-forward
     output_bias: bool = True
-    distance_bias: bool = False  # attention also knows how far apart two items are: a learned bias a head and distance
-    repeat_direction: bool = False  # items that the encoder reads score as a learned direction says (models.repeats)
+    distance_bias: bool = False  # a learned bias per head and distance between two items, added to attention
+    repeat_direction: bool = False  # a learned direction raises or lowers the scores of items read (models.repeats)
 
     def __post_init__(self) -> None:
         check_choices(self, "encoder")
@@ -58,15 +58,15 @@ class EncoderConfig:
 
     @property
     def cloze(self) -> bool:
-        """Whether a mask stands at the prediction position (bidirectional) or the last item itself (causal)."""
+        """Whether the prediction position holds a mask (bidirectional), or the last item itself (causal)."""
         return self.attention == "bidirectional"
 
 
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product self-attention.
 
-    With `distance_bias` [H, D] a head's logit of query t and column s gets its entry t − s (as T5, arXiv 1910.10683,
-    has one for each bucket of distances); in a bidirectional encoder entry L − 1 + t − s, L being `max_length`.
+    With `distance_bias` [H, D] a head's logit of query t and column s gains entry t − s (T5, arXiv 1910.10683, has one
+    for each bucket of distances); in a bidirectional encoder entry L − 1 + t − s, where L is `max_length`.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -81,13 +81,13 @@ class SelfAttention(nn.Module):
         self.distance_bias = nn.Parameter(bias) if config.distance_bias else None
 
     def forward(self, x: Tensor, allowed: Tensor, at: Tensor | None = None) -> Tensor:
-        """[B, L, d] → [B, Q, d], queries at columns `at` int64[B, Q] (all if None).
+        """[B, L, d] → [B, Q, d], with queries at columns `at` int64[B, Q] (all if None).
 
         `allowed` bool[B, 1, Q, L] says which query (row) sees which column.
         """
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = self._split(F.linear(pick(x, at), weight[:dim], bias[:dim]))  # only where they are asked for
+        q = self._split(F.linear(pick(x, at), weight[:dim], bias[:dim]))  # only at those columns
         k, v = self._split(F.linear(x, weight[dim:], bias[dim:])).chunk(2, dim=1)
         return self.out(self._mix(q, k, v, self._mask(allowed, at)).transpose(1, 2).flatten(2))
 
@@ -106,7 +106,7 @@ class SelfAttention(nn.Module):
         assert self.distance_bias is not None
         columns = torch.arange(length, device=self.distance_bias.device)
         queries = columns[None] if at is None else at
-        distance = (queries[..., None] - columns + self.most_ahead).clamp(min=0)  # below 0 only where not allowed
+        distance = (queries[..., None] - columns + self.most_ahead).clamp(min=0)  # negative only where not allowed
         return self.distance_bias.t()[distance].permute(0, 3, 1, 2)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Block(nn.Module):
 class SequenceEncoder(nn.Module):
     """Next-item recommender: a transformer over the history, scored against the item embedding (tied).
 
-    With `repeat_direction` items that it reads score differently (see `raymerge.models.repeats`).
+    With `repeat_direction`, items that it reads score differently (see `raymerge.models.repeats`).
 
     Memory is (V + 2 + L)·d + O(blocks·d²) parameters; a forward pass over B histories costs
     O(B·L·blocks·(d² + L·d)) and, with scores, B·V·d.
@@ -186,9 +186,9 @@ class SequenceEncoder(nn.Module):
 
     @classmethod
     def of(cls, num_items: int, config: EncoderConfig, parameters: Mapping[str, Tensor]) -> "SequenceEncoder":
-        """A model in eval mode of given parameters, which it takes over: none is drawn, none copied.
+        """A model in eval mode that takes over the given parameters: nothing is drawn or copied.
 
-        RuntimeError if names or shapes are not those of such a model.
+        Raises RuntimeError if names or shapes do not match.
         """
         with torch.device("meta"):
             module = cls(num_items, config)
@@ -197,20 +197,20 @@ class SequenceEncoder(nn.Module):
 
     @property
     def mask_index(self) -> int:
-        """Row of the embedding that stands for an item to be guessed."""
+        """Row of the embedding for an item to guess."""
         return self.num_items + 1
 
     def input_rows(self, histories: Tensor) -> Tensor:
-        """Rows of the embedding that stand at each input position: int64[B, L] → int64[B, ≤ max_length].
+        """Row of the embedding at each input position: int64[B, L] → int64[B, ≤ max_length].
 
-        A cloze model gets the mask appended and drops the oldest item beyond max_length − 1; histories longer than
-        that keep their last items. Refuses anything but item indices padded on the left.
+        Longer histories keep their last items; a cloze model keeps one fewer and appends the mask. Raises InputError
+        for anything but item indices padded on the left.
         """
         self._check(histories)
         return self.prediction_rows(histories)
 
     def prediction_rows(self, histories: Tensor) -> Tensor:
-        """As `input_rows`, unchecked: for histories that training made itself, which may hold the mask."""
+        """Like `input_rows`, unchecked: for histories made by training, which may contain the mask."""
         if not self.config.cloze:
             return histories[:, -self.config.max_length :]
         kept = histories[:, -(self.config.max_length - 1) :]
@@ -223,12 +223,12 @@ class SequenceEncoder(nn.Module):
             return
         low, high, last = torch.stack([histories.min(), histories.max(), histories[:, -1].min()]).tolist()  # one wait
         if low < 0 or high > self.num_items:
-            raise InputError(f"item indices must lie in 0..{self.num_items}, found {low if low < 0 else high}")
+            raise InputError(f"item indices must be in 0..{self.num_items}, found {low if low < 0 else high}")
         if last == 0:
             raise InputError("a history must end with an item in its last column: pad on the left, leave none empty")
 
     def embed(self, histories: Tensor) -> Tensor:
-        """Embedded input at each position, nothing else added: int64[B, L] → [B, L', d]."""
+        """Embedded input at each position, without positions or norm: int64[B, L] → [B, L', d]."""
         return self.item_embedding(self.input_rows(histories))
 
     def encode(self, x: Tensor, histories: Tensor) -> Tensor:
@@ -244,9 +244,9 @@ class SequenceEncoder(nn.Module):
     def hidden_states(self, x: Tensor, real: Tensor, at: Tensor | None = None) -> Tensor:
         """States at columns `at` int64[B, Q] (all L if None): x [B, L, d], real bool[B, L] → [B, Q, d].
 
-        `real` is False at padding. Of the last block only keys and values are computed at the other columns. On a
-        CPU, autocast is left to the scores unless `casts_layers`. To train in less memory the histories can be cut into
-        `training_chunks`, whose activations are computed again when their gradient is due: those of one are held.
+        `real` is False at padding. At the other columns the last block computes only keys and values. On a CPU,
+        autocast applies only to the scores unless `casts_layers`. To train in less memory, histories can be split into
+        `training_chunks`; activations are recomputed for the gradient, so that only one chunk's are held.
         """
         with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and self.casts_layers):
             if self.training_chunks == 1 or not torch.is_grad_enabled():
@@ -268,7 +268,7 @@ class SequenceEncoder(nn.Module):
     def attention_mask(self, real: Tensor) -> Tensor:
         """Who sees whom: bool[B, L] → bool[B, 1, L, L].
 
-        Each position also sees itself: harmless for an item, and a padded row is never fully masked, so it has no NaN.
+        Each position also sees itself: harmless for an item, and it keeps a padded row from being fully masked (NaN).
         """
         length = real.shape[1]
         itself = torch.eye(length, dtype=torch.bool, device=real.device)
@@ -295,7 +295,7 @@ def pick(x: Tensor, at: Tensor | None) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Truncated normal of σ 0.02 for weights, zero for biases and for the padding row (as BERT)."""
+    """Truncated normal of σ 0.02 for weights, zero for biases and the padding row (as in BERT)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         for rows in module.weight.data.split(ROWS_DRAWN):
             nn.init.trunc_normal_(rows, std=0.02, a=-0.04, b=0.04)

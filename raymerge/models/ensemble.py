@@ -1,4 +1,4 @@
-"""Several models that answer together: what one merged model of a fraction of the cost is compared with."""
+"""Several models that answer together: the yardstick for one merged model at a fraction of the cost."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -12,8 +12,8 @@ from raymerge.models.encoder import SequenceEncoder
 class Ensemble(nn.Module):
     """The mean of the logits of M models of one catalogue, at M times the cost of each.
 
-    It is again a recommender with `embed`, `encode` and `head`: the mean of W_m h_m + b_m is one product of all hidden
-    states side by side with all output weights side by side, [B, M·d] · [M·d, V].
+    It is a recommender too, with `embed`, `encode` and `head`: the mean of W_m h_m + b_m is one product of the
+    concatenated hidden states and the concatenated output weights, [B, M·d] · [M·d, V].
     """
 
     def __init__(self, models: Sequence[SequenceEncoder]) -> None:
@@ -29,12 +29,12 @@ class Ensemble(nn.Module):
         return torch.stack([model.embed(histories) for model in self._models])
 
     def encode(self, x: Tensor, histories: Tensor) -> Tensor:
-        """Hidden states of all models side by side: [M, B, L', d] → [B, M·d]."""
+        """Hidden states of all models, concatenated: [M, B, L', d] → [B, M·d]."""
         states = [model.encode(part, histories) for model, part in zip(self._models, x, strict=True)]
         return torch.cat(states, dim=1)
 
     def head(self) -> tuple[Tensor, Tensor | None, None]:
-        """Output weights [V, M·d] and bias [V] of the mean; tied to no single embedding."""
+        """Output weights [V, M·d] and bias [V] of the mean; not tied to any single embedding."""
         weights, biases, _ = zip(*(model.head() for model in self._models), strict=True)
         present = [bias for bias in biases if bias is not None]
         bias = torch.stack(present).sum(dim=0) / len(biases) if present else None
@@ -42,10 +42,10 @@ class Ensemble(nn.Module):
 
     @property
     def repeat_direction(self) -> Tensor | None:
-        """Those of all models side by side, as the output weights: [M·d], or None. All have one or none has."""
+        """Those of all models, concatenated like the output weights: [M·d]; None if the models have none."""
         found = tuple(model.repeat_direction for model in self._models if model.repeat_direction is not None)
         return torch.cat(found) / len(found) if found else None
 
     def input_rows(self, histories: Tensor) -> Tensor:
-        """What the models read, alike for all: int64[B, L] → int64[B, L']."""
+        """What the models read, the same for all: int64[B, L] → int64[B, L']."""
         return self._models[0].input_rows(histories)

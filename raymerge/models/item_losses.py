@@ -1,6 +1,6 @@
-"""The two losses that recommend, cloze and next item, on batches of windows.
+"""The two recommendation losses, cloze and next item, on batches of windows.
 
-Shapes: B windows, W columns, Q columns to be guessed, d dimensions. Windows are padded on the left.
+Shapes: B windows, W columns, Q columns to guess, d dimensions. Windows are padded on the left.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from raymerge.splitmix import Stream
 
 
 def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
-    """Raise ConfigError unless each named field is a number (a whole one if its default is) within its bounds."""
+    """Raise ConfigError unless each named field is a number (an integer if its default is one) within its bounds."""
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
-        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # as the default
+        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # like the default
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
 
@@ -33,14 +33,14 @@ def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
 class SoftmaxSettings:
     """Over which items the softmax is taken: all, or those of the batch and a sample of the others.
 
-    The sample is for catalogues that make all of them too slow: a step then costs what `negatives` and the batch's own
-    items do, and the optimizer, which goes through all rows of the embedding.
+    Sampling is for catalogues too large for all items: a step then costs as much as `negatives` and the batch's own
+    items, plus the optimizer, which visits all rows of the embedding.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     loss: Literal["full", "sampled"] = "full"
-    negatives: int = 8192  # draws from the catalogue a step, shared by all ranks; for `sampled`
+    negatives: int = 8192  # draws from the catalogue per step, shared by all ranks; for `sampled`
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -70,8 +70,8 @@ def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Te
 def hide(windows: Tensor, seeds: Tensor, settings: ClozeSettings, *, mask_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Replace items by the mask: windows int64[B, W] → (inputs int64[B, W], columns int64[B, Q], hidden bool[B, Q]).
 
-    `columns` are those to be guessed where `hidden`; rows that hide fewer than Q have some to ignore. Exactly
-    round(mask_rate · n), at least one, of a window's n items are hidden, or its last alone.
+    `columns` are to be guessed where `hidden`; in rows that hide fewer than Q the rest is to be ignored. Exactly
+    round(mask_rate · n) of a window's n items are hidden, at least one, or only the last.
     """
     width = windows.shape[1]
     last_only = uniform(Stream.CLOZE_SHARE, seeds) < settings.last_only
@@ -95,7 +95,7 @@ def next_item(encoder: SequenceEncoder, batch: Batch, settings: SoftmaxSettings)
 
 
 def _repeats(encoder: SequenceEncoder, inputs: Tensor, asked: Tensor) -> Repeats | None:
-    """Which items the places that are asked have seen, if the encoder makes a difference of it."""
+    """The items seen from each of the target positions, if the encoder has a repeat direction."""
     if encoder.repeat_direction is None:
         return None
     causal = not encoder.config.cloze
@@ -115,11 +115,11 @@ def _recommendation(
     weight, bias, _ = encoder.head()
     columns, offered_columns = targets - 1, batch.offered_columns
     logit_bytes = LOGIT_BYTES // encoder.training_chunks
-    if offered_columns is not None:  # the others are neither right nor wrong: their gradient is 0
+    if offered_columns is not None:  # the others take no part: their gradient is 0
         columns = torch.searchsorted(offered_columns, columns)
         repeats = None if repeats is None else repeats.among(offered_columns)
     if settings.loss == "sampled":
-        seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in whatever order
+        seed, draws = gather_rows(batch.seeds)[0].sum(), settings.negatives  # of all ranks' rows, in any order
         total = sampled_cross_entropy(
             states,
             columns,

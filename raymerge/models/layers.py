@@ -1,4 +1,4 @@
-"""Parameters in the layers that a person thinks of."""
+"""Parameters grouped by the layers of a reader's mental model."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The losses that objectives are made of, each a sum over rows, so that any split of the rows adds up exactly."""
+"""The losses that objectives consist of, each a sum over rows, so that any split of the rows adds up exactly."""
 
 import math
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from raymerge.models.draws import uniform
 from raymerge.models.repeats import Repeats, add_shift
 from raymerge.splitmix import Stream
 
-LOGIT_BYTES = 2**28  # no more than this is ever held of positions × items matrices
-CACHE_ROWS = 128  # on a CPU, chunks of so many rows stay in its cache
+LOGIT_BYTES = 2**28  # the most that is held of positions × items matrices
+CACHE_ROWS = 128  # chunks of this many rows stay in a CPU's cache
 
 
 def catalogue_cross_entropy(
@@ -26,11 +26,11 @@ def catalogue_cross_entropy(
     repeats: Repeats | None = None,
     logit_bytes: int = LOGIT_BYTES,
 ) -> Tensor:
-    """Sum over rows of −log softmax(W h + b)[target] over all V items, `repeats` scoring as they do (see there).
+    """Sum over rows of −log softmax(W h + b)[target] over all V items, with scores of `repeats` shifted (see there).
 
-    states [n, d], targets int64[n] in 0..V − 1, weight [V, d], bias [V] or None → scalar. The gradients are formed in
-    the forward pass, chunk by chunk of rows, while the probabilities are at hand: the logits are computed once, and
-    no more than `logit_bytes` of them and their probabilities are held (one row at the least).
+    states [n, d], targets int64[n] in 0..V − 1, weight [V, d], bias [V] or None → scalar. The forward pass also
+    computes the gradients, by chunks of rows, while it has the probabilities: the logits are computed once, and at most
+    `logit_bytes` of them and their probabilities are held (but at least one row).
     """
     rows = max(1, logit_bytes // (2 * len(weight) * weight.element_size()))  # logits and probabilities
     if states.device.type == "cpu":
@@ -53,13 +53,13 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """As `catalogue_cross_entropy`, over the targets of all ranks' rows and a sample of all other items, shared by all.
 
-    Of `draws` items that are drawn uniformly with replacement each distinct one stands for 1/q items in Σ exp(z), where
-    q = 1 − (1 − 1/V)^draws is the chance to be among them; targets stand for themselves. Given the rows that sum is
-    without bias, so the loss is too as `draws` grows; draws ≥ V take all items and give the softmax itself. (Sampled
+    Of `draws` items, drawn uniformly with replacement, each distinct one stands for 1/q items in Σ exp(z), where
+    q = 1 − (1 − 1/V)^draws is its chance of being drawn; targets stand for themselves. Given the rows that sum is
+    unbiased, so the loss is unbiased as `draws` grows; draws ≥ V takes all items and gives the softmax itself. (Sampled
     softmax with the correction by log q: Jean et al., arXiv 1412.2007; Yi et al., RecSys 2019.) `seed` int64 scalar is
-    the same on all ranks. Of V items only the `offered_columns` count if they are given, int64[n] in order; targets and
-    repeats are then places among these. Memory: states, the items taken and V · d for the gradient, whatever rows ×
-    items are.
+    the same on all ranks. With `offered_columns` int64[n], ascending, only these of the V items count; targets and
+    repeats are then positions among them. Memory: states, the sampled items and V · d for the gradient, never rows ×
+    items.
     """
     num_items = len(weight if offered_columns is None else offered_columns)
     items, log_q = _sample(gather_rows(targets)[0], num_items, draws, seed)
@@ -72,7 +72,7 @@ def sampled_cross_entropy(
 
 
 def _sample(targets: Tensor, num_items: int, draws: int, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct columns, in order, and the log of the chance with which each is among them: int64[n], float64[n]."""
+    """Distinct columns, ascending, and the log of the chance of each to be drawn: int64[n], float64[n]."""
     if draws >= num_items:
         everything = torch.arange(num_items, device=targets.device)
         return everything, torch.zeros_like(everything, dtype=torch.float64)
@@ -109,7 +109,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
                 logits += bias
             had = None if repeats is None else repeats.of(some)
             if had is not None and direction is not None:
-                add_shift(logits, had, (h * direction).sum(1))  # no product, which autocast would round
+                add_shift(logits, had, (h * direction).sum(1))  # not a matrix product, which autocast would round
             likeliest, at_target = logits.amax(1), logits.gather(1, target).sum()
             p = logits.softmax(1)
             # log Σ exp(z) = max z − log max p, exact however small the target's probability is
@@ -132,7 +132,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """Of the products with the catalogue: autocast's, which leaves double precision as it is; sums are not in it."""
+    """The dtype of products with the catalogue: autocast's, but double precision stays; sums are not in it."""
     device = weight.device.type
     cast = torch.is_autocast_enabled(device) and weight.dtype == torch.float32
     return torch.get_autocast_dtype(device) if cast else weight.dtype
@@ -142,9 +142,9 @@ def _add_gradients(dz: Tensor, h: Tensor, weight: Tensor, weight_grad: Tensor, b
     """The gradient of states h [n, d] whose logits have the gradient dz [n, V]; those of weight and bias are added."""
     cast = dz.to(weight.dtype)
     if dz.device.type == "cpu" and h.dtype == dz.dtype:
-        weight_grad.addmm_(dz.t(), h)  # rounded nowhere, or what it came to would hang on how rows are split
+        weight_grad.addmm_(dz.t(), h)  # not rounded, or the result would depend on how rows are split
     else:
-        weight_grad += cast.t() @ h.to(cast.dtype)  # the product is of lower precision, the sum is not
+        weight_grad += cast.t() @ h.to(cast.dtype)  # the product has lower precision, the sum does not
     if bias_grad is not None:
         bias_grad += dz.sum(0)
     return cast @ weight
@@ -161,7 +161,7 @@ def info_nce(
     """InfoNCE between two views of B rows: (sum over the 2B anchors, their number int64).
 
     Row i of `first` [B, d] and row i of `second` are each other's positive; the views of all other rows, **of all
-    ranks**, are negatives, but for those of the same target (int64[B]) where targets are given: −log of
+    ranks**, are negatives, except those of the same target if `targets` int64[B] is given: −log of
     exp(sim(a, a⁺)/τ) / (exp(sim(a, a⁺)/τ) + Σ exp(sim(a, a⁻)/τ)), as in CL4SRec (arXiv 2010.14395) and DuoRec
     (arXiv 2110.05730).
     """
@@ -186,7 +186,7 @@ def _info_nce(
 
 
 def _excluded(rows: Tensor, world_rows: int, targets: Tensor | None) -> Tensor:
-    """Which rows of the world are no negatives of which own ones: bool[B, N]."""
+    """Which of all ranks' rows are not negatives of which own row: bool[B, N]."""
     everyone = torch.arange(world_rows, device=rows.device)
     if targets is None:
         return rows[:, None] == everyone
@@ -194,9 +194,9 @@ def _excluded(rows: Tensor, world_rows: int, targets: Tensor | None) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Rows of all ranks in their order, and where this rank's begin: [n, ...] → ([N, ...], offset), differentiable.
+    """Rows of all ranks in rank order, and where this rank's begin: [n, ...] → ([N, ...], offset); differentiable.
 
-    Ranks may hold different numbers of rows, also none. In one process: (x, 0).
+    Ranks may hold different numbers of rows, even none. In one process: (x, 0).
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x, 0
@@ -207,7 +207,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather of row counts that differ; the gradient of a row is the sum of all ranks' gradients of it."""
+    """All-gather with different row counts; the gradient of a row is the sum of all ranks' gradients of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:

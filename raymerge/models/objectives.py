@@ -1,8 +1,8 @@
 """What an encoder learns from: a registry of objectives, each with its own settings.
 
-An objective turns a batch of windows into terms, each a sum and the number of things summed. The loss of a step is
+An objective turns a batch of windows into terms, each a sum and the number of its summands. The loss of a step is
 Σ weight · (sum over ranks of the sums) / (sum over ranks of the counts), so two workers compute exactly what one would.
-A new objective is one decorated class; it then shows up in the configuration check and in the tests by itself.
+A new objective is one decorated class; configuration checks and tests then pick it up by themselves.
 
 Shapes: B windows, W columns, L = max_length, d dimensions, V items. Windows are int64[B, W], padded on the left.
 """
@@ -36,15 +36,15 @@ Mode = Literal["supervised", "unsupervised", "both"]
 class ContrastiveSettings(ClozeSettings):
     """A recommendation loss and a contrastive one; masks are for bidirectional encoders only.
 
-    Raw dot products at temperature 1, as published, swamp the recommendation loss, because a state has a norm near √d:
+    Raw dot products at temperature 1, as published, swamp the recommendation loss, because states have norms near √d:
     on MovieLens-1M, d 64, after 120 steps, the weighted contrastive gradient is 5 to 36 times as long as that of the
-    recommendation loss. With these defaults the ratio is .4 to 1.4, at temperature 1 it is .2 to .7.
+    recommendation loss. With these defaults the ratio is .4 to 1.4, at temperature 1 .2 to .7.
     """
 
     weight: float = 0.1  # of the contrastive loss
-    similarity: Literal["cosine", "dot"] = "cosine"  # of two states
-    temperature: float = 0.5  # that similarities are divided by
-    projection: bool = False  # contrast a two-layer projection of the state, which is no part of the model
+    similarity: Literal["cosine", "dot"] = "cosine"  # between two states
+    temperature: float = 0.5  # divides the similarities
+    projection: bool = False  # contrast a two-layer projection of the state, which is not part of the model
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,9 +55,9 @@ class ContrastiveSettings(ClozeSettings):
 
 @dataclass(frozen=True)
 class Cl4srecSettings(ContrastiveSettings):
-    """Which augmentations views are drawn from, and the share of a history that each keeps or changes."""
+    """The augmentations to draw views from, and the share of a history that each keeps or changes."""
 
-    augmentations: tuple[str, ...] = ("crop", "mask", "reorder")  # of which each view draws one
+    augmentations: tuple[str, ...] = ("crop", "mask", "reorder")  # each view draws one of these
     crop: float = 0.6  # share that is kept
     mask: float = 0.3  # share that is hidden
     reorder: float = 0.6  # share that is shuffled
@@ -77,8 +77,8 @@ class Cl4srecSettings(ContrastiveSettings):
 class DuorecSettings(ContrastiveSettings):
     """Which views of a history are drawn together."""
 
-    mode: Mode = "both"  # contrast with another of the same target, with the same under other dropout
-    candidates: int = 8  # histories kept for each item that they were followed by, of which views are drawn
+    mode: Mode = "both"  # another history of the same target, the same one under other dropout
+    candidates: int = 8  # histories kept per next item, to draw views from
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +92,7 @@ class Objective(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[Any]] = SoftmaxSettings
-    attention: ClassVar[str | None] = None  # the only direction that it can train, if there is one
+    attention: ClassVar[str | None] = None  # the only one that it can train; None: any
     uses_same_target: bool = False
 
     def __init__(self, config: EncoderConfig, settings: Any) -> None:
@@ -102,7 +102,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        """The loss on this rank's rows, as terms in a fixed order; B may be 0."""
+        """The terms of the loss on this rank's rows, in a fixed order; B may be 0."""
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
@@ -110,12 +110,12 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """An objective by name and what is set of it; everything else keeps its default."""
+    """An objective by name, with the settings that differ from its defaults."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Annotated[str, OBJECTIVES] = "bert4rec"
-    settings: dict[str, Any] = field(default_factory=dict)  # what differs from its defaults, such as {weight: 0.05}
+    settings: dict[str, Any] = field(default_factory=dict)  # that differ from its defaults, such as {weight: 0.05}
 
     def __post_init__(self) -> None:
         self.resolved()
@@ -131,18 +131,18 @@ class ObjectiveConfig:
 
 
 def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:
-    """Raise ConfigError if this encoder cannot learn from this objective."""
+    """Raise ConfigError if the objective cannot train this encoder."""
     needed = OBJECTIVES[objective.name].attention
     if needed not in (None, encoder.attention):
         other = "next_item" if needed == "bidirectional" else "bert4rec"
         raise ConfigError(
             f"objective {objective.name} needs encoder.attention {needed}, got {encoder.attention}: "
-            f"change it, or take {other}"
+            f"change it, or use {other}"
         )
 
 
 def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> Objective:
-    """The objective, ready to train an encoder of these settings; raises ConfigError if it cannot."""
+    """The objective, ready to train an encoder with these settings; raises ConfigError if it cannot."""
     check_objective(objective, encoder)
     return OBJECTIVES[objective.name](encoder, objective.resolved())
 
@@ -176,7 +176,7 @@ class NextItem(Objective):
 
 
 class Contrastive(Objective):
-    """A recommendation loss (cloze or next item, after the encoder's direction) and a weighted InfoNCE."""
+    """A recommendation loss (cloze or next item, by the encoder's direction) and a weighted InfoNCE."""
 
     def __init__(self, config: EncoderConfig, settings: ContrastiveSettings) -> None:
         super().__init__(config, settings)
@@ -184,13 +184,13 @@ class Contrastive(Objective):
         self.projection = nn.Sequential(*layers) if settings.projection else nn.Identity()
 
     def recommendation(self, encoder: SequenceEncoder, batch: Batch) -> Term:
-        """The loss that recommends."""
+        """The recommendation loss."""
         return (
             cloze(encoder, batch, self.settings) if encoder.config.cloze else next_item(encoder, batch, self.settings)
         )
 
     def states(self, encoder: SequenceEncoder, *views: Tensor) -> list[Tensor]:
-        """What is contrasted: for each view int64[B, W] the (projected) state at its prediction position, [B, d]."""
+        """The states to contrast: for each view int64[B, W] the (projected) one at its prediction position, [B, d]."""
         width = max(view.shape[1] for view in views)
         rows = encoder.prediction_rows(torch.cat([F.pad(view, (width - view.shape[1], 0)) for view in views]))
         last = rows.new_full((len(rows), 1), rows.shape[1] - 1)
@@ -198,7 +198,7 @@ class Contrastive(Objective):
         return list(self.projection(states).chunk(len(views)))
 
     def contrast(self, name: str, first: Tensor, second: Tensor, targets: Tensor | None = None) -> Term:
-        """The contrastive term of two views [B, d]; rows of the same target are no negatives of each other."""
+        """The contrastive term of two views [B, d]; rows of the same target are not negatives of each other."""
         chosen = self.settings
         total, count = info_nce(
             first, second, similarity=chosen.similarity, temperature=chosen.temperature, targets=targets

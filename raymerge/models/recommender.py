@@ -1,4 +1,4 @@
-"""What ranking and the Fisher diagonal ask of a model, whatever it is made of."""
+"""What ranking and the Fisher diagonal require of a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +24,12 @@ class Recommender(Protocol):
         """Output weights [V, d], bias [V] or None, name of the embedding they are tied to or None."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """Itself and every module inside."""
+        """The module itself and every module inside."""
 
 
 @contextmanager
 def evaluation_mode(module: Recommender | nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards each submodule is in the mode in which it was."""
+    """Eval mode and no gradients inside the block; afterwards each submodule returns to its previous mode."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:

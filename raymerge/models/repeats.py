@@ -1,16 +1,16 @@
-"""Items that a history has already: how much likelier, or less likely, they are to come again.
+"""Items already in the history: how much likelier, or less likely, they are to come again.
 
-Nobody watches a film twice in most logs of films, while most songs that are played were played before. A product of
-state and embedding can hardly say either: what was just seen is most like what comes next. So a model may hold one
-direction more, r [d], with which an item that its encoder reads scores h·(w + r) + b instead of h·w + b; how much that
-is depends on the state. (That repeats follow laws of their own: Anderson et al., WWW 2014; RepeatNet, arXiv 1812.02646,
-has a second decoder for them.)
+In most logs of films nobody watches a film twice, while most songs that are played were played before. A product of
+state and embedding can hardly express either: what was just seen is most like what comes next. So a model may have one
+more direction, r [d]: an item that its encoder reads scores h·(w + r) + b instead of h·w + b, by an amount that depends
+on the state. (Repeats follow laws of their own: Anderson et al., WWW 2014; RepeatNet, arXiv 1812.02646, has a second
+decoder for them.)
 
-A module says so by an attribute `repeat_direction`, a whole parameter or a constant; its head alone does not give its
-scores then. What it reads are the last items of a history, as many as it takes: items before these gain nothing.
+A module declares this by an attribute `repeat_direction`, a whole parameter or a constant; its head alone then does not
+give its scores. It reads the last items of a history, up to its maximal length: earlier items gain nothing.
 
 Shapes: B rows, T columns, n places, V items, d dimensions. Index 0 is padding, 1..V the items, V + 1 the mask; columns
-of the scores count from 0, column j for item j + 1. `had` int64[·, T] names columns, none twice in a row, −1 for none.
+of the scores count from 0, column j for item j + 1. `had` int64[·, T] has columns, none twice in a row, −1 for none.
 """
 
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ def repeat_direction(module: object) -> Tensor | None:
 def input_rows(module: object, histories: Tensor) -> Tensor:
     """What a module reads of histories: the index at each of its input positions, 0 at padding: int64[B, T].
 
-    What the module's own `input_rows` says, or the histories as they are.
+    By the module's own `input_rows`, or the histories unchanged.
     """
     own = getattr(module, "input_rows", None)
     return histories if own is None else own(histories)
 
 
 def first_in_row(values: Tensor) -> Tensor:
-    """Which entries have no equal to their left in the same row: int64[B, T] → bool[B, T]."""
+    """Which entries are the first of their value in the row: int64[B, T] → bool[B, T]."""
     ordered, order = values.sort(dim=1, stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -43,7 +43,7 @@ def first_in_row(values: Tensor) -> Tensor:
 
 
 def distinct_columns(inputs: Tensor, num_items: int) -> Tensor:
-    """The column of each item where it first stands in its row, −1 elsewhere: int64[B, T] → int64[B, T].
+    """The column of each item where it first occurs in its row, −1 elsewhere: int64[B, T] → int64[B, T].
 
     >>> distinct_columns(torch.tensor([[0, 3, 1, 3, 5]]), num_items=4)  # 5 is the mask
     tensor([[-1,  2,  0, -1, -1]])
@@ -53,13 +53,13 @@ def distinct_columns(inputs: Tensor, num_items: int) -> Tensor:
 
 
 def contains(had: Tensor, columns: Tensor) -> Tensor:
-    """Whether each row of `had`, in ascending order, names each of its own columns: int64[B, m] → bool[B, m]."""
+    """Whether each row of `had`, ascending, contains each of its own columns: int64[B, m] → bool[B, m]."""
     places = torch.searchsorted(had, columns.contiguous()).clamp_(max=had.shape[1] - 1)
     return had.gather(1, places) == columns
 
 
 def add_shift(scores: Tensor, had: Tensor, shift: Tensor, *, first: int = 0) -> None:
-    """Add shift [B] to the scores [B, C] of what each row has had, in place; the scores begin at column `first`."""
+    """Add shift [B] in place to the scores [B, C] of the columns in `had`; the scores begin at column `first`."""
     places = had - first
     inside = (places >= 0) & (places < scores.shape[1])
     scores.scatter_add_(1, places * inside, shift[:, None] * inside)
@@ -67,7 +67,7 @@ def add_shift(scores: Tensor, had: Tensor, shift: Tensor, *, first: int = 0) -> 
 
 @dataclass(frozen=True)
 class Repeats:
-    """What each of n places has had: the columns had[windows[i], : until[i] + 1]."""
+    """The columns seen from each of n places: had[windows[i], : until[i] + 1]."""
 
     had: Tensor  # int64[B, T]
     windows: Tensor  # int64[n]
@@ -76,16 +76,16 @@ class Repeats:
 
     @classmethod
     def before(cls, inputs: Tensor, asked: Tensor, direction: Tensor, *, num_items: int, causal: bool) -> "Repeats":
-        """Of the places `asked` bool[B, Q], row by row: the items of `inputs` int64[B, T] that can be seen from there.
+        """For the places `asked` bool[B, Q], row by row: the items of `inputs` int64[B, T] visible from each.
 
-        Of a causal encoder place t (Q = T) sees columns up to t, else each place sees all.
+        In a causal encoder place t (Q = T) sees columns up to t, otherwise each place sees all.
         """
         windows, places = asked.nonzero(as_tuple=True)
         until = places if causal else torch.full_like(places, inputs.shape[1] - 1)
         return cls(distinct_columns(inputs, num_items), windows, until, direction)
 
     def among(self, columns: Tensor) -> "Repeats":
-        """The same, as places among some columns of the catalogue, int64[m] in order; others are had by nobody."""
+        """The same, as positions among some columns of the catalogue int64[m], ascending; all others are dropped."""
         places = torch.searchsorted(columns, self.had).clamp_(max=len(columns) - 1)
         return replace(self, had=torch.where(columns[places] == self.had, places, -1))
 

@@ -91,8 +91,8 @@ def test_rows_of_padding_give_finite_gradients(attention: str) -> None:
     [
         ([[1, 0]], "must end with an item"),
         ([[0, 0]], "must end with an item"),
-        ([[1, 21]], "must lie in 0..20, found 21"),
-        ([[-1, 2]], "must lie in 0..20, found -1"),
+        ([[1, 21]], "must be in 0..20, found 21"),
+        ([[-1, 2]], "must be in 0..20, found -1"),
     ],
 )
 def test_refuses_what_is_no_history(bad: list[list[int]], expected: str) -> None:
