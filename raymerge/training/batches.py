@@ -1,10 +1,10 @@
-"""Which windows make up the batches of an epoch, the same ones whatever the number of ranks.
+"""The windows in each batch of an epoch, the same for any number of ranks.
 
 A rank holds only its own partitions. Batch i of an epoch is the union over **all** partitions p of chunk(p, i): the
-windows of p, in an order drawn anew each epoch, split evenly over the epoch's batches. Every draw is a function of
+windows of p, in a new random order each epoch, split evenly over the epoch's batches. Every draw is a function of
 (seed, epoch, user key, window), so two ranks train on exactly the batches, masks and views that one would.
 
-Shapes: U users, n windows, W columns, S steps of an epoch, B rows of a batch. All tensors live on the given device.
+Shapes: U users, n windows, W columns, S steps of an epoch, B rows of a batch. All tensors are on the given device.
 """
 
 import math
@@ -21,9 +21,9 @@ from raymerge.models.draws import hashed, uniform
 from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex
 
-POOL_STEPS = 16  # at least so many steps' windows are sorted by length together,
-POOL_WINDOWS = 256  # and so many windows of each partition
-SHORTEST = 2  # an item and one to predict
+POOL_STEPS = 16  # windows of at least this many steps are sorted by length together,
+POOL_WINDOWS = 256  # and at least this many windows per partition
+SHORTEST = 2  # one item and one to predict
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Windows:
     """The windows of the training part (`raymerge.data.split`) of a rank's users.
 
     A user of n ≥ 2 training items has 1 + ⌈max(n − W, 0) / stride⌉ windows. They end at every `stride`-th item counted
-    back from the last, all shifted by one random offset a user and epoch, and are moved to lie wholly inside the
-    history: none is shorter than min(n, W).
+    back from the last, all shifted by one random offset per user and epoch, and are then moved entirely inside the
+    history, so that none is shorter than min(n, W).
     """
 
     items: Tensor  # int32[total], whole histories one after the other
@@ -50,7 +50,7 @@ class Windows:
         return len(self.users)
 
     def ends(self, seed: int, epoch: int) -> Tensor:
-        """How many of the user's training items lie before the end of each window: int64[n]."""
+        """The number of the user's training items up to the end of each window: int64[n]."""
         drawn = uniform(Stream.WINDOW_SHIFT, seed, epoch, self.keys)
         shift = (drawn * self.stride).long() - self.stride // 2
         length = self.lengths[self.users]
@@ -58,14 +58,14 @@ class Windows:
         return torch.minimum(torch.maximum(ends, length.clamp(max=self.width)), length)
 
     def row_seeds(self, seed: int, epoch: int) -> Tensor:
-        """From which all random draws of a window follow: int64[n]."""
+        """The seed of all random draws of each window: int64[n]."""
         return hashed(Stream.ROW, seed, epoch, self.keys[self.users], self.numbers)
 
 
 def make_windows(
     partitions: Sequence[Sequences], *, width: int, stride: int, last_only: bool = False, device: torch.device
 ) -> Windows:
-    """All windows of at most `width` items of these partitions, or each user's last one only."""
+    """All windows of at most `width` items of these partitions, or only each user's last one."""
     sizes = torch.tensor([len(part.keys) for part in partitions], dtype=torch.int64)
     items = torch.cat([part.items for part in partitions] or [torch.zeros(0, dtype=torch.int32)])
     keys = torch.cat([part.keys for part in partitions] or [torch.zeros(0, dtype=torch.int64)])
@@ -86,7 +86,7 @@ def make_windows(
         "users": users,
         "numbers": torch.arange(len(users)) - first[users],
     }
-    stride = 1 if last_only else stride  # the last window stands still
+    stride = 1 if last_only else stride  # the last window does not move
     return Windows(**{name: tensor.to(device) for name, tensor in tensors.items()}, width=width, stride=stride)
 
 
@@ -102,7 +102,7 @@ class EpochPlan:
 
 
 def pool_steps(*, partitions: int, batch_size: int) -> int:
-    """Over how many steps windows are sorted by length, so that little padding is computed.
+    """The number of steps whose windows are sorted by length together, so that little padding is computed.
 
     >>> pool_steps(partitions=8, batch_size=128), pool_steps(partitions=8, batch_size=8)
     (16, 256)
@@ -119,7 +119,7 @@ def plan_epoch(windows: Windows, *, steps: int, pool: int, seed: int, epoch: int
     order = order[partition[order].argsort(stable=True)]
     step = _even_steps(partition[order], windows.phases, steps=steps, seed=seed, epoch=epoch)
     pools = partition[order] * steps + step // pool
-    order = order[(pools * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools keep their places
+    order = order[(pools * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools stay in place
     visit = hashed(Stream.ORDER, seed, epoch, torch.arange(steps, device=order.device)).argsort().argsort()
     step = visit[step]
     order = order[step.argsort(stable=True)]
@@ -131,7 +131,7 @@ def plan_epoch(windows: Windows, *, steps: int, pool: int, seed: int, epoch: int
 def _even_steps(partition: Tensor, phases: Tensor, *, steps: int, seed: int, epoch: int) -> Tensor:
     """The step of each of n windows that are grouped by partition: int64[n], each partition's spread evenly.
 
-    Each partition starts at a random fraction of a step, so that small ones do not all fill the same steps.
+    Each partition starts at a random fraction of a step, so that small ones do not all fall into the same steps.
     """
     sizes = torch.bincount(partition, minlength=len(phases))
     place = torch.arange(len(partition), device=partition.device) - (sizes.cumsum(0) - sizes)[partition]

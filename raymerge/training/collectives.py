@@ -1,4 +1,4 @@
-"""Sums and gathers over the ranks of a training. In one process each of them leaves things as they are."""
+"""Sums and gathers over the ranks of a training; in a single process they change nothing."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -24,7 +24,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], figures: Tensor) -> None:
-    """Sum gradients, which all parameters have, and figures of the same dtype, over ranks in place, in one message."""
+    """Sum gradients (all parameters have one) and figures of the same dtype over ranks, in place, in one message."""
     if world()[1] == 1:
         return
     tensors = [*(cast(Tensor, parameter.grad) for parameter in parameters), figures]
@@ -35,7 +35,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], figures: Tensor) -> None:
 
 
 def start_alike(*modules: nn.Module) -> None:
-    """Give all ranks rank 0's parameters and buffers."""
+    """Copy rank 0's parameters and buffers to all ranks."""
     if world()[1] > 1:
         for module in modules:
             for tensor in module.state_dict().values():
@@ -43,7 +43,7 @@ def start_alike(*modules: nn.Module) -> None:
 
 
 def index_of_all_ranks(own: SameTargetIndex, device: torch.device) -> SameTargetIndex:
-    """The index over all ranks' partitions, the same on each: on `device`, where messages go too."""
+    """The index over all ranks' partitions, the same on each rank; on `device`, which the messages need too."""
     columns = (own.targets, own.priorities, own.histories)
     targets, priorities, histories = (gather_rows(column.to(device))[0] for column in columns)
     everything = SameTargetIndex(targets, priorities, histories, own.candidates, own.seed)

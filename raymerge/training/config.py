@@ -28,17 +28,17 @@ class TrainingConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     epochs: int = 30
-    average_epochs: int = 1  # the last of them, whose parameters are averaged; 1: as the best epoch leaves them
-    batch_size: int = 128  # windows a step, over all ranks
+    average_epochs: int = 1  # average the parameters of this many last epochs; 1: those of the best epoch
+    batch_size: int = 128  # windows per step, over all ranks
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of AdamW, on matrices only
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # linear and cosine end at 0
-    clip_norm: float = 5.0  # of the gradient; 0 leaves it as it is
-    patience: int = 10  # epochs, from the first averaged on, without a better NDCG@10 before it stops; 0 never stops
-    windows: Literal["all", "last"] = "all"  # over the whole history, or each user's last window only
-    stride: int | None = None  # items between the ends of a history's windows; null: as many as the encoder reads
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16 autocast of products; auto: where that is faster
+    clip_norm: float = 5.0  # of the gradient; 0: no clipping
+    patience: int = 10  # epochs without a better NDCG@10 before it stops, from the first averaged one on; 0 never stops
+    windows: Literal["all", "last"] = "all"  # over the whole history, or only each user's last window
+    stride: int | None = None  # items between the ends of a history's windows; null: encoder.max_length
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16 autocast of products; auto: where it is faster
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,12 +50,12 @@ class TrainingConfig:
 
 
 def averaged_from(config: TrainingConfig) -> int:
-    """How many epochs there are before those whose parameters are averaged, if any are."""
+    """The number of epochs before those whose parameters are averaged."""
     return max(0, config.epochs - config.average_epochs)
 
 
 def averaged_before(config: TrainingConfig, epoch: int) -> int | None:
-    """How many epochs' parameters are in the average before this epoch, from 1, adds its own; None if it does not.
+    """How many epochs are in the average before this one (from 1) adds its own; None if it does not.
 
     >>> [averaged_before(TrainingConfig(epochs=5, average_epochs=3), epoch) for epoch in range(1, 6)]
     [None, None, 0, 1, 2]

@@ -1,8 +1,8 @@
 """Training on Ray: each model is a Ray Train run of its own with one or more data-parallel workers, all at once.
 
-Rank r of k holds every k-th partition. After each epoch rank 0 leaves a checkpoint (safetensors and JSON) in the output
-folder, wherever that is; a worker or driver that comes back goes on from the last one, to the bit. Workers that ran out
-of memory go on in smaller chunks. Events reach the driver through an actor.
+Rank r of k holds every k-th partition. After each epoch rank 0 writes a checkpoint (safetensors and JSON) to the output
+folder, wherever that is; a restarted worker or driver continues from the last one, bit for bit. Workers that ran out of
+memory continue in smaller chunks. Events reach the driver through an actor.
 """
 
 import json
@@ -41,13 +41,13 @@ from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
 from raymerge.worker_cache import offered_in
 
-MAX_FAILURES = 3  # of a run's workers, before it is given up
+MAX_FAILURES = 3  # of a run's workers before the run is given up
 STATE_TENSORS, STATE_NUMBERS = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training as the cluster is given it. `key` names its checkpoints, and says all that the result depends on."""
+    """A training for the cluster. `key` names its checkpoints and covers everything that the result depends on."""
 
     run: str
     key: str
@@ -56,8 +56,8 @@ class TrainingJob:
     encoder: EncoderConfig
     objective: ObjectiveConfig
     settings: TrainingConfig
-    start: str | None = None  # URL of the model to start from; without it from scratch
-    catalogue: str | None = None  # URL of the items, of which not all are on offer; without it all are
+    start: str | None = None  # URL of the model to start from; None: from scratch
+    catalogue: str | None = None  # URL of the items if not all are on offer; None: all are
     filter_seen: bool = True  # in validation
     workers: int = 1
     threads: int = 1
@@ -76,10 +76,10 @@ def train_all(
     emit: Emit,
     on_trained: OnTrained,
 ) -> None:
-    """Train all jobs at the same time, as far as the cluster can; `on_trained` gets each last state when it is there.
+    """Train all jobs at the same time, as far as the cluster can; `on_trained` gets each last state when it is ready.
 
-    Raises the first mistake of the user that a worker found, and LostError if a run's workers keep dying. With
-    `cluster.keep_going` a loss that is not finite is raised once all other jobs are done.
+    Raises the first user error that a worker finds, and LostError if a run's workers keep dying. With
+    `cluster.keep_going` a loss that is not finite is raised only after all other jobs are done.
     """
     log, failed = _launch_log(), dict[str, UserError]()
     at_once = capacity.trainings(cluster, len(jobs))
@@ -111,7 +111,7 @@ def train_all(
 
 
 def _launch_log() -> Any:
-    """An `EventLog` as an actor that takes no CPU, on the driver's node: no other's end takes messages away."""
+    """An `EventLog` as an actor without a CPU, on the driver's node: messages survive the loss of any other."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kind: Any = ray.remote(num_cpus=0)(EventLog)
     return kind.options(scheduling_strategy=here).remote()
@@ -133,13 +133,13 @@ def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingStat
 
 def _exhaustion(what: str) -> ResourceError:
     return ResourceError(
-        f"training ran out of memory, in chunks of 1/{chunking.SMALLER} of a batch too ({what}); "
+        f"training ran out of memory, even in chunks of 1/{chunking.SMALLER} of a batch ({what}); "
         "lower training.batch_size, or use larger machines"
     )
 
 
 def _fit(job: TrainingJob, checkpoints: str, resources: dict[str, float], log: Any) -> TrainingState:
-    """Run one trainer to its end (in a thread of the driver); its last state."""
+    """Run one trainer to its end, in a thread of the driver; return its last state."""
     log.add.remote([Progress(job.run, 0, job.settings.epochs, "waiting for its processes")])
     gpu = resources.get("GPU", 0)
     filesystem, path = storage.arrow_filesystem(checkpoints)
@@ -162,15 +162,15 @@ def _fit(job: TrainingJob, checkpoints: str, resources: dict[str, float], log: A
 
 
 class NoteExhaustion(UserCallback):
-    """Notes that workers of a run ran out of memory, before Ray Train starts them again (runs in its controller)."""
+    """Records that workers of a run ran out of memory before Ray Train restarts them (runs in its controller)."""
 
     def __init__(self, run: str, log: Any) -> None:
         self._run, self._log = run, log
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Some ranks have failed: those that waited for one that ran out of memory have errors of their own."""
+        """Some ranks have failed: those that ran out of memory, and with errors of their own those that waited."""
         for error in worker_exceptions.values():
-            found = getattr(error, "health_check_failure", error)  # Ray Train's wrapper of what became of a process
+            found = getattr(error, "health_check_failure", error)  # Ray Train's wrapper of a process's fate
             if isinstance(found, OutOfMemoryError) or chunking.is_exhausted(found):
                 ray.get(self._log.note_exhausted.remote(self._run))
 
@@ -178,7 +178,7 @@ class NoteExhaustion(UserCallback):
 def _work(arguments: dict[str, Any]) -> None:
     """Train one rank of a job (runs in a worker of Ray Train).
 
-    A mistake of the user is told to the driver, which ends the training; the worker is not started again for it.
+    A user error is reported to the driver, which ends the training; the worker is not restarted for it.
     """
     run, log = arguments["job"].run, arguments["log"]
     smaller = ray.get(log.was_exhausted.remote(run))
@@ -216,7 +216,7 @@ def _train_rank(job: TrainingJob, checkpoints: str, log: Any) -> None:
 
 
 def keep_batch(url: str, bad: BadStep) -> str:
-    """Write this rank's rows of the batch of a step that failed as safetensors; what an error says of it."""
+    """Write this rank's rows of a failed step's batch as safetensors; return what the error says about it."""
     batch = bad.batch
     parts = {
         "windows": batch.windows,
@@ -228,13 +228,13 @@ def keep_batch(url: str, bad: BadStep) -> str:
     facts = {"epoch": str(bad.epoch), "step": str(bad.step), "loss": str(bad.loss)}
     try:
         storage.write_bytes(url, safetensors.torch.save(tensors, metadata=facts))
-    except (UserError, OSError) as error:  # the loss is what is to be told
+    except (UserError, OSError) as error:  # the loss is what must be reported
         return f"; its batch could not be kept ({error})"
-    return f"; its batch lies in {url.rpartition('/')[0]}, a file a rank"
+    return f"; its batch is in {url.rpartition('/')[0]}, one file per rank"
 
 
 def epoch_events(run: str, report: EpochReport) -> list[Event]:
-    """The figures of an epoch, as they are recorded."""
+    """The figures of an epoch as events."""
     figures = {
         "loss": report.loss,
         **{f"loss.{name}": value for name, value in report.terms.items()},
@@ -247,7 +247,7 @@ def epoch_events(run: str, report: EpochReport) -> list[Event]:
 
 
 class Reporter:
-    """Tells the driver how far a rank is, and leaves a checkpoint after each epoch; only rank 0 has a log."""
+    """Reports progress to the driver, and writes a checkpoint after each epoch; only rank 0 has a log."""
 
     def __init__(self, job: TrainingJob, checkpoints: str, log: Any | None) -> None:
         self._job, self._checkpoints, self._log = job, checkpoints, log
@@ -255,14 +255,14 @@ class Reporter:
         self._note = ""
 
     def step(self, report: StepReport) -> None:
-        """Called about once a second."""
+        """Report progress; called about once a second."""
         done = report.epoch - 1 + 0.99 * report.step / report.steps  # the epoch ends with its validation
         self._send(
             Progress(self._job.run, done, report.epochs, f"{report.tokens_per_second:,.0f} {self._pace}{self._note}")
         )
 
     def epoch(self, report: EpochReport, state: TrainingState) -> None:
-        """A barrier for all ranks."""
+        """Report an epoch and keep its state; a barrier for all ranks."""
         run, rate = self._job.run, f"{report.tokens_per_second:,.0f} {self._pace}"
         self._note = f", validation NDCG@10 {report.ndcg:.4f} (best {report.best_ndcg:.4f})"
         self._send(*epoch_events(run, report), Progress(run, report.epoch, report.epochs, rate + self._note))
@@ -273,8 +273,8 @@ class Reporter:
     def _keep(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         """Put a checkpoint where Ray Train would.
 
-        Not by its own copying, which is Arrow's: that keeps to itself what goes wrong as a file is closed, such as a
-        full disk, and the checkpoint would be missed only when it is wanted.
+        Ray Train copies with Arrow, which hides errors on closing a file, such as a full disk: a missing checkpoint
+        would be noticed only when it is needed.
         """
         url = storage.join(self._checkpoints, name)
         folder = Path(checkpoint.path)
@@ -288,7 +288,7 @@ class Reporter:
 
 
 def write_state(state: TrainingState, folder: Path) -> Checkpoint:
-    """Write a state into a folder of this machine, as a checkpoint that knows the digest of its tensors."""
+    """Write a state to a local folder, as a checkpoint that includes the digest of its tensors."""
     save_tensors(state.to_tensors(), folder / STATE_TENSORS)
     numbers = {"sha256": file_digest(str(folder / STATE_TENSORS)), **state.to_json()}
     (folder / STATE_NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
@@ -296,7 +296,7 @@ def write_state(state: TrainingState, folder: Path) -> Checkpoint:
 
 
 def read_state(checkpoints: str, checkpoint: Checkpoint) -> TrainingState:
-    """The state that a checkpoint in the folder `checkpoints` holds; ArtifactError if it is not as it was written."""
+    """The state in a checkpoint in the folder `checkpoints`; ArtifactError if it is not as it was written."""
     url = storage.join(checkpoints, PurePosixPath(checkpoint.path).name)
     tensors = storage.join(url, STATE_TENSORS)
     try:
@@ -304,5 +304,5 @@ def read_state(checkpoints: str, checkpoint: Checkpoint) -> TrainingState:
         if file_digest(tensors) == numbers["sha256"]:
             return TrainingState.restore(load_tensors(tensors), numbers)
     except (MissingError, KeyError, TypeError, json.JSONDecodeError):
-        pass  # missing, or not what was written
-    raise ArtifactError(f"the checkpoint {url} was altered or truncated; delete {checkpoints} to train from the start")
+        pass  # missing, or not as written
+    raise ArtifactError(f"the checkpoint {url} was altered or truncated; delete {checkpoints} to train from scratch")

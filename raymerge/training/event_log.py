@@ -1,4 +1,4 @@
-"""What workers of a training say, on its way to the driver."""
+"""Messages from the workers of a training on their way to the driver."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from raymerge.events import Event, Progress
 
 @dataclass(frozen=True)
 class Mistake:
-    """What a worker found wrong that the user can correct."""
+    """An error found by a worker that the user can correct."""
 
     run: str
     error: UserError
 
 
 class EventLog:
-    """Collects what workers say until the driver takes it, and what their successors should know.
+    """Collects workers' messages until the driver takes them, and keeps what restarted workers should know.
 
-    Launched as an actor without CPU.
+    Runs as an actor without a CPU.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class EventLog:
         return messages
 
     def note_exhausted(self, run: str) -> None:
-        """Workers of this run ran out of memory."""
+        """Record that workers of this run ran out of memory."""
         self._exhausted.add(run)
 
     def was_exhausted(self, run: str) -> bool:
-        """Whether workers of this run ran out of memory before."""
+        """Whether workers of this run have run out of memory."""
         return run in self._exhausted

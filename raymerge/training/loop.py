@@ -1,16 +1,16 @@
-"""The training loop: one encoder, one objective, this rank's partitions. Plain torch; knows no Ray and no files.
+"""The training loop: one encoder, one objective, this rank's partitions. Plain torch; knows nothing of Ray or files.
 
 Under an initialised torch.distributed each rank calls `train` with its own partitions, and all of them together take
 exactly the steps that one process with all partitions would: losses and gradients are sums over ranks, divided by
 counts over ranks. A base model and a fine-tune differ only in the encoder that they start from.
 
-Memory of a rank: its partitions, 8 bytes an interaction and about 60 a user; 40 bytes a window (some 100 while an epoch
-is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
+Memory per rank: its partitions, 8 bytes per interaction and about 60 per user; 40 bytes per window (about 100 while an
+epoch is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
-the last state, 4 while the next one replaces it, and once while it is written, where epochs are averaged 3 times more;
-and what one batch takes, where positions × items keep to `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the
-number of steps. In smaller chunks (`raymerge.chunking`) a batch takes an eighth, its activations are computed twice,
-and dropout masks are others.
+the last state, 4 while the next one replaces it, and once while it is written, with averaged epochs 3 times more; and
+one batch, in which positions × items stay within `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of
+steps. In smaller chunks (`raymerge.chunking`) a batch takes an eighth, its activations are computed twice, and dropout
+masks differ.
 """
 
 import math
@@ -39,26 +39,26 @@ from raymerge.training.same_target import SameTargetIndex, index_same_targets
 from raymerge.training.state import EpochReport, TrainingState, copies
 from raymerge.training.step import StepFigures, Stepper
 
-CHECK_STEPS = 20  # losses are looked at every so many steps, because each look waits for the device
+CHECK_STEPS = 20  # losses are checked only this often, because each check waits for the device
 SECONDS_BETWEEN_REPORTS = 1.0
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """How far a training is, told about once a second."""
+    """The progress of a training, reported about once a second."""
 
     epoch: int  # the one under way, from 1
     epochs: int
-    step: int  # how many steps of this epoch are done
+    step: int  # steps of this epoch that are done
     steps: int
     tokens_per_second: float
 
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step whose loss, over all ranks, is not a finite number, and what this rank had of its batch."""
+    """A step whose loss over all ranks is not finite, and this rank's part of its batch."""
 
-    epoch: int  # from 1, as the step
+    epoch: int  # from 1, like the step
     step: int
     loss: float
     batch: Batch
@@ -67,7 +67,7 @@ class BadStep:
 OnEpoch = Callable[[EpochReport, TrainingState], None]
 OnStep = Callable[[StepReport], None]
 OnBadStep = Callable[[BadStep], str]
-"""Keeps the batch; gives what the error is to say of that."""
+"""Keeps the batch; returns what the error message says about it."""
 
 
 def train(
@@ -85,12 +85,12 @@ def train(
 ) -> TrainingState:
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
-    All happens on the encoder's device; it ends with the parameters of the best epoch by validation NDCG@10 (full
-    ranking, without items of the history if `filter_seen`); in the last `average_epochs` each epoch's are the average
-    since these began, while training goes on from its own. Softmax and validation are over the items that are
-    `offered`, bool[V], all if None. `on_epoch` gets each epoch's report and a state that `resume` continues to the bit.
-    Raises InputError if no rank has anything to train on, ScoreError if a loss is not a finite number, after
-    `on_bad_step` had its batch.
+    Everything runs on the encoder's device. The encoder ends with the parameters of the epoch that validates best by
+    NDCG@10 (full ranking, without items of the history if `filter_seen`); in the last `average_epochs` an epoch's
+    parameters are their average since the first of these, while training continues from its own. Softmax and
+    validation are over the items `offered` bool[V], all if None. `on_epoch` gets each epoch's report and a state from
+    which `resume` continues bit for bit. Raises InputError if no rank has anything to train on, and ScoreError if a
+    loss is not finite, after `on_bad_step` has received its batch.
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
@@ -118,7 +118,7 @@ def train(
 
 @contextmanager
 def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """The encoder with other parameters, if there are any, inside the block."""
+    """Give the encoder other parameters inside the block, if there are any."""
     if not parameters:
         yield
         return
@@ -131,7 +131,7 @@ def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iter
 
 
 def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
-    """Whether all epochs are done or the patience has ended, which begins with the epochs that are averaged."""
+    """Whether all epochs are done or the patience has run out; it counts from the first averaged epoch on."""
     since = max(state.best_epoch, averaged_from(config) if config.average_epochs > 1 else 0)
     return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - since
 
@@ -152,7 +152,7 @@ def validate(
 def _windows(
     encoder: SequenceEncoder, objective: Objective, partitions: Sequence[Sequences], config: TrainingConfig
 ) -> tuple[Windows, int, int]:
-    """This rank's windows, and of all ranks' the number of steps of an epoch and of the pools that it is sorted in."""
+    """This rank's windows, and over all ranks the steps per epoch and the steps that are sorted together."""
     device = encoder.item_embedding.weight.device
     stride = config.stride or encoder.config.max_length
     last_only = config.windows == "last"
@@ -160,7 +160,7 @@ def _windows(
     count, parts = sum_over_ranks(torch.tensor([len(windows), len(partitions)], device=device)).tolist()
     if count == 0:
         raise InputError(
-            f"training needs users with at least {SHORTEST} items beside those held out "
+            f"training needs users with at least {SHORTEST} items besides those held out "
             "(the test's, and of a user who validates one more), found none"
         )
     pool = pool_steps(partitions=parts, batch_size=config.batch_size)
@@ -179,7 +179,7 @@ def _same_target(
 
 
 class Epoch:
-    """One pass over all windows: its steps, and what they came to."""
+    """One pass over all windows: its steps and their figures."""
 
     def __init__(
         self,
@@ -198,8 +198,8 @@ class Epoch:
         self.number, self.steps, self.pool = number, steps, pool  # epochs count from 0 here, from 1 in reports
         self.done, self.seconds = 0, 0.0
         self._terms: list[Term] = []
-        self._recent: list[StepFigures] = []  # not yet looked at
-        self._summed: Tensor | None = None  # the summands of all others: memory does not grow with the steps
+        self._recent: list[StepFigures] = []  # not checked yet
+        self._summed: Tensor | None = None  # of all other steps: memory does not grow with their number
 
     def run(self, on_step: OnStep | None, on_bad_step: OnBadStep | None) -> None:
         """Take all steps; raises ScoreError within CHECK_STEPS of a loss that is not finite, on all ranks at once."""
@@ -225,7 +225,7 @@ class Epoch:
         return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
 
     def _look(self, plan: EpochPlan, on_bad_step: OnBadStep | None) -> None:
-        """Add the recent steps up; raises ScoreError if one of their losses is not finite."""
+        """Add up the recent steps; raises ScoreError if one of their losses is not finite."""
         losses = torch.stack([figures.loss for figures in self._recent]).tolist()
         for step, loss in enumerate(losses, start=self.done - len(losses) + 1):
             if not math.isfinite(loss):
@@ -256,7 +256,7 @@ class Epoch:
     def report(self, ndcg: float, *, best: float, validation_seconds: float) -> EpochReport:
         """The epoch in numbers, given its validation score and the best one before it."""
         *sums, targets, tokens, columns = self._sums().tolist()
-        terms, had = self._terms, sums[len(self._terms) :]  # how many steps had a term: a step may be empty
+        terms, had = self._terms, sums[len(self._terms) :]  # steps that had each term: a step may be empty
         means = [total / max(1.0, steps) for total, steps in zip(sums, had, strict=False)]
         return EpochReport(
             epoch=self.number + 1,

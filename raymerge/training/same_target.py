@@ -1,8 +1,8 @@
-"""Histories that were followed by the same item, for DuoRec's supervised views, over all partitions in bounded memory.
+"""Histories followed by the same item, for DuoRec's supervised views, over all partitions in bounded memory.
 
-Of each item's occurrences as a target only the M of the lowest hash priority are kept. A priority is a function of
-(seed, user key, position), so the kept ones are a uniform sample, and indices of parts merge into the index of the
-whole, whatever the parts. Memory: at most min(V · M, interactions) entries of 4 · length + 16 bytes, on every rank.
+Of each item's occurrences as a target only the M of lowest hash priority are kept. A priority is a function of (seed,
+user key, position), so the kept ones are a uniform sample, and indices of any parts merge into the index of the
+whole. Memory: at most min(V · M, interactions) entries of 4 · length + 16 bytes, on every rank.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from raymerge.splitmix import Stream
 
 @dataclass(frozen=True)
 class SameTargetIndex:
-    """E histories sorted by (target, priority), at most M a target."""
+    """E histories sorted by (target, priority), at most M per target."""
 
     targets: Tensor  # int64[E]
     priorities: Tensor  # int64[E], also the identity of a (user, position)
@@ -31,10 +31,10 @@ class SameTargetIndex:
         return len(self.targets)
 
     def draw(self, targets: Tensor, seeds: Tensor, own: Tensor, *, fallback: Tensor) -> Tensor:
-        """For each row one of its target's histories, uniformly; for the row's own the next one, if there is one.
+        """For each row one of its target's histories, drawn uniformly; instead of the row's own the next one, if any.
 
-        targets, seeds, own (the row's own priority) int64[B] → int64[B, W], W that of the longest. A target that the
-        index does not know leaves the row of `fallback` int64[B, ≤ L].
+        targets, seeds, own (the row's own priority) int64[B] → int64[B, W], as wide as the longest. A target that is
+        not in the index gives the row of `fallback` int64[B, ≤ L].
         """
         if not len(targets) or not len(self):
             return fallback
@@ -77,7 +77,7 @@ def _index_partition(part: Sequences, *, length: int, candidates: int, seed: int
 
 
 def _lowest(targets: Tensor, priorities: Tensor, candidates: int) -> Tensor:
-    """Entries to keep, sorted by (target, priority), at most `candidates` a target: int64[E]."""
+    """Entries to keep, sorted by (target, priority), at most `candidates` per target: int64[E]."""
     order = priorities.argsort(stable=True)
     order = order[targets[order].argsort(stable=True)]
     sorted_targets = targets[order]
@@ -86,7 +86,7 @@ def _lowest(targets: Tensor, priorities: Tensor, candidates: int) -> Tensor:
 
 
 def merge_indices(parts: Sequence[SameTargetIndex]) -> SameTargetIndex:
-    """The index of the union of what the parts (at least one) index; their order does not matter."""
+    """The index of the union of the parts (at least one), in any order."""
     targets = torch.cat([part.targets for part in parts])
     priorities = torch.cat([part.priorities for part in parts])
     kept = _lowest(targets, priorities, parts[0].candidates)

@@ -1,7 +1,7 @@
-"""All that a training resumes from, as plain tensors and plain numbers, so that nothing need be pickled.
+"""Everything a training resumes from, as plain tensors and numbers, so that nothing needs pickling.
 
-There is no state of a random generator: every draw of an epoch follows from (seed, epoch, rank), so that a training
-resumed after an epoch goes on to the bit as if it had never stopped.
+There is no random generator state: every draw of an epoch follows from (seed, epoch, rank), so a training resumed after
+an epoch continues bit for bit as if it had never stopped.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _SECTIONS = ("encoder", "objective", "optimizer", "average", "best")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to, over all ranks; epochs count from 1."""
+    """The figures of an epoch, over all ranks; epochs count from 1."""
 
     epoch: int
     epochs: int
@@ -32,18 +32,18 @@ class EpochReport:
     training_seconds: float
     validation_seconds: float
     tokens: int  # input items that are not padding
-    targets: int  # positions whose item was to be guessed
-    useful_share: float  # of the columns computed, those that are not padding
+    targets: int  # positions whose item is guessed
+    useful_share: float  # share of the computed columns that are not padding
 
     @property
     def tokens_per_second(self) -> float:
-        """Non-padding input items a second, over all ranks, validation apart."""
+        """Non-padding input items per second, over all ranks, without validation."""
         return self.tokens / max(self.training_seconds, 1e-9)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands after `epoch` epochs; tensors are copies on the CPU."""
+    """The state of a training after `epoch` epochs; tensors are copies on the CPU."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -52,22 +52,22 @@ class TrainingState:
     objective: dict[str, Tensor] = field(default_factory=dict)  # parameters of the objective itself, if it has any
     optimizer: dict[str, Tensor] = field(default_factory=dict)  # by "moment/parameter"
     average: dict[str, Tensor] = field(default_factory=dict)  # of the encoder's parameters, if epochs are averaged
-    best: dict[str, Tensor] = field(default_factory=dict)  # what the best epoch gave: its average, if it has one
+    best: dict[str, Tensor] = field(default_factory=dict)  # parameters of the best epoch: their average, if it has one
     history: tuple[EpochReport, ...] = ()
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All tensors under distinct names, none sharing memory: for safetensors."""
+        """All tensors under distinct names, without shared memory, as safetensors requires."""
         named = {f"{part}:{name}": t for part in _SECTIONS[:-1] for name, t in getattr(self, part).items()}
         return named | {f"best:{name}": t.clone() for name, t in self.best.items()}  # may be the encoder's
 
     def to_json(self) -> dict[str, Any]:
-        """Everything else, as JSON can hold it without loss."""
+        """Everything else, lossless in JSON."""
         history = [asdict(report) for report in self.history]
         return {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_ndcg": self.best_ndcg, "history": history}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> "TrainingState":
-        """Inverse of `to_tensors` and `to_json`; ArtifactError if they are not of a training state."""
+        """Inverse of `to_tensors` and `to_json`; ArtifactError if they are not a training state."""
         sections: dict[str, dict[str, Tensor]] = {part: {} for part in _SECTIONS}
         try:
             for full_name, tensor in tensors.items():
@@ -76,12 +76,12 @@ class TrainingState:
             history = tuple(EpochReport(**report) for report in numbers["history"])
             epoch, best_epoch, best_ndcg = (numbers[name] for name in ("epoch", "best_epoch", "best_ndcg"))
         except (KeyError, ValueError, TypeError) as error:
-            raise ArtifactError(f"not the state of a training ({error!r}): start this training anew") from None
+            raise ArtifactError(f"not the state of a training ({error!r}): start this training from scratch") from None
         encoder, own, optimizer, average, best = (sections[part] for part in _SECTIONS)
         return cls(epoch, best_epoch, best_ndcg, encoder, own, optimizer, average, best, history)
 
     def averaged_with(self, encoder: nn.Module, before: int | None) -> dict[str, Tensor]:
-        """The average of `before` epochs' parameters with these, on the CPU; empty for None.
+        """The average of `before` epochs' parameters and these, on the CPU; empty for None.
 
         Averaging at a constant rate is stochastic weight averaging (Izmailov et al., UAI 2018).
         """
@@ -98,7 +98,7 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         average: dict[str, Tensor],
     ) -> "TrainingState":
-        """The state one epoch on, with copies of what was trained."""
+        """The state one epoch later, with copies of what was trained."""
         parameters = copies(encoder.state_dict())
         named = trained_parameters(encoder, objective)
         better = report.improved
@@ -116,7 +116,7 @@ class TrainingState:
         )
 
     def load_into(self, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put the trained parameters and the optimizer's moments where they were; ArtifactError if they do not fit."""
+        """Restore the trained parameters and the optimizer's moments; ArtifactError if they do not match."""
         named = trained_parameters(encoder, objective)
         try:
             encoder.load_state_dict(self.encoder)
@@ -127,7 +127,7 @@ class TrainingState:
                 optimizer.state[named[name]][moment] = tensor.to(device, copy=True)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ArtifactError(f"the state is of another model or objective ({reason}): start anew") from None
+            raise ArtifactError(f"the state is of another model or objective ({reason}): start from scratch") from None
 
 
 def trained_parameters(encoder: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""One step of the optimizer, and what it came to, over all ranks."""
+"""One step of the optimizer and its figures, over all ranks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +17,18 @@ from raymerge.training.config import TrainingConfig
 from raymerge.training.state import trained_parameters
 
 CAST_POSITIONS = 4096
-"""Positions of all ranks' batch from which on layers in bf16 pay on a CPU: 8 × 200 lose 18%, 128 × 50 gain 10%."""
+"""Positions per batch from which bf16 layers pay off on a CPU, over all ranks: 8 × 200 lose 18%, 128 × 50 gain 10%."""
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What one step came to; all tensors lie on the device, so that nothing waits for it."""
+    """The figures of one step; all tensors stay on the device, so that nothing waits for it."""
 
-    terms: list[Term]  # this rank's, of which name and weight count here; their totals know of no gradient any more
+    terms: list[Term]  # this rank's, for their names and weights; totals are detached
     totals: Tensor  # [T], sums of the T terms over all ranks
-    counts: Tensor  # int64[T], of what was summed; 0 where no rank had anything
+    counts: Tensor  # int64[T], of the summands; 0 where no rank had any
     tokens: Tensor  # scalar, input items that are not padding
-    columns: Tensor  # scalar, all input columns that were computed
+    columns: Tensor  # scalar, all computed input columns
 
     @property
     def loss(self) -> Tensor:
@@ -37,16 +37,16 @@ class StepFigures:
 
     @property
     def summands(self) -> Tensor:
-        """What an epoch adds up: float64[2T + 3].
+        """The values that an epoch adds up: float64[2T + 3].
 
-        Each term's mean, whether there is one, the first term's count, tokens and columns.
+        Each term's mean, whether it has one, the first term's count, tokens and columns.
         """
         means = self.totals / self.counts.clamp(min=1)
         return torch.cat([means, self.counts > 0, torch.stack([self.counts[0], self.tokens, self.columns])]).double()
 
 
 def weighted_sum(terms: Sequence[Term], totals: Tensor, counts: Tensor) -> Tensor:
-    """Σ weight · total / count: scalar; weights stay numbers, as a tensor of them would wait for a GPU."""
+    """Σ weight · total / count: scalar; weights stay numbers, since a tensor of them would wait for a GPU."""
     counts = counts.clamp(min=1)
     means = [term.weight * total / count for term, total, count in zip(terms, totals, counts, strict=True)]
     return torch.stack(means).sum()
@@ -87,17 +87,17 @@ class Stepper:
         counts = sum_over_ranks(torch.stack([term.count for term in terms]))
         totals = torch.stack([term.total for term in terms])
         weighted_sum(terms, totals, counts).backward()
-        for parameter in self.parameters:  # none of this rank's rows may have reached it, but another's
+        for parameter in self.parameters:  # another rank's rows may have reached it, none of these
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         figures = torch.cat([totals.detach(), self._columns(batch).to(totals.dtype)])
         sum_gradients(self.parameters, figures)
-        terms = [replace(term, total=term.total.detach()) for term in terms]  # else each step's graph would live on
+        terms = [replace(term, total=term.total.detach()) for term in terms]  # or each step's graph would be kept
         return StepFigures(terms, figures[:-2], counts, figures[-2], figures[-1])
 
     @contextmanager
     def _as_configured(self, device: str) -> Iterator[None]:
-        """The encoder computes in the precision and the chunks of this training; afterwards it is as it was."""
+        """Let the encoder compute in this training's precision and chunks inside the block."""
         encoder, config = self.encoder, self.config
         mixed = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
         before = encoder.casts_layers, encoder.training_chunks
@@ -110,7 +110,7 @@ class Stepper:
             encoder.casts_layers, encoder.training_chunks = before
 
     def _columns(self, batch: Batch) -> Tensor:
-        """Input columns that hold an item, and all that are computed: int64[2]. Views are not counted."""
+        """Input columns that hold an item, and all computed ones: int64[2]. Views are not counted."""
         rows, width = batch.windows.shape
         not_read = rows * (self.objective.window - self.encoder.config.max_length)  # the last item of a causal window
         real = (batch.windows != 0).sum()
@@ -119,7 +119,7 @@ class Stepper:
 
 @cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether products are faster in bf16 there: on a GPU or CPU that has instructions for them."""
+    """Whether products are faster in bf16 on a device: a GPU or CPU that has instructions for them."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device != "cpu":

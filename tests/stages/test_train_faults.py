@@ -105,7 +105,7 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
     good, bad = (context.find("train", training.run, **key(context, training)) for training in trainings)
     assert good is not None and good.counts["epochs"] == 2
     assert bad is None
-    found = re.search(r"its batch lies in ([^\s,]+), a file a rank", str(error.value))
+    found = re.search(r"its batch is in ([^\s,]+), one file per rank", str(error.value))
     assert found is not None
     with safe_open(f"{found[1]}/rank-0.safetensors", "pt") as file:
         assert file.metadata()["step"] == "1"

@@ -248,7 +248,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_handed_over(monkeypatch: pyte
 
 
 def test_nothing_to_train_on_is_refused() -> None:
-    with pytest.raises(InputError, match="at least 2 items beside those held out"):
+    with pytest.raises(InputError, match="at least 2 items besides those held out"):
         train(*make(), [from_lists([[1, 2, 3], [4]])], CONFIG)
 
 
