@@ -1,1 +1,1 @@
-"""How good rankings are, and whether a difference is more than chance. Plain torch; distributed.py runs it on Ray."""
+"""How good rankings are, and whether differences are more than chance. Plain torch; distributed.py runs it on Ray."""

@@ -13,7 +13,7 @@ class EvaluationConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     rankings: tuple[str, ...] = ("full", "uni100", "pop100")  # all items, or N uniform or popular ones
-    filter_seen: bool = True  # leave out what a user had, here and in validation
+    filter_seen: bool = True  # leave out items already in the history, here and in validation
     ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
     replicates: int = 10_000  # of the bootstrap over users; no p value is below 2 / (replicates + 1)
     confidence: float = 0.95
@@ -44,7 +44,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def parse_ranking(name: str) -> tuple[str, int]:
-    """Kind (full, uni or pop) and number of negatives of a ranking; raises ConfigError if there is none of the name.
+    """Kind (full, uni or pop) and number of negatives of a ranking; raises ConfigError for an unknown name.
 
     >>> parse_ranking("full"), parse_ranking("pop100")
     (('full', 0), ('pop', 100))

@@ -1,4 +1,4 @@
-"""Evaluation on Ray: each user partition is ranked by whichever process is free, and its ranks are taken once."""
+"""Evaluation on Ray: each user partition is ranked by whichever process is free, and counted once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ from raymerge.worker_cache import examples_of, model_at, offered_in, sequences_a
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where a model ranks the targets of one partition: own ids, keys int64[U], ranks int64[U] by ranking."""
+    """Where a model ranks the targets of one partition: users' own ids, keys int64[U], ranks int64[U] by ranking."""
 
     users: pa.Array
     keys: Tensor
     ranks: dict[str, Tensor]
 
     def table(self) -> pa.Table:
-        """As it is written to Parquet: columns user, key and one for each ranking."""
+        """The table written to Parquet: columns user, key and one per ranking."""
         columns = {name: ranks.numpy() for name, ranks in self.ranks.items()}
         return pa.table({"user": self.users, "key": self.keys.numpy(), **columns})
 
@@ -42,9 +42,9 @@ def _worker_ensemble(urls: tuple[str, ...]) -> Ensemble:
 
 
 def rank_partition(models: tuple[str, ...], partition: str, items: str, config: EvaluationConfig) -> Ranks:
-    """Rank the test items of one partition under a model, or under several together (runs in a worker).
+    """Rank the test items of one partition by a model, or by several together (runs in a worker).
 
-    Among those of the catalogue at `items` that are on offer in these data.
+    They are ranked among the items of the catalogue at `items` that are on offer in these data.
     """
     first = model_at(models[0])
     module = first if len(models) == 1 else _worker_ensemble(models)
@@ -67,8 +67,8 @@ def rank_users(
 ) -> None:
     """Rank the test items of all users, partition by partition; `on_partition(url, ranks)` in order of completion.
 
-    `models` are the URLs of one model, or of several whose logits are averaged.
-    What is in memory is one partition in each process, whatever the number of users.
+    `models` are the URLs of one model, or of several whose logits are averaged. Each process holds one partition in
+    memory, for any number of users.
     """
     pieces: Mapping[str, tuple[tuple[str, ...], str, str, EvaluationConfig]] = {
         partition: (models, partition, items, config) for partition in partitions

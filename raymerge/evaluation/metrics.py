@@ -1,4 +1,4 @@
-"""Metrics of a ranking with one relevant item a user (leave-one-out), as functions of that item's rank."""
+"""Metrics of a ranking with one relevant item per user (leave-one-out), as functions of that item's rank."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ METRICS: Registry[Metric] = Registry("metric")
 
 @METRICS.register("hr")
 def hit_rate(ranks: Tensor, k: int) -> Tensor:
-    """HR@k = 1 if rank <= k, else 0. Ranks int64[U] from 1 on → float64[U].
+    """HR@k = 1 if rank <= k, else 0. Ranks int64[U] from 1 → float64[U].
 
     >>> hit_rate(torch.tensor([1, 2, 3, 9]), 3).tolist()
     [1.0, 1.0, 1.0, 0.0]
@@ -36,7 +36,7 @@ def ndcg(ranks: Tensor, k: int) -> Tensor:
 
 @METRICS.register("mrr")
 def reciprocal_rank(ranks: Tensor, k: int) -> Tensor:
-    """MRR@k = 1 / rank if rank <= k, else 0. Ranks int64[U] from 1 on → float64[U].
+    """MRR@k = 1 / rank if rank <= k, else 0. Ranks int64[U] from 1 → float64[U].
 
     >>> reciprocal_rank(torch.tensor([1, 2, 4, 9]), 4).tolist()
     [1.0, 0.5, 0.25, 0.0]
@@ -45,7 +45,7 @@ def reciprocal_rank(ranks: Tensor, k: int) -> Tensor:
 
 
 def per_user(ranks: Tensor, ks: Sequence[int] = (5, 10, 20)) -> dict[str, Tensor]:
-    """Every registered metric at every cut-off, a value a user: int64[U] → {"ndcg@10": float64[U], ...}.
+    """Every registered metric at every cut-off, one value per user: int64[U] → {"ndcg@10": float64[U], ...}.
 
     Raises InputError for a rank below 1 and ConfigError for a cut-off below 1.
 
@@ -55,5 +55,5 @@ def per_user(ranks: Tensor, ks: Sequence[int] = (5, 10, 20)) -> dict[str, Tensor
     if len(ranks) and int(ranks.min()) < 1:
         raise InputError(f"ranks count from 1, found {int(ranks.min())}")
     if any(k < 1 for k in ks):
-        raise ConfigError(f"metrics are cut at 1 or later, got {min(ks)}")
+        raise ConfigError(f"cut-offs of metrics must be at least 1, got {min(ks)}")
     return {f"{name}@{k}": METRICS[name](ranks, k) for name in METRICS for k in ks}

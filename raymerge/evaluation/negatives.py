@@ -1,6 +1,6 @@
-"""Negatives for sampled ranking: each user's own, the same on any machine and in any batch.
+"""Negatives for sampled ranking: drawn per user, the same on any machine and in any batch.
 
-Shapes: U users, V items, n negatives a user.
+Shapes: U users, C users of a chunk, V items, n negatives per user.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def user_item_pairs(ragged: Ragged, first: int, last: int) -> tuple[Tensor, Tens
 
 
 def check_items(what: str, items: Tensor, num_items: int) -> None:
-    """Raise InputError unless all of the items lie in 1..V."""
+    """Raise InputError unless all items are in 1..V."""
     if not items.numel():
         return
     low, high = int(items.min()), int(items.max())
@@ -52,14 +52,14 @@ def draw_negatives(
     """Draw for each user n distinct items that are neither seen nor the target: int64[U, n].
 
     Items are drawn one after the other without replacement, uniformly, or with chances in proportion to `counts`
-    (int64[V], item j at j − 1; an item of count 0 is never drawn). A user's negatives depend on the seed, the key
-    (int64[U]), the seen items and the target only. Where fewer than n items can be drawn the rest of the row is 0,
-    and `sampled_ranks` ranks among those that exist. All tensors lie on the CPU.
+    (int64[V], item j at j − 1; an item of count 0 is never drawn). A user's negatives depend only on the seed, the key
+    (int64[U]), the seen items and the target. If fewer than n items can be drawn the rest of the row is 0, and
+    `sampled_ranks` ranks among those that exist. All tensors are on the CPU.
 
-    The first 4·n numbers of a user are tried by rejection, O(n log n) each whatever the catalogue; who is not done
-    by then (has seen most of what is drawn) gets the rest from a race of all items, O(V) a user. Both give the law
-    of successive draws, since the race goes on from the items accepted so far. Memory is bounded: users are taken in
-    chunks. Raises InputError for arguments that do not fit each other.
+    A user's first 4·n numbers are used for rejection sampling, O(n log n) for any catalogue; users who are not done by
+    then (having seen most of what is drawn) get the rest from a race of all items, O(V) per user. Both follow the law
+    of successive draws, since the race continues from the items accepted so far. Memory is bounded: users are drawn
+    for in chunks. Raises InputError for arguments that do not match.
     """
     _check(keys, seen, targets, num_items, n, counts)
     chances = torch.ones(num_items, dtype=torch.int64) if counts is None else counts.to(torch.int64)
@@ -74,7 +74,7 @@ def draw_negatives(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Users' keys int64[C], the pairs (users, items) that may not be drawn, and the items' chances int64[V]."""
+    """Users' keys int64[C], the pairs (users, items) that must not be drawn, and the items' chances int64[V]."""
 
     keys: Tensor
     users: Tensor
@@ -100,7 +100,7 @@ def _check(keys: Tensor, seen: Ragged, targets: Tensor, num_items: int, n: int, 
 
 
 def _excluded(seen: Ragged, targets: Tensor, first: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Pairs (row, item) that may not be drawn for the users of a chunk: seen items and targets."""
+    """Pairs (row, item) that must not be drawn for the users of a chunk: seen items and targets."""
     targets = targets[first : first + chunk]
     users, items = user_item_pairs(seen, first, first + len(targets))
     return torch.cat([users, torch.arange(len(targets))]), torch.cat([items, targets])
@@ -122,7 +122,7 @@ def _draw_chunk(chunk: _Chunk, n: int) -> Tensor:
 
 
 def _draw_with_replacement(chunk: _Chunk, draws: int) -> Tensor:
-    """Items in proportion to their chances, by inversion of the cumulated counts: int64[C, draws]."""
+    """Items drawn in proportion to their chances, by inversion of the cumulative counts: int64[C, draws]."""
     cumulated = chunk.chances.cumsum(0)
     numbers = uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[:, None], torch.arange(draws))
     positions = (numbers * int(cumulated[-1])).to(torch.int64)
@@ -130,7 +130,7 @@ def _draw_with_replacement(chunk: _Chunk, draws: int) -> Tensor:
 
 
 def _among(drawn: Tensor, chunk: _Chunk) -> Tensor:
-    """Which of the drawn items int64[C, draws] their users may not draw: bool[C, draws]."""
+    """Which of the drawn items int64[C, draws] their users must not draw: bool[C, draws]."""
     stride = len(chunk.chances) + 1
     pairs = (chunk.users * stride + chunk.items).sort().values
     wanted = torch.arange(len(drawn))[:, None] * stride + drawn
@@ -158,7 +158,7 @@ def _race(negatives: Tensor, rows: Tensor, chunk: _Chunk) -> Tensor:
 
 
 def _append(kept: Tensor, arrived: Tensor) -> Tensor:
-    """Write the arrived items, in order, where the rows of kept end: both int64 with zeros last."""
+    """Append the arrived items, in order, to the rows of kept: both int64 with zeros last."""
     place = (kept != 0).sum(1, keepdim=True) + torch.arange(arrived.shape[1])
     fits = place < kept.shape[1]
     rows, columns = fits.nonzero(as_tuple=True)

@@ -1,6 +1,6 @@
 """Where a model ranks each user's held-out item. Never users × items at once.
 
-Shapes: U users, B users of a chunk, L columns, d dimensions, V items, n negatives a user.
+Shapes: U users, B users of a chunk, L columns, d dimensions, V items, n negatives per user.
 """
 
 from typing import Protocol
@@ -25,7 +25,7 @@ from raymerge.models.recommender import Recommender, evaluation_mode
 
 
 class Examples(Protocol):
-    """Users with a held-out item each (`raymerge.data.split.Examples`)."""
+    """Users with one held-out item each (`raymerge.data.split.Examples`)."""
 
     @property
     def histories(self) -> Tensor:
@@ -52,12 +52,12 @@ def rank_targets(
     counts: Tensor | None = None,
     offered: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Rank of each user's target by each of the configured rankings, from one encoding: {"full": int64[U], ...}.
+    """Rank of each user's target in each of the configured rankings, from one encoding: {"full": int64[U], ...}.
 
-    `counts` (int64[V]) is the items' popularity, needed by popN. `offered` bool[V] says among which items is ranked and
-    drawn, all if None. Sampled negatives are never seen items, whatever `filter_seen` says, which is about the full
-    ranking. Raises ConfigError for popN without counts, InputError for items outside the catalogue, ScoreError for
-    scores that are not finite.
+    `counts` (int64[V]) is the items' popularity, needed by popN. `offered` bool[V] marks the items to rank among and
+    draw from, all if None. `filter_seen` is about the full ranking: sampled negatives are never seen items. Raises
+    ConfigError for popN without counts, InputError for items outside the catalogue, ScoreError for scores that are
+    not finite.
     """
     memory = config.memory_mib << 20
     ranks = {}
@@ -98,10 +98,10 @@ def full_ranks(
     """Rank of each target in the whole catalogue: 1 + how many other items score at least as high: int64[U].
 
     Ties count against the model, so a constant scorer has rank V; scores that differ by no more than the rounding of
-    the matrix product are ties. Items of `seen`, and those that are not `offered` (bool[V], None if all are), are left
-    out of the ranking, the target itself never. Users are encoded once; scores stream in blocks that keep to
-    memory_bytes. Time is O(U·V·d), twice that where a block cannot hold the catalogue for 64 users. Raises InputError
-    for items outside the catalogue and for lengths that differ, ScoreError for scores that are not finite.
+    the matrix product are ties. Items of `seen`, and those not in `offered` (bool[V], None if all are), are left out
+    of the ranking, except the target itself. Users are encoded once; scores stream in blocks that fit memory_bytes.
+    Time is O(U·V·d), twice that if a block cannot hold the catalogue for 64 users. Raises InputError for items outside
+    the catalogue and for lengths that differ, ScoreError for scores that are not finite.
     """
     with evaluation_mode(module):
         states = States.of(module, histories, memory_bytes=memory_bytes)
@@ -143,11 +143,11 @@ def _check_users(what: str, found: int, users: int) -> None:
 
 
 def _rounding(states: States, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
-    """By how much the scores of two equal items may differ in rounding, seen in a target's own score: [B].
+    """By how much rounding may separate the scores of a target and an equal item: [B].
 
-    A matrix product sums the columns at the edge of a tile in another order than those inside. Of equal rows, d up to
-    300, the scores were seen to differ by .75·eps·‖h‖·‖w‖; the bound is 2·eps·(‖h‖·‖w‖ + |b| + |h·r|), also where the
-    target is no repeat.
+    A matrix product sums the columns at the edge of a tile in another order than those inside. For equal rows, d up to
+    300, score differences of up to .75·eps·‖h‖·‖w‖ were observed; the bound is 2·eps·(‖h‖·‖w‖ + |b| + |h·r|), even if
+    the target is not a repeat.
     """
     dtype = working_dtype(weight)
     size = states.hidden.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
@@ -159,7 +159,7 @@ def _rounding(states: States, weight: Tensor, bias: Tensor | None, items: Tensor
 def _ranks_of_chunk(
     blocks: CatalogueScores, bar: Tensor, targets: Tensor, missing: Tensor | None, users: Tensor, items: Tensor
 ) -> Tensor:
-    """1 + the items that reach the bar [B], beside the target, the pairs (user, item) and those missing: int64[B]."""
+    """1 + the items that reach the bar [B], except targets, the pairs (users, items) and missing ones: int64[B]."""
     users = torch.cat([users, torch.arange(blocks.users, device=users.device)])
     items = torch.cat([items, targets])
     ranks = torch.ones_like(targets)
@@ -169,9 +169,9 @@ def _ranks_of_chunk(
 
 
 def sampled_ranks(module: Recommender, states: States, targets: Tensor, negatives: Tensor, memory_bytes: int) -> Tensor:
-    """Rank of each target among its negatives int64[U, n], where 0 stands for none: int64[U] from 1 to n + 1.
+    """Rank of each target among its negatives int64[U, n], 0 for none: int64[U] from 1 to n + 1.
 
-    Ties count against the model. Time and memory do not depend on V. Raises as `full_ranks`.
+    Ties count against the model. Time and memory do not depend on V. Raises the errors of `full_ranks`.
     """
     weight, bias, _ = module.head()
     _check_targets(states, targets, len(weight))

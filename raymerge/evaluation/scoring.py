@@ -23,8 +23,8 @@ USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit th
 def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
     """Hidden states [U, d] of histories int64[U, L], on the module's device; call it in `evaluation_mode`.
 
-    Users of like length go together and common left padding is cut off: short histories are cheap, and since
-    positions count from the end the states are the same. The bytes that a user takes are estimated for a transformer.
+    Users are sorted by length and common left padding is cut off: short histories are cheap, and since positions count
+    from the end the states are the same. The bytes per user are estimated for a transformer.
     """
     weight = module.head()[0]
     length, dim = histories.shape[1], weight.shape[1]
@@ -42,9 +42,9 @@ def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY
 
 @dataclass(frozen=True)
 class States:
-    """What a module makes of U users: `hidden` [U, d] of `histories` int64[U, L], and the scores of items they had.
+    """A module's states of U users: `hidden` [U, d] of `histories` int64[U, L], and the shift of scores of repeats.
 
-    What these are is worked out when asked for, so take a chunk of users first.
+    The shift is computed on access, so take a chunk of users first.
     """
 
     module: Recommender
@@ -56,7 +56,7 @@ class States:
     def of(cls, module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> "States":
         """Encode histories; call it in `evaluation_mode`."""
         hidden = encode(module, histories, memory_bytes=memory_bytes)
-        return cls(module, len(module.head()[0]), histories, hidden)  # once: an ensemble makes its head anew each time
+        return cls(module, len(module.head()[0]), histories, hidden)  # once: an ensemble builds its head on each call
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -66,7 +66,7 @@ class States:
 
     @cached_property
     def shift(self) -> Tensor | None:
-        """What the scores of items that a user had gain, in `working_dtype`: [U], or None."""
+        """What the scores of items in the history gain, in `working_dtype`: [U], or None."""
         direction, dtype = repeat_direction(self.module), working_dtype(self.hidden)
         return None if direction is None else self.hidden.to(dtype) @ direction.to(dtype)
 
@@ -76,21 +76,21 @@ class States:
         return distinct_columns(rows, self.num_items).sort(dim=1).values
 
     def shift_block(self, scores: Tensor, first: int) -> None:
-        """Add to scores [U, C] of a block that begins at column `first` what they gain."""
+        """Add the shift to the scores [U, C] of a block that begins at column `first`."""
         if self.shift is not None:
             add_shift(scores, self._had, self.shift, first=first)
 
     def shift_columns(self, scores: Tensor, columns: Tensor) -> None:
-        """Add to scores [U, n] of each user's own columns int64[U, n] what they gain."""
+        """Add the shift to the scores [U, n] of each user's own columns int64[U, n]."""
         if self.shift is not None:
             scores += contains(self._had, columns) * self.shift[:, None]
 
 
 class CatalogueScores:
-    """Scores of B users, block by block over the catalogue: yields (first column, scores [B, C]), more than once.
+    """Scores of B users, block by block over the catalogue: yields (first column, scores [B, C]), repeatedly.
 
-    If one block holds the catalogue, it is computed once and kept, with what the caller writes into it; otherwise
-    every pass computes the blocks anew, and nothing larger than one of them is held.
+    If one block holds the catalogue, it is computed once and kept, including what the caller writes into it; otherwise
+    every pass recomputes the blocks, and nothing larger than one of them is held.
     """
 
     def __init__(self, states: States, weight: Tensor, bias: Tensor | None, columns: int) -> None:
@@ -104,7 +104,7 @@ class CatalogueScores:
         return ((first, self._block(first)) for first in range(0, len(self._weight), self._columns))
 
     def of(self, items: Tensor) -> Tensor:
-        """Score of one item a user, taken from the blocks: int64[B] → [B]."""
+        """Score of one item per user, taken from the blocks: int64[B] → [B]."""
         users = torch.arange(self.users, device=items.device)
         scores = self._states.hidden.new_empty(self.users, dtype=working_dtype(self._states.hidden))
         for first, block in self:
@@ -122,7 +122,7 @@ class CatalogueScores:
 
 
 def inside_block(block: Tensor, first: int, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Those pairs (user, item) that lie in the block that begins at column `first`, as its rows and columns."""
+    """Rows and columns of the pairs (user, item) inside the block that begins at column `first`."""
     columns = items - 1 - first
     inside = (columns >= 0) & (columns < block.shape[1])
     return users[inside], columns[inside]
@@ -131,7 +131,7 @@ def inside_block(block: Tensor, first: int, users: Tensor, items: Tensor) -> tup
 def masked(
     blocks: CatalogueScores, missing: Tensor | None, users: Tensor, items: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
-    """The blocks with −inf for the pairs (user, item) and for the items that are missing, bool[V], if any are."""
+    """The blocks, with −inf for the pairs (user, item) and for the `missing` items bool[V], if any."""
     for first, scores in blocks:
         scores[inside_block(scores, first, users, items)] = -torch.inf
         if missing is not None:
@@ -140,7 +140,7 @@ def masked(
 
 
 def excluded_pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pairs (row of the chunk, item) that are left out of the ranking, none for None: two int64[pairs]."""
+    """Pairs (row of the chunk, item) to leave out of the ranking, none for None: two int64[pairs]."""
     if ragged is None:
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         return nothing, nothing
@@ -149,7 +149,7 @@ def excluded_pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> 
 
 
 def user_chunks(module: Recommender, states: States, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:
-    """(users, scores) of chunks of users, with the block size that keeps scores and masks in memory_bytes."""
+    """(users, scores) for chunks of users, with blocks whose scores and masks fit memory_bytes."""
     weight, bias, _ = module.head()
     entry_bytes = 3 * working_dtype(weight).itemsize  # a score, its comparison masks and a running count
     fewest, most = USERS_AT_ONCE
@@ -162,7 +162,7 @@ def user_chunks(module: Recommender, states: States, memory_bytes: int) -> Itera
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
-    """At least float32: half precision would tie items that the weights tell apart."""
+    """At least float32: half precision would tie items that the weights distinguish."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -171,7 +171,7 @@ def finite(scores: Tensor) -> Tensor:
     extrema = torch.stack(torch.aminmax(scores))
     if not bool(extrema.isfinite().all()):
         raise ScoreError(
-            f"the model's scores must be finite numbers, found {extrema.tolist()} as their extrema: its training has "
+            f"the model's scores must be finite numbers, but their extrema are {extrema.tolist()}: its training has "
             "diverged; train it again with a lower learning rate"
         )
     return scores

@@ -1,10 +1,10 @@
-"""Is a difference between two models more than the chance of which users were asked? Paired, streaming, exact sums.
+"""Is a difference between two models more than the luck of the sampled users? Paired, streaming, exact sums.
 
 The Poisson bootstrap gives each user an independent Poisson(1) weight in each replicate, so that no replicate needs
 to know how many users there are (Hanley and MacGibbon, "Creating non-parametric bootstrap samples using Poisson
 frequencies", 2006; Chamandy et al., "Estimating uncertainty for massive data streams", Google 2012). The weight is a
-hash of (seed, user key, replicate): every model meets the same weights, which is what makes the comparison paired,
-and partitions may be taken in any order and anywhere.
+hash of (seed, user key, replicate): all models get the same weights, which makes the comparison paired, and partitions
+may be processed anywhere and in any order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from raymerge.evaluation.draws import poisson
 from raymerge.splitmix import Stream
 
 WEIGHTS_AT_ONCE = 1 << 20
-ROUNDING = 1e-12  # relative; what summing in another order may leave of a difference that is 0 must not get a sign
+ROUNDING = 1e-12  # relative; what rounding leaves of a difference of 0 must not get a sign
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Interval:
 class Difference:
     """Model a against model b on the same users.
 
-    `low` and `high` bound the `difference` of their means; `relative` is to the mean of b, None where that is 0.
+    `low` and `high` bound the `difference` of their means; `relative` is to the mean of b, None if that is 0.
     """
 
     difference: float
@@ -45,11 +45,11 @@ class Difference:
 
 
 class Bootstrap:
-    """Means of several columns (a model's metric each) over users, with their joint bootstrap distribution.
+    """Means of several columns (one model's metric each) over users, with their joint bootstrap distribution.
 
-    Memory is O(replicates · columns), whatever the number of users; time is one hash a user and replicate. The sums
-    do not depend on partitions or their order but for the last bits of float64; add parts in a fixed order where
-    those matter. `totals` float64[columns + 1] and `sums` float64[columns + 1, replicates] end with the (weighted)
+    Memory is O(replicates · columns), for any number of users; time is one hash per user and replicate. The sums
+    depend on partitions and their order only in the last bits of float64; add parts in a fixed order where these
+    matter. `totals` float64[columns + 1] and `sums` float64[columns + 1, replicates] end with the (weighted)
     number of users.
 
     >>> bootstrap = Bootstrap(["merged", "average"], replicates=200)
@@ -73,16 +73,16 @@ class Bootstrap:
         return int(self.totals[-1])
 
     def update(self, keys: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Add users: their keys int64[U], each once in all, and a value a user for every column, float[U].
+        """Add users: their keys int64[U], each only once overall, and for every column one value per user, float[U].
 
         Raises InputError for lengths that differ and ScoreError for a value that is not finite.
         """
         for name in self.columns:
             if len(values[name]) != len(keys):
-                raise InputError(f"column {name!r} must have one value a user, got {len(values[name])} for {len(keys)}")
+                raise InputError(f"column {name!r} needs one value per user, got {len(values[name])} for {len(keys)}")
         table = torch.stack([*(values[name].to(torch.float64) for name in self.columns), torch.ones_like(keys)])
         if not bool(table.isfinite().all()):
-            raise ScoreError("metrics must be finite numbers to be compared: look for the model that gave others")
+            raise ScoreError("metrics must be finite numbers to be compared: check which model gave others")
         self.totals += table.sum(dim=1)
         replicate = torch.arange(self.replicates)[:, None]
         chunk = max(1, WEIGHTS_AT_ONCE // self.replicates)
@@ -90,12 +90,12 @@ class Bootstrap:
             self.sums += some_columns @ poisson(self.seed, Stream.BOOTSTRAP, some_keys, replicate).T
 
     def interval(self, column: str, *, confidence: float = 0.95) -> Interval:
-        """Mean of a column and its interval; raises InputError when there are no users."""
+        """Mean of a column and its interval; raises InputError if there are no users."""
         mean, replicated = self._mean(column)
         return Interval(mean, *_percentiles(replicated, confidence))
 
     def compare(self, a: str, b: str, *, confidence: float = 0.95) -> Difference:
-        """Column a minus column b on the same users; raises InputError when there are no users.
+        """Column a minus column b on the same users; raises InputError if there are no users.
 
         The p value is two-sided: twice the share of replicates whose difference has the other sign or is 0, with 1
         added to both counts (Davison and Hinkley, "Bootstrap methods and their application", 1997, eq. 4.11), so it
@@ -116,7 +116,7 @@ class Bootstrap:
         )
 
     def _mean(self, column: str) -> tuple[float, Tensor]:
-        """Mean of a column, and that mean in each replicate in which anybody has a weight: float64[≤ replicates]."""
+        """Mean of a column, and its means in the replicates that have any weight: float64[≤ replicates]."""
         if not self.users:
             raise InputError("no users to compare models on: the evaluated partitions are empty")
         position = self.columns.index(column)
@@ -143,7 +143,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     largest = 0.0
     for position, (name, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
         if not 0 <= p <= 1:
-            raise InputError(f"p values lie between 0 and 1, got {p} for {name!r}")
+            raise InputError(f"p values must be between 0 and 1, got {p} for {name!r}")
         largest = max(largest, min(1.0, (len(p_values) - position) * p))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}

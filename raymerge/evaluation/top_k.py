@@ -32,7 +32,7 @@ def top_k(
     """The k best items of each user, best first, and their scores: int64[U, k], float[U, k].
 
     Equal scores are ordered by item index. Where fewer than k items are left that are `offered` (bool[V], all if None)
-    and not in `exclude`, the rest of the row is item 0 with score −inf. Streams as `full_ranks` does. Raises InputError
+    and not in `exclude`, the rest of the row is item 0 with score −inf. Streams like `full_ranks`. Raises InputError
     unless 1 <= k <= V.
     """
     with evaluation_mode(module):
@@ -66,7 +66,7 @@ def _top_of_chunk(
 def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Columns of the k highest scores, the leftmost of equal ones, in column order: int64[B, k], [B, k].
 
-    `topk` promises no order among equal scores, so rows whose k-th and next score are equal are chosen anew.
+    `topk` promises no order among equal scores, so rows whose k-th and next scores are equal are chosen again.
     """
     values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     tied = (
@@ -79,7 +79,7 @@ def _select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _leftmost(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """Columns of the k highest scores when the k-th, the threshold [B, 1], stands in further columns: int64[B, k]."""
+    """Columns of the k highest scores if the k-th, the threshold [B, 1], occurs in further columns: int64[B, k]."""
     above, equal = scores > threshold, scores == threshold
     wanted = k - above.sum(dim=1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))

@@ -1,4 +1,4 @@
-"""How well a model does on validation: the one measure by which trainings and merges are chosen."""
+"""How well a model does on validation: the one measure that trainings and merges are chosen by."""
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from raymerge.evaluation.ranking import full_ranks
 from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.models.recommender import Recommender
 
-METRIC = "ndcg@10"  # by which models are compared
-SCORE = f"validation.{METRIC}"  # by which they are chosen; the test split chooses nothing
+METRIC = "ndcg@10"  # models are compared by it
+SCORE = f"validation.{METRIC}"  # models are chosen by it, never by the test split
 
 
 def validation_gains(
@@ -18,7 +18,7 @@ def validation_gains(
 ) -> Tensor:
     """NDCG@10 of each user, float[U]: the target ranked among all items, or those `offered` bool[V].
 
-    Without items of the user's history if `filter_seen`. Cost and memory are those of `full_ranks`.
+    `filter_seen` leaves out items of the user's history. Cost and memory are those of `full_ranks`.
     """
     seen, budget = asked.seen if filter_seen else None, chunking.budget(MEMORY_BYTES)
     ranks = full_ranks(module, asked.histories, asked.targets, seen=seen, offered=offered, memory_bytes=budget)

@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     bootstrap = Bootstrap(["a"], replicates=100)
     with pytest.raises(InputError, match="no users"):
         bootstrap.interval("a")
-    with pytest.raises(InputError, match="'a' must have one value a user, got 2 for 3"):
+    with pytest.raises(InputError, match="'a' needs one value per user, got 2 for 3"):
         bootstrap.update(torch.arange(3), {"a": torch.zeros(2)})
     with pytest.raises(ScoreError, match="must be finite"):
         bootstrap.update(torch.arange(2), {"a": torch.tensor([0.0, torch.nan])})
