@@ -1,6 +1,6 @@
 """Cleaning of one partition of users at a time: order, repeated interactions, and rare items and users.
 
-Arrays: U users, n interactions; histories lie one after the other, so that lengths sum to n.
+Arrays: U users, n interactions; histories are stored one after the other, so that lengths sum to n.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Duplicates = Literal["keep", "exact", "first", "last"]
 
 @dataclass(frozen=True)
 class Histories:
-    """Users text[U] in the order of their ids and, one after the other, their interactions.
+    """Users text[U] in the order of their ids, and their interactions, one user after the other.
 
     `lengths` int64[U], `items` int32[n], and `markets` int16[n], 0 where the log has none.
     """
@@ -30,16 +30,16 @@ class Histories:
 
     @property
     def owners(self) -> np.ndarray:
-        """Which user each interaction is of: int64[n]."""
+        """The user that each interaction belongs to: int64[n]."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each user's items start, and where the last one's end: int64[U + 1]."""
+        """Where each user's items start, and the end of the last: int64[U + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     def save(self, path: Path) -> None:
-        """Write to a local file, over one that is there."""
+        """Write to a local file, replacing one that exists."""
         offsets = pa.array(self.offsets, pa.int32())
         columns = {"items": self.items, "markets": self.markets}
         lists = {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()}
@@ -60,9 +60,9 @@ class Histories:
 def sorted_histories(rows: pa.Table, *, whole_numbers: bool, duplicates: Duplicates) -> Histories:
     """Histories of a partition's rows, each in order of time, rows of equal time in the order of the log.
 
-    Users are in numerical order if their ids are whole numbers, else in that of their UTF-8 bytes.
+    Users are in numerical order if their ids are whole numbers, otherwise in the order of their UTF-8 bytes.
     """
-    encoded = rows["user"].dictionary_encode().combine_chunks()  # ids of all rows in one array may be more than 2 GiB
+    encoded = rows["user"].dictionary_encode().combine_chunks()  # the ids of all rows may exceed the 2 GiB of one array
     order = pc.sort_indices(own_ids(encoded.dictionary, whole_numbers=whole_numbers)).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -88,7 +88,7 @@ def repeated(
     *,
     duplicates: Duplicates,
 ) -> np.ndarray:
-    """Which interactions, given in order of time, are repetitions to be dropped: five [n] → bool[n].
+    """Which interactions, given in order of time, are repetitions to drop: five [n] → bool[n].
 
     `exact`: those equal in user, item, time and market to an earlier one; `first` (`last`): all but the first (last) of
     a user with an item in a market; `keep`: none.

@@ -1,4 +1,4 @@
-"""Users' and items' own ids: compared as text, kept as whole numbers where all are, hashed the same on any machine.
+"""Own ids of users and items: compared as text, kept as whole numbers if all are, hashed the same on any machine.
 
 So a log gives the same partitions whether its ids arrive as `12` or as `"12"`, from CSV or from Parquet.
 """
@@ -15,11 +15,11 @@ from raymerge.splitmix import GAMMA, mix_
 
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,18})$"
 LARGEST = str(2**63 - 1)
-HASHED_AT_ONCE = 1 << 14  # they stay in a core's cache, and are too few for torch to make threads wait for each other
+HASHED_AT_ONCE = 1 << 14  # they stay in a core's cache, and are too few for torch to use threads
 
 
 def check_id_type(kind: pa.DataType, *, column: str, url: str) -> None:
-    """Refuse, with an InputError, a column that cannot hold ids."""
+    """Raise InputError if a column cannot hold ids."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     number = pa.types.is_integer(inner) or pa.types.is_floating(inner)
     if not (number or is_text(inner) or pa.types.is_null(inner)):
@@ -27,20 +27,20 @@ def check_id_type(kind: pa.DataType, *, column: str, url: str) -> None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether the type is one of Arrow's kinds of string."""
+    """Whether the type is one of Arrow's string types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def encode_ids(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
-    """Distinct ids as text and, for each row, which of them it holds: n rows → (text[k], int64[n] with −1 for none).
+    """Distinct ids as text, and which of them each row holds: n rows → (text[k], int64[n] with −1 for none).
 
-    Missing, blank and not-a-number ids are none; blanks around an id are not part of it. A column of whole numbers
-    that was turned into floats by missing values is read as the whole numbers; other fractions are refused.
+    Missing, blank and NaN ids are none; blanks around an id are stripped. Whole numbers that missing values have turned
+    into floats are read as whole numbers; fractions raise InputError.
     """
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     texts = pc.utf8_trim_whitespace(_text(encoded.dictionary))
     distinct = pc.if_else(pc.not_equal(texts, ""), texts, pa.scalar(None, pa.string())).dictionary_encode()
-    code_of = np.append(_codes(distinct.indices), -1)  # its last entry, number −1, stands for none
+    code_of = np.append(_codes(distinct.indices), -1)  # its last entry, at −1, means none
     return distinct.dictionary, code_of[_codes(encoded.indices)]
 
 
@@ -59,7 +59,7 @@ def _text(ids: pa.Array) -> pa.StringArray:
 
 
 def are_whole_numbers(ids: pa.StringArray) -> np.ndarray:
-    """Which ids are int64 in their usual spelling, so that text and number stand for each other: text[n] → bool[n].
+    """Which ids are int64 in canonical spelling, so that text and number are interchangeable: text[n] → bool[n].
 
     >>> are_whole_numbers(pa.array(["12", "-3", "012", "1.0", "9223372036854775808"])).tolist()
     [True, True, False, False, False]
@@ -70,15 +70,15 @@ def are_whole_numbers(ids: pa.StringArray) -> np.ndarray:
 
 
 def own_ids(ids: pa.StringArray, *, whole_numbers: bool) -> pa.Array:
-    """Ids in the type in which they are kept: int64 if all of the log's are whole numbers, else text."""
+    """Ids in the type in which they are stored: int64 if all ids of the log are whole numbers, otherwise text."""
     return ids.cast(pa.int64()) if whole_numbers else ids
 
 
 def stable_keys(ids: pa.StringArray) -> np.ndarray:
     """64-bit hash of each id, the same in every process and on every machine: text[n] → int64[n].
 
-    Whole numbers take SplitMix64's finaliser, a bijection, so that no two of them collide; other texts the first
-    8 bytes of BLAKE2b over UTF-8.
+    Whole numbers go through SplitMix64, a bijection, so that no two of them collide; other text is hashed to the first
+    8 bytes of BLAKE2b over its UTF-8.
     """
     keys = np.empty(len(ids), np.int64)
     whole = are_whole_numbers(ids)

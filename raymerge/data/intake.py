@@ -1,4 +1,4 @@
-"""Rows of logs on their way to the spill: ids and times are read, bad rows counted, items and markets numbered.
+"""Rows of logs on their way to the spill: ids and times are parsed, bad rows counted, items and markets numbered.
 
 Shapes: n rows of a batch, k distinct ids among them.
 """
@@ -16,13 +16,13 @@ from raymerge.data.spill import Spill
 from raymerge.data.timestamps import parse_timestamps
 from raymerge.errors import InputError
 
-BAD_ROWS = ("malformed_rows", "bad_ids", "bad_timestamps", "bad_markets")  # a row counts as the first that it is
-MAX_MARKETS = 1000  # far more than can be meant; they are counted in 16 bits
+BAD_ROWS = ("malformed_rows", "bad_ids", "bad_timestamps", "bad_markets")  # a row counts as the first that applies
+MAX_MARKETS = 1000  # far more than can be intended; they are stored in 16 bits
 
 
 @dataclass
 class Intake:
-    """The rows of logs on their way to the spill: bad ones are counted, items numbered as they appear.
+    """Rows of logs on their way to the spill: bad ones are counted, items numbered in order of appearance.
 
     With a `closed` catalogue the numbers are given, and rows with other items are counted and dropped.
     """
@@ -34,13 +34,13 @@ class Intake:
     )
     item_codes: dict[str, int] = field(default_factory=dict)
     market_codes: dict[str, int] = field(default_factory=dict)
-    unknown_item: str | None = None  # one of them
+    unknown_item: str | None = None  # an example
     whole_number_users: bool = True
     whole_number_items: bool = True
 
     @classmethod
     def of(cls, spill: Spill, catalogue: Items | None) -> "Intake":
-        """For a catalogue that is given, or one that the logs make."""
+        """An intake for a given catalogue, or for one built from the logs."""
         if catalogue is None:
             return cls(spill)
         codes = {text: code for code, text in enumerate(catalogue.ids.cast(pa.string()).to_pylist())}
@@ -91,18 +91,18 @@ class Intake:
         self.spill.append(users, user_codes, [numbers[listed], whole[good][listed], fraction[good][listed], markets])
 
     def _markets_numbered(self, names: pa.StringArray) -> np.ndarray:
-        """The number of each market, as they appear: int16[k]."""
+        """The number of each market, in order of appearance: int16[k]."""
         codes = self.market_codes
         numbers = [codes.setdefault(name, len(codes)) for name in names.to_pylist()]
         if len(codes) > MAX_MARKETS:
             raise InputError(
                 f"the log has more than {MAX_MARKETS:,} markets ({', '.join(list(codes)[:3])}, …); "
-                "prepare.market must name the column that says in which market something happened"
+                "prepare.market must name the column that holds each row's market"
             )
         return np.array(numbers, np.int16)
 
     def _numbered(self, items: pa.StringArray) -> np.ndarray:
-        """The number of each item, −1 for one that a closed catalogue does not list."""
+        """The number of each item, −1 if it is not in a closed catalogue."""
         codes = self.item_codes
         if self.closed:
             numbers = np.fromiter((codes.get(item, -1) for item in items.to_pylist()), np.int32, len(items))
@@ -128,11 +128,11 @@ class Intake:
         if not self.good and self.unknown_item is not None:
             raise InputError(
                 f"the catalogue lists no item of the log, such as {self.unknown_item!r}: prepare.item must name the "
-                "column of the ids that prepare.catalogue has"
+                "column with the ids used in prepare.catalogue"
             )
 
 
 def _used(distinct: pa.StringArray, codes: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
-    """The ids that rows use, and the rows' codes among those."""
+    """The ids in use, and each row's code among them."""
     used = np.bincount(codes, minlength=len(distinct)) > 0
     return distinct.filter(pa.array(used)), (np.cumsum(used) - 1)[codes]

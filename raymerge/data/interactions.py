@@ -1,8 +1,8 @@
 """Reading interaction logs: each format gives the same record batches, columns `user`, `item`, `timestamp`, `market`.
 
-The last two are there if the configuration names them.
+The last two exist if the configuration names them.
 
-A log is streamed: what is in memory is one batch, whatever the log's size.
+A log is streamed: memory holds one batch, whatever the size of the log.
 """
 
 import csv
@@ -29,29 +29,29 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
-BLANK_LINES = 10  # that a file may have without being suspected of an open quote
+BLANK_LINES = 10  # that a file may have before an open quote is suspected
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """How an interaction log is to be read.
+    """How to read an interaction log.
 
-    `user`, `item` and `timestamp` name columns of CSV, TSV and Parquet; without a timestamp column (`None`) the order
-    of the rows is the order in time. `market` names the column that says in which market (shop, country) it happened,
-    if that matters. `column_names` are the columns, in order, of a CSV or TSV file without a header. `movielens`
+    `user`, `item` and `timestamp` name columns of CSV, TSV and Parquet; without a timestamp column (`None`) rows
+    are taken to be in order of time. `market` names the column with the market (shop, country) of each row, if that
+    matters. `column_names` are the columns, in order, of a CSV or TSV file without a header. `movielens`
     (`user::item::rating::timestamp`) and `sequences` (`user item item …`, oldest first) have no names and no markets.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    format: str = "auto"  # csv | tsv | parquet | movielens | sequences, or auto: by the suffix, or else the first line
-    user: str = "user"  # the columns' names
+    format: str = "auto"  # csv | tsv | parquet | movielens | sequences | auto (by suffix, else first line)
+    user: str = "user"  # names of the columns
     item: str = "item"
     timestamp: str | None = "timestamp"  # null if the rows are in order of time
-    market: str | None = None  # column that says in which market it happened, for markets.by column
+    market: str | None = None  # column with each row's market, for markets.by column
     column_names: tuple[str, ...] = ()  # of a CSV or TSV without a header line
-    delimiter: str | None = None  # of a CSV, if it is not the usual one
+    delimiter: str | None = None  # of a CSV, if not the usual one
 
     def __post_init__(self) -> None:
         if self.format != "auto":
@@ -65,7 +65,7 @@ class LogConfig:
 
     @property
     def columns_by_role(self) -> dict[str, str]:
-        """Names of the columns to read by what they are read as: user, item, and perhaps timestamp and market."""
+        """Names of the columns to read, by role: user, item, and perhaps timestamp and market."""
         named = {"user": self.user, "item": self.item, "timestamp": self.timestamp, "market": self.market}
         return {role: name for role, name in named.items() if name is not None}
 
@@ -77,15 +77,15 @@ class LogConfig:
 
 @dataclass
 class LogReader:
-    """An open log: record batches of the columns in `schema`, each of any type that ids and timestamps may have."""
+    """An open log: record batches of the columns in `schema`, each of any type allowed for ids and timestamps."""
 
     schema: pa.Schema
     batches: Iterable[pa.RecordBatch] = ()
     malformed: int = 0
-    """Rows so far that had too few or too many columns; no batch holds them."""
+    """Rows so far with too few or too many columns, which are in no batch."""
     size: int = 0
     position: Callable[[], int] = field(default=int)
-    """Bytes of the file, and of those how many have been read."""
+    """Called for the number of bytes read so far, of `size` in the file."""
 
 
 Format = Callable[[io.BufferedReader, LogConfig, str], LogReader]
@@ -96,14 +96,14 @@ FORMATS: Registry[Format] = Registry("format")
 def open_log(url: str, config: LogConfig) -> Iterator[LogReader]:
     """Open a log and check that it can be one, before any row is read.
 
-    Raises InputError for a missing or empty file, a missing column (names those found), and columns of wrong types;
-    while batches are read, for content that is not of the format.
+    Raises InputError for a missing or empty file, a missing column (naming those found), and columns of wrong types;
+    while batches are read, for content that does not match the format.
     """
     shown = without_credentials(url)
     with open_file(url) as file:
         size = file.seek(0, io.SEEK_END)
         if not size:
-            raise InputError(f"{shown} is empty; an interaction log has at least a row for each user and item")
+            raise InputError(f"{shown} is empty; an interaction log needs at least one row")
         file.seek(0)
         stream = io.BufferedReader(_decompressed(file, url), BLOCK_BYTES)
         with _reading(shown):
@@ -124,7 +124,7 @@ def _reading(shown: str) -> Iterator[None]:
     try:
         yield
     except CANNOT_READ as error:
-        raise InputError(f"{shown} cannot be read: {first_line(error)}; name its kind with prepare.format") from error
+        raise InputError(f"{shown} cannot be read: {first_line(error)}; set prepare.format to its format") from error
 
 
 def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.RecordBatch]:
@@ -140,7 +140,7 @@ def _check_types(schema: pa.Schema, config: LogConfig, shown: str) -> None:
 
 
 def detect_format(url: str, head: bytes) -> str:
-    """Name of the format that a file has by its suffix, or else by its first line; InputError if it has none.
+    """Name of a file's format, by its suffix or else its first line; InputError if there is none.
 
     >>> detect_format("log.csv", b""), detect_format("ratings.dat", b"1::1193::5::978300760")
     ('csv', 'movielens')
@@ -164,14 +164,14 @@ def _columns_found(wanted: Mapping[str, str], found: Sequence[str], shown: str) 
                 f"{shown} has no column {name!r}, it has {', '.join(map(repr, found))}; {_cure(role, found)}"
             )
         if found.count(name) > 1:
-            raise InputError(f"{shown} has {found.count(name)} columns {name!r}: give them names of their own")
+            raise InputError(f"{shown} has {found.count(name)} columns {name!r}: give each a name of its own")
 
 
 def _cure(role: str, found: Sequence[str]) -> str:
-    """What to set where a column is missing."""
+    """The advice for a missing column."""
     separator = next((mark for mark in ";|\t" if len(found) == 1 and mark in found[0]), None)
     if separator is not None:
-        quoted = json.dumps(separator)  # as YAML reads it
+        quoted = json.dumps(separator)  # as in YAML
         return f"they look separated by {separator!r}: --set 'prepare.delimiter={quoted}'"
     if role == "market":
         return "set prepare.market"
@@ -182,7 +182,7 @@ def _cure(role: str, found: Sequence[str]) -> str:
 def _refuse_markets(config: LogConfig, shown: str, name: str) -> None:
     if config.market is not None:
         raise InputError(
-            f"{shown} is of format {name}, which says nothing of markets (prepare.market={config.market}); "
+            f"{shown} is of format {name}, which has no markets (prepare.market={config.market}); "
             "make it CSV or Parquet"
         )
 
@@ -220,9 +220,9 @@ def read_movielens(stream: io.BufferedReader, config: LogConfig, url: str) -> Lo
 def _read_delimited(
     stream: io.BufferedReader, names: list[str], wanted: Mapping[str, str], options: pa_csv.ParseOptions, url: str
 ) -> LogReader:
-    """Delimited text from where the stream stands on; `wanted` are the columns by role.
+    """Delimited text from the stream's position on; `wanted` are the columns by role.
 
-    A quote that is never closed takes all that follows for its value: InputError where that is over 1% of the lines.
+    A quote that is never closed takes everything after it as its value: InputError if that is over 1% of the lines.
     """
     log = LogReader(pa.schema([(role, pa.string()) for role in wanted]))
     counted = _Counted(stream)
@@ -237,7 +237,7 @@ def _read_delimited(
     read = pa_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        if not stream.peek(1):  # a file may hold nothing but a header
+        if not stream.peek(1):  # a file may be nothing but a header
             return
         rows = 0
         try:
@@ -258,9 +258,9 @@ def _read_delimited(
 
 
 class _Counted:
-    """A stream whose quotes and lines are counted as it is read."""
+    """A stream that counts quotes and lines as they are read."""
 
-    closed = False  # as Arrow asks of a file
+    closed = False  # Arrow requires this of a file
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
@@ -274,12 +274,12 @@ class _Counted:
 
 
 def _never_closed(url: str) -> InputError:
-    return InputError(f'{url} cannot be read: a quote (") that begins a value is never closed; mend its line')
+    return InputError(f'{url} cannot be read: a quote (") that begins a value is never closed; fix its line')
 
 
 @FORMATS.register("parquet")
 def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
-    """Parquet, read a group of rows at a time."""
+    """Parquet, read one group of rows at a time."""
     file = pq.ParquetFile(stream)
     roles = config.columns_by_role
     _columns_found(roles, file.schema_arrow.names, url)
@@ -290,7 +290,7 @@ def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogR
 
 @FORMATS.register("sequences")
 def read_sequences(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
-    """Sequence text: a line a user, `user item item …`, separated by blanks, oldest first."""
+    """Sequence text: one line per user, `user item item …`, separated by blanks, oldest first."""
     _refuse_markets(config, url, "sequences")
     lines = iter(lambda: stream.readlines(BLOCK_BYTES), [])
     schema = pa.schema([("user", pa.string()), ("item", pa.string())])
@@ -298,7 +298,7 @@ def read_sequences(stream: io.BufferedReader, config: LogConfig, url: str) -> Lo
 
 
 def _explode(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows (user, item) of lines; a user without an item gives one row whose item is missing."""
+    """Rows (user, item) of lines; a user without items gives one row with a missing item."""
     text = pc.utf8_trim_whitespace(pa.array(lines, pa.binary()).cast(pa.string()))
     words = pc.utf8_split_whitespace(text.filter(pc.not_equal(text, "")))
     users = pc.list_element(words, 0)

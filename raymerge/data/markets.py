@@ -1,9 +1,9 @@
-"""Markets: parts of a log that may not meet, and what each of them may learn from.
+"""Markets: parts of a log that must not be combined, and what each of them may learn from.
 
-A log is divided by a column of its own or by a seeded draw, so that what merging is worth without sharing data can be
-measured: what tests the whole (`raymerge.data.split`) is seen by no market. What validates the whole validates in the
-markets that have it and trains none; of users whose last item but one is another market's all that a market has trains.
-Shapes: n interactions, V items.
+A log is divided by one of its columns or by a seeded draw, to measure what merging is worth without sharing data. No
+market sees test items of the whole (`raymerge.data.split`). Validation items of the whole validate in the markets that
+have them, and train in none; if a user's second-to-last item is another market's, all that a market has of the user
+trains. Shapes: n interactions, V items.
 """
 
 import re
@@ -21,27 +21,27 @@ from raymerge.splitmix import GAMMA, mix_, signed, unit
 
 By = Literal["items", "users", "column"]
 Base = Literal["all", "shared", "first", "old"]
-SHARED = 0  # the number of what belongs to all markets; markets themselves are 1, 2, …
+SHARED = 0  # the owner of what belongs to all markets; the markets themselves are 1, 2, …
 MOST = 64
 
 
 @dataclass(frozen=True)
 class MarketsConfig:
-    """How a log falls into markets, and what the common base has seen of it.
+    """How a log is divided into markets, and which part of it the common base has seen.
 
-    By `items`, a share `shared` of the items belongs to all markets and each other item to one: a market sees what
-    users did with its own and the shared items. By `users`, each user belongs to one market, and `shared` plays no
-    part. By `column`, the log says where each interaction happened (`prepare.market`) and `names` which markets there
-    are; neither `count` nor `shared` plays a part, since users and items may be in several. The base has seen `all`
-    data, only the items that are `shared`, only the `first` market, or the `old` half of each history.
+    By `items`, a share `shared` of the items belongs to all markets and each other item to one: a market sees users'
+    interactions with its own and the shared items. By `users`, each user belongs to one market, and `shared` is unused.
+    By `column`, a column of the log (`prepare.market`) says where each interaction happened, and `names` lists the
+    markets; users and items may be in several, and `count` and `shared` are unused. The base has seen `all` data, only
+    the `shared` items, only the `first` market, or the `old` half of each history.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     count: int = 3
-    by: By = "items"  # what a market has of its own; column: as prepare.market says
-    shared: float = 0.4  # share of the items that all markets have, with by items
-    names: tuple[str | int | bool, ...] = ()  # as the column has them; quote what YAML reads otherwise, such as 'no'
+    by: By = "items"  # what a market has to itself; column: by prepare.market
+    shared: float = 0.4  # share of the items that all markets have, for by items
+    names: tuple[str | int | bool, ...] = ()  # as in the column; quote what YAML would not read as text, such as 'no'
     base: Base = "all"  # what the common base has seen; old: the older half of each history
     seed: int = 0
 
@@ -56,7 +56,7 @@ class MarketsConfig:
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")
         if self.by != "items" and self.base == "shared":
-            raise ConfigError("markets.base shared needs markets.by items: only these are drawn to be shared or not")
+            raise ConfigError("markets.base shared needs markets.by items: only items can be shared")
 
     def _check_names(self) -> None:
         for name in self.names:
@@ -66,25 +66,25 @@ class MarketsConfig:
                 )
         if (self.by == "column") != bool(self.names):
             raise ConfigError(
-                f"markets.names and markets.by column go together, got by {self.by} and names {list(self.names)}"
+                f"markets.names and markets.by column need each other, got by {self.by} and names {list(self.names)}"
             )
         if len(set(self.labels)) < len(self.labels):
             raise ConfigError(f"markets.names must differ in letters and digits, got {list(self.names)}")
 
     @property
     def own_names(self) -> list[str]:
-        """The `names` as the log's column has them."""
+        """The `names` as text, as in the log's column."""
         return [str(name) for name in self.names]
 
     @property
     def labels(self) -> list[str]:
-        """What the markets 1, 2, … are called in names of models."""
+        """The names of markets 1, 2, … within names of models."""
         drawn = [str(number) for number in range(1, self.count + 1)]
         return [re.sub(r"[^\w-]", "-", name) for name in self.own_names or drawn]
 
 
 def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
-    """The market 1..count that each item index (or user key) belongs to, 0 for all of them: int64[n] → int64[n].
+    """The market 1..count that each item index (or user key) belongs to, 0 for all markets: int64[n] → int64[n].
 
     >>> owners(torch.arange(1, 9), MarketsConfig(count=2, shared=0.25, seed=1)).tolist()
     [1, 0, 2, 0, 0, 1, 2, 2]
@@ -96,9 +96,9 @@ def owners(numbers: Tensor, config: MarketsConfig) -> Tensor:
 
 
 def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> Sequences:
-    """The histories before the test as a market, 1, 2, …, sees them; users who have nothing there are left out.
+    """The histories before the test as market 1, 2, … sees them; users without interactions there are left out.
 
-    A column's markets are numbered in the log in the order of their names, all of which the configuration names.
+    The log numbers the markets of a column in the order of their names, all of which the configuration lists.
     """
     known = before_test(sequences)
     if config.by == "column":
@@ -113,7 +113,7 @@ def seen_by_market(sequences: Sequences, market: int, config: MarketsConfig) -> 
 
 
 def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
-    """The histories before the test as the common base sees them, if that is not all of them."""
+    """The histories before the test as the common base sees them, unless it sees all."""
     known = before_test(sequences)
     if config.base == "first":
         return seen_by_market(sequences, 1, config)
@@ -124,13 +124,13 @@ def seen_by_base(sequences: Sequences, config: MarketsConfig) -> Sequences:
 
 
 def _part(known: Sequences, kept: Tensor) -> Sequences:
-    """Some interactions, bool[n]: those users validate whose last is among them."""
+    """The interactions `kept` bool[n]; users validate if their last one is among them."""
     last = kept[known.offsets[1:] - 1]
     return _keep(replace(known, validates=last if known.validates is None else last & known.validates), kept)
 
 
 def _keep(sequences: Sequences, kept: Tensor) -> Sequences:
-    """Some interactions, bool[n], of the users who have any among them."""
+    """The interactions `kept` bool[n], of the users who have any."""
     before = bounds(kept.long())[sequences.offsets]
     users = before.diff().nonzero().squeeze(1)
     markets = None if sequences.markets is None else sequences.markets[kept]

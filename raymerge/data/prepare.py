@@ -4,9 +4,9 @@ Four passes: the log is read and its rows spilled by user; each partition is sor
 the partitions and the catalogue are written.
 
 One engine serves every size: Arrow, in one process, with spill files of its own. A second one for large logs (Ray Data)
-would have to give the same bytes, shuffle the whole log through the object stores, and save the reading of what one
-process reads in under an hour for a billion rows (`raymerge.costs`). Memory: a batch of rows, one partition (about 100
-bytes a row) and the catalogue's ids (about 200 bytes an item); on disk the spilled rows, some 30 bytes each.
+would have to give the same bytes and shuffle the whole log through the object stores, to save a reading that takes one
+process under an hour for a billion rows (`raymerge.costs`). Memory: a batch of rows, one partition (about 100 bytes per
+row) and the catalogue's ids (about 200 bytes per item); on disk the spilled rows, about 30 bytes each.
 """
 
 import json
@@ -36,7 +36,7 @@ from raymerge.storage import join, list_files, without_credentials
 
 Core = Literal["iterated", "once"]
 Tell = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is to do."""
+"""Called with the stage, how much of it is done, and how much there is to do."""
 
 PARTITIONS_FOLDER = "partitions"
 ITEMS_FILE = "items.parquet"
@@ -48,26 +48,26 @@ MAX_PARTITIONS = 65536
 class PrepareConfig(LogConfig):
     """How an interaction log becomes user partitions.
 
-    `duplicates` are kept, dropped if equal in user, item and time (`exact`; where there are times), or dropped but the
-    `first` or `last` of a user with an item, all within a market where the log has several. `core` says how rare items
-    and users go: `once` drops items with fewer than `min_item_count` interactions and then users with fewer than
-    `min_user_count` left, in one pass each, as is common for SASRec; `iterated` repeats this until all that is left has
-    the counts (the k-core). `catalogue` names the items of other prepared data: the indices are theirs, all their items
-    stay, and interactions with other items are dropped and counted, so that models trained on both can be merged; those
-    of its items that the log has are on offer here, and a model that starts from a given one learns to choose among
-    them alone. Up to `max_bad_share` of the rows may lack a user, an item, a timestamp that parses or a market that was
-    asked for; they are dropped and counted. Of more than `validation_users` users about so many are drawn, by the hash
-    of their id; the last item but one of the others trains.
+    `duplicates` are kept, dropped if equal in user, item and time (`exact`; needs times), or dropped except the `first`
+    or `last` of a user with an item, each within one market if the log has several. `core` says how rare items and
+    users are dropped: `once` drops items with fewer than `min_item_count` interactions and then users with fewer than
+    `min_user_count` left, in one pass each, as is common for SASRec; `iterated` repeats this until everything left has
+    the counts (the k-core). `catalogue` names the items of other prepared data: their indices are used, all their items
+    stay, and interactions with other items are dropped and counted, so that models trained on both can be merged. Only
+    items that the log has are on offer here, and a model that starts from a given one learns to choose among them
+    alone. Up to `max_bad_share` of the rows may lack a user, an item, a parsable timestamp or a market (if used); they
+    are dropped and counted. Of more than `validation_users` users about that many are drawn to validate, by the hash of
+    their id; the second-to-last items of the others train.
     """
 
     duplicates: Duplicates = "keep"  # repetitions of a user with an item
-    core: Core = "iterated"  # once drops rare items, then users; iterated goes on until none is rare
+    core: Core = "iterated"  # once drops rare items, then users; iterated repeats this until none is rare
     min_item_count: int = 5  # interactions that an item needs
     min_user_count: int = 5
-    partitions: int = 8  # of users, the units of work
+    partitions: int = 8  # of the users: the units of work
     catalogue: str | None = None  # URL of prepared data or of its items.parquet
-    max_bad_share: float = 0.01  # of rows that may lack a user, an item or a time that parses
-    validation_users: int | None = None  # about how many; the last item but one of all others trains; null: all users
+    max_bad_share: float = 0.01  # of rows that may lack a user, an item or a parsable time
+    validation_users: int | None = None  # about how many; second-to-last items of the others train; null: all users
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,19 +87,19 @@ def prepare(sources: list[str], config: PrepareConfig, folder: Path, *, progress
     """Write `partitions/part-*.parquet` and `items.parquet` below a local folder; return what was counted.
 
     A partition has columns `user` (own id), `key` (int64, the id's stable hash) and `items` (list<int32>, the whole
-    history in order of time as item indices 1..V), sorted by user, and where not all users validate `validates` (bool).
-    `items.parquet` has `index`, `item` (own id, in whose order the indices are) and `count` (interactions that train);
-    with a catalogue that is given also `offered` (whether the log has the item). With a column of markets, partitions
-    have `markets` (list<int16>) too, numbers from 1 of the names in `markets.json`, in their order, of which any
-    interaction is left. The bytes depend on the log and the configuration alone.
+    history in order of time as item indices 1..V), sorted by user, and unless all users validate `validates` (bool).
+    `items.parquet` has `index`, `item` (own id; indices follow its order) and `count` (interactions that train); with a
+    given catalogue also `offered` (whether the log has the item). With a column of markets, partitions also have
+    `markets` (list<int16>): numbers from 1 of the names in `markets.json`, the sorted names of markets that have any
+    interactions left. The bytes depend only on the log and the configuration.
 
     Counts: `files`, `rows`, those dropped as `malformed_rows`, `bad_ids`, `bad_timestamps`, `bad_markets` and
     `unknown_items`, then `duplicates` and `rare` interactions, the `users`, `items`, `interactions` and `partitions`
-    that are left, and the `validation_users`; with a catalogue that is given, how many of its items are `offered`, and
-    with a column of markets, how many `markets` are left.
+    that are left, and the `validation_users`; with a given catalogue, how many of its items are `offered`, and with a
+    column of markets, how many `markets` are left.
 
-    Raises InputError for what cannot be read, before anything is written, for too many bad rows or markets, and if no
-    row or nobody to validate is left.
+    Raises InputError for a log that cannot be read, before anything is written, for too many bad rows or markets, and
+    if no row or nobody to validate is left.
     """
     tell = progress or (lambda what, done, total: None)
     catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
@@ -124,7 +124,7 @@ def prepare(sources: list[str], config: PrepareConfig, folder: Path, *, progress
 
 
 def catalogue_file(url: str) -> str:
-    """The file of a catalogue that is given as such or by the prepared data that it is part of."""
+    """The file of a catalogue, given by its own URL or that of the prepared data it is part of."""
     return url if url.endswith(".parquet") else join(url, ITEMS_FILE)
 
 
@@ -139,18 +139,18 @@ def _check(files: list[str], config: PrepareConfig) -> Iterator[int]:
 
 
 def check_log(file: str, config: PrepareConfig) -> int:
-    """Size in bytes of a file; InputError unless it opens as a log with all that the configuration asks of it."""
+    """Size in bytes of a file; InputError unless it opens as a log with everything the configuration needs."""
     with open_log(file, config) as log:
         if config.duplicates == "exact" and "timestamp" not in log.schema.names:
             raise InputError(
-                f"{without_credentials(file)} has no times, so that no two interactions are exact duplicates: "
+                f"{without_credentials(file)} has no times, so there are no exact duplicates: "
                 "set prepare.duplicates to keep, first or last"
             )
         return log.size
 
 
 def _sort(intake: Intake, partitions: list[Path], config: PrepareConfig, tell: Tell) -> np.ndarray:
-    """Turn spilled rows into histories, partition by partition; counts of the items int64[number of codes]."""
+    """Turn spilled rows into histories, partition by partition; return the counts of items int64[number of codes]."""
     counts = np.zeros(len(intake.item_codes), np.int64)
     for number, path in enumerate(_each(partitions, "sort", tell)):
         rows = intake.spill.take(number)
@@ -167,8 +167,8 @@ def _each(partitions: list[Path], what: str, tell: Tell) -> Iterable[Path]:
 
 
 def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, tell: Tell) -> tuple[np.ndarray, int]:
-    """Drop rare items and users from all partitions, once or until none is; counts of items and evaluated users."""
-    least = 1 if config.catalogue else config.min_item_count  # a catalogue that is given keeps its items
+    """Drop rare items and users from all partitions, once or until none is rare; return item and user counts."""
+    least = 1 if config.catalogue else config.min_item_count  # a given catalogue keeps its items
     while True:
         left, evaluated = np.zeros_like(counts), 0
         for path in _each(partitions, "filter", tell):
@@ -187,7 +187,7 @@ def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig
 
 
 def _markets(partitions: list[Path], intake: Intake) -> dict[str, int]:
-    """The markets that any interaction is left of, in the order of their names, and the intake's number of each."""
+    """The markets with any interactions left, sorted by name, and the intake's number of each."""
     left = {number for path in partitions for number in np.unique(Histories.load(path).markets).tolist()}
     return {name: number for name, number in sorted(intake.market_codes.items()) if number in left}
 
@@ -267,7 +267,7 @@ def _write_partitions(
 
 
 def _sequences(histories: Histories, intake: Intake, places: np.ndarray | None) -> Sequences:
-    """Histories as they are kept, markets by their `places`, int16 by the intake's numbers, if there are any."""
+    """Histories as they are stored; `places` int16 maps the intake's market numbers to those written, if any."""
     return Sequences(
         items=torch.from_numpy(histories.items),
         offsets=torch.from_numpy(histories.offsets),

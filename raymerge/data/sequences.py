@@ -16,7 +16,7 @@ from torch import Tensor
 from raymerge.errors import ArtifactError, InputError, first_line
 from raymerge.storage import open_file, without_credentials
 
-NO_TEST = b"raymerge.no_test"  # key in a partition's metadata: it holds no test items
+NO_TEST = b"raymerge.no_test"  # key in the metadata of a partition that has no test items
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Sequences:
     """Users' whole histories, oldest first, one after the other.
 
     `items` int32[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1]; `keys` int64[U] are the
-    stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]). `markets` int16[n] are the places,
-    from 1, of the interactions' markets among the log's; None if it has no such column. `validates` bool[U] says whose
-    last item but one is kept from training; None if everybody's is. `tests` says whether the last item is the
-    test's; if it is not, since that was held out before, what was the last but one is the last.
+    stable hashes of the users' own ids `users` (Arrow array of int64 or string [U]). `markets` int16[n] are the
+    numbers, from 1, of the interactions' markets in the log; None if it has no such column. `validates` bool[U] says
+    whose second-to-last item is kept from training; None if everybody's is. `tests` says whether the last item is the
+    test item; if that was removed before, the last item is the one that was second to last.
     """
 
     items: Tensor
@@ -47,7 +47,7 @@ class Sequences:
         return self.offsets.diff()
 
     def select(self, users: Tensor, starts: Tensor, ends: Tensor) -> "Sequences":
-        """Some users, each with the part of `items` from `starts` to before `ends`: three int64[S] → S users."""
+        """Some users, each with `items` from `starts` up to `ends`, exclusive: three int64[S] → S users."""
         items, offsets = slices(self.items, starts, ends)
         return replace(
             self,
@@ -62,10 +62,10 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Items:
-    """The catalogue: own ids `ids` (Arrow array of int64 or string [V], that of index 1 first) and `counts` int64[V].
+    """The catalogue: own ids `ids` (Arrow array of int64 or string [V], index 1 first) and `counts` int64[V].
 
     Counts are of interactions in the training part. `offered` bool[V] says which items are on offer in these data, None
-    if all are: a market that shares a catalogue with others has only some of it.
+    if all are: a market that shares its catalogue with others has only some of them.
     """
 
     ids: pa.Array
@@ -78,11 +78,11 @@ class Items:
     def own_ids(self, indices: Tensor) -> list:
         """Own ids of item indices int64[k] in 1..V."""
         if len(indices) and not 1 <= int(indices.min()) <= int(indices.max()) <= len(self):
-            raise InputError(f"item indices must lie in 1..{len(self)}, got {indices.tolist()}")
+            raise InputError(f"item indices must be in 1..{len(self)}, got {indices.tolist()}")
         return self.ids.take(pa.array((indices - 1).numpy())).to_pylist()
 
     def indices(self, ids: Sequence[int | str]) -> Tensor:
-        """Item indices int64[k] of own ids, given as they are or as text; InputError names those that are unknown."""
+        """Item indices int64[k] of own ids, given as they are or as text; InputError names unknown ones."""
         wanted = pa.array([str(one).strip() for one in ids], pa.string())
         found = pc.index_in(wanted, value_set=self.ids.cast(pa.string()))
         if found.null_count:
@@ -160,12 +160,12 @@ def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:
 
 
 def bounds(lengths: Tensor) -> Tensor:
-    """Where each of the parts of given lengths starts, and where the last one ends: int64[U] → int64[U + 1]."""
+    """Where parts of these lengths start, and where the last one ends: int64[U] → int64[U + 1]."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 def slices(items: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Parts of `items` from `starts` to before `ends`, one after the other: (items[n], offsets int64[S + 1])."""
+    """Parts of `items` from `starts` up to `ends`, exclusive, concatenated: (items[n], offsets int64[S + 1])."""
     lengths = ends - starts
     offsets = bounds(lengths)
     shift = torch.repeat_interleave(starts - offsets[:-1], lengths)
@@ -173,9 +173,9 @@ def slices(items: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]
 
 
 def pad_left(items: Tensor, starts: Tensor, ends: Tensor, width: int) -> Tensor:
-    """Parts of `items` from `starts` to before `ends`, their last `width` items, as rows padded with 0 on the left.
+    """The last `width` items of the parts from `starts` up to `ends`, exclusive, as rows padded with 0 on the left.
 
-    int[n], int64[S], int64[S] → [S, width] of the type of `items`. On a GPU nothing waits for it.
+    int[n], int64[S], int64[S] → [S, width] of the type of `items`. Does not synchronise with a GPU.
 
     >>> pad_left(torch.tensor([7, 8, 9]), torch.tensor([0, 1]), torch.tensor([1, 3]), 2).tolist()
     [[0, 7], [8, 9]]

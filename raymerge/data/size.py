@@ -1,4 +1,4 @@
-"""How much data there is, as far as it can be told before it is prepared."""
+"""How much data there is, as far as is known before it is prepared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SAMPLE_ROWS = 2_000_000
 
 @dataclass(frozen=True)
 class DataSize:
-    """Users, items of the catalogue, interactions and, of prepared data, the users who validate."""
+    """Numbers of users, items of the catalogue, interactions and, for prepared data, users who validate."""
 
     users: int
     items: int
@@ -23,14 +23,14 @@ class DataSize:
 
     @classmethod
     def of(cls, counts: Mapping[str, int]) -> "DataSize":
-        """From the counts of prepared data."""
+        """The size by the counts of prepared data."""
         return cls(counts["users"], counts["items"], counts["interactions"], counts.get("validation_users"))
 
 
 def measure(files: Sequence[str], config: LogConfig, *, sample_rows: int = SAMPLE_ROWS) -> DataSize:
-    """The size of a log before rare items and users go: exact up to `sample_rows`, beyond them by the bytes read.
+    """The size of a log before rare items and users are dropped: exact up to `sample_rows`, then scaled by bytes.
 
-    Users are then taken to grow with the rows, and items, most of which show early, to be those found.
+    Beyond the sample, users are assumed to grow with the rows, but not items, most of which appear early.
     """
     rows, read, total = 0, 0, 0
     users, items = pa.array([], pa.string()), pa.array([], pa.string())

@@ -1,4 +1,4 @@
-"""Rows of a log on local disk, split by user: what does not fit into memory whole is read a partition at a time."""
+"""Rows of a log on local disk, split by user: a log too large for memory is read one partition at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ SCHEMA = pa.schema(
 
 
 def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
-    """Partition that each user belongs to, by the stable hash of the user's id: int64[n] → uint16[n] in 0..P−1.
+    """Each user's partition, by the stable hash of the user's id: int64[n] → uint16[n] in 0..P−1.
 
     There are at most 65536; numpy sorts 16 bits several times faster than 64.
     """
@@ -28,9 +28,9 @@ def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
 
 
 class Spill:
-    """Files of Arrow messages, one a partition, to which batches of rows are appended in the order of the log.
+    """Files of Arrow messages, one per partition, to which batches of rows are appended in the order of the log.
 
-    No file stays open between batches, so that there may be more partitions than open files.
+    No file stays open between batches, so there may be more partitions than open files.
     """
 
     def __init__(self, folder: Path, partitions: int) -> None:
@@ -38,7 +38,7 @@ class Spill:
         self.partitions = partitions
 
     def append(self, users: pa.StringArray, codes: np.ndarray, columns: list[np.ndarray]) -> None:
-        """Add n rows: distinct users' ids text[k], which of them each row has int64[n], and the other columns."""
+        """Add n rows: distinct user ids text[k], each row's index into these int64[n], and the other columns."""
         partitions = partition_of(stable_keys(users), self.partitions)[codes]
         order = np.argsort(partitions, kind="stable")
         counts = np.bincount(partitions, minlength=self.partitions)
@@ -51,7 +51,7 @@ class Spill:
                 file.write(rows.slice(starts[partition], counts[partition]).serialize())
 
     def take(self, partition: int) -> pa.Table:
-        """All rows of a partition in the order of the log; its file is gone afterwards."""
+        """All rows of a partition in the order of the log; deletes its file."""
         file = self._file(partition)
         if not file.exists():
             return SCHEMA.empty_table()

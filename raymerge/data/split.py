@@ -1,9 +1,9 @@
 """Leave-one-out: each user's last item tests, the one before validates, all before those train.
 
-Where only some users validate (`Sequences.validates`), the others' last item but one trains as well: models know what
-was in use last, and validation stays cheap however large the log. On MovieLens-1M 512 users validate in gSASRec (Petrov
-and Macdonald, RecSys 2023), 2,048 in their reproduction of BERT4Rec (RecSys 2022). A part of data whose test items are
-held out already (`Sequences.tests` is False) has its last item validate. Shapes: U users, n items, L columns.
+Where only some users validate (`Sequences.validates`), the others' second-to-last items train as well: models know what
+is recent, and validation stays cheap for any size of log. On MovieLens-1M 512 users validate in gSASRec (Petrov and
+Macdonald, RecSys 2023), 2,048 in their reproduction of BERT4Rec (RecSys 2022). In data whose test items are already
+held out (`Sequences.tests` is False) the last item validates. Shapes: U users, n items, L columns.
 """
 
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ from raymerge.splitmix import GAMMA, mix_, unit
 
 Split = Literal["validation", "test"]
 HELD_OUT = {"validation": 2, "test": 1}
-"""How many items from a history's end on are not known when the split is predicted; the first of them is the target."""
-VALIDATION_DRAW = GAMMA  # tells this draw from others of the same keys
+"""The number of items at the end of a history that are unknown to the split; the first of them is the target."""
+VALIDATION_DRAW = GAMMA  # separates this draw from others of the same keys
 MIN_LENGTH = 3
-"""A user with fewer items is not evaluated (2 where none tests): nothing would be left to train on."""
+"""Users with fewer items are not evaluated (2 without test items): nothing would be left to train on."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Items that users have had before their targets, repetitions included.
+    """Items already in the histories before their targets, including repetitions.
 
     `items` int64[n]; user u's are `items[offsets[u]:offsets[u + 1]]`, `offsets` int64[U + 1].
     """
@@ -37,10 +37,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Examples:
-    """What is to be predicted from what: one example a user.
+    """Histories and the items to predict from them: one example per user.
 
     `histories` int64[U, L] padded on the left, `targets` int64[U], `keys` int64[U] of the users, and `seen`, the whole
-    histories however long.
+    histories of any length.
     """
 
     histories: Tensor
@@ -53,10 +53,10 @@ class Examples:
 
 
 def examples(sequences: Sequences, split: Split, max_length: int, *, everyone: bool = False) -> Examples:
-    """Each user's history before the split's target, its last `max_length` items, and the target.
+    """The last `max_length` items of each user's history before the split's target, and the target.
 
-    Users with too few items are left out, and in validation those who do not validate, unless `everyone` is asked for:
-    then a target may have been trained on. The others keep their order.
+    Users with too few items are left out, and in validation those who do not validate, unless `everyone` is set; then
+    a target may have been trained on. The others keep their order.
     """
     if split not in HELD_OUT:
         raise ConfigError(f"split must be one of {', '.join(HELD_OUT)}, got {split!r}")
@@ -74,7 +74,7 @@ def examples(sequences: Sequences, split: Split, max_length: int, *, everyone: b
 
 
 def evaluated_users(sequences: Sequences, split: Split, *, everyone: bool = False) -> Tensor:
-    """Positions of the users of whom `examples` gives one each, in that order: int64[U']."""
+    """Positions of the users in `examples`, in that order: int64[U']."""
     asked = _long_enough(sequences)
     if split == "validation" and sequences.validates is not None and not everyone:
         asked &= sequences.validates
@@ -82,13 +82,11 @@ def evaluated_users(sequences: Sequences, split: Split, *, everyone: bool = Fals
 
 
 def _held_out(sequences: Sequences, split: Split) -> int:
-    """How many items from a history's end on are not known when the split is predicted."""
+    """The number of items at the end of a history that are unknown to the split."""
     if sequences.tests:
         return HELD_OUT[split]
     if split == "test":
-        raise InputError(
-            "these data hold no test items: they are a part of other data, whose test items they do not see"
-        )
+        raise InputError("these data hold no test items: they are part of other data, which hold the test items")
     return HELD_OUT[split] - HELD_OUT["test"]
 
 
@@ -98,11 +96,11 @@ def _long_enough(sequences: Sequences) -> Tensor:
 
 def drawn_to_validate(keys: Tensor, share: float) -> Tensor:
     """Which users are drawn to validate, each with probability `share` by the hash of its key: int64[U] → bool[U]."""
-    return unit(mix_(keys ^ VALIDATION_DRAW)).float() < share  # double would draw others in rare cases
+    return unit(mix_(keys ^ VALIDATION_DRAW)).float() < share  # float64 would, rarely, draw other users
 
 
 def training_lengths(sequences: Sequences) -> Tensor:
-    """How many items of each user's history train, from its start: int64[U]; none of a user who is not evaluated."""
+    """The number of items at the start of each history that train: int64[U]; 0 for users who are not evaluated."""
     held_out = torch.full_like(sequences.lengths, _held_out(sequences, "validation"))
     if sequences.validates is not None:
         held_out[~sequences.validates] -= 1
@@ -110,14 +108,14 @@ def training_lengths(sequences: Sequences) -> Tensor:
 
 
 def before_test(sequences: Sequences) -> Sequences:
-    """Each user's history without what is held out to test; users who are not evaluated are left out."""
+    """Each user's history without the test item; users who are not evaluated are left out."""
     users = evaluated_users(sequences, "test")
     starts, ends = sequences.offsets[users], sequences.offsets[users + 1] - HELD_OUT["test"]
     return replace(sequences.select(users, starts, ends), tests=False)
 
 
 def training_part(sequences: Sequences) -> Sequences:
-    """Each user's history without what is held out; users who have nothing else are left out."""
+    """Each user's history without the items held out; users who have nothing else are left out."""
     lengths = training_lengths(sequences)
     users = lengths.nonzero().squeeze(1)
     starts = sequences.offsets[users]

@@ -1,4 +1,4 @@
-"""Points in time in whatever form a log has them, as (whole, fraction): comparable, and exact for large integers."""
+"""Points in time in any form that logs use, as (whole, fraction): comparable, and exact for large integers."""
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ Moments = tuple[np.ndarray, np.ndarray, np.ndarray]  # whole int64[n], fraction 
 
 
 def check_timestamp_type(kind: pa.DataType, *, column: str, url: str) -> None:
-    """Refuse, with an InputError, a column that cannot hold points in time."""
+    """Raise InputError if a column cannot hold points in time."""
     is_a = pa.types
     inner = kind.value_type if is_a.is_dictionary(kind) else kind
     number = is_a.is_integer(inner) or is_a.is_floating(inner)
@@ -29,8 +29,8 @@ def check_timestamp_type(kind: pa.DataType, *, column: str, url: str) -> None:
 def parse_timestamps(column: pa.Array) -> Moments:
     """Points in time of any accepted type → (whole int64[n], fraction float64[n], parsed bool[n]).
 
-    Numbers keep their unit; dates, times and ISO 8601 text become seconds since 1970 UTC, text without a zone read as
-    UTC. What does not parse, and what is missing or infinite, has parsed False.
+    Numbers keep their unit; dates, times and ISO 8601 text become seconds since 1970 UTC, text without a zone is read
+    as UTC. Values that are missing, infinite or do not parse have parsed False.
     """
     column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     kind = column.type
@@ -89,7 +89,7 @@ _TEXT_FORMS = (
 
 
 def _cast_or_null(texts: pa.StringArray, kind: pa.DataType) -> pa.Array:
-    """Cast in which a text that cannot be cast (30 February) becomes null; such texts are found by halving."""
+    """Cast that turns text that cannot be cast (30 February) into null; such text is found by halving."""
     try:
         return texts.cast(kind)
     except pa.ArrowInvalid:

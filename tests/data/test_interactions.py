@@ -177,7 +177,7 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(write(tmp_path / "b.csv", CONTENT["csv"]), "no column 'shop', it has 'timestamp', 'item'", market="shop")
     refused(
         write(tmp_path / "a.dat", CONTENT["movielens"]),
-        "is of format movielens, which says nothing of markets",
+        "is of format movielens, which has no markets",
         market="rating",
     )
     refused(

@@ -203,5 +203,5 @@ def test_items_outside_the_catalogue_are_refused_by_name() -> None:
     items = Items(pa.array([3186, 1721]), torch.tensor([5, 6]))
     with pytest.raises(InputError, match="the catalogue of 2 items has no item '12', 'x'"):
         items.indices([1721, 12, "x"])
-    with pytest.raises(InputError, match=r"item indices must lie in 1\.\.2, got \[0\]"):
+    with pytest.raises(InputError, match=r"item indices must be in 1\.\.2, got \[0\]"):
         items.own_ids(torch.tensor([0]))
