@@ -1,7 +1,7 @@
 """The diagonal of the Fisher information of a model, over users and the whole catalogue.
 
 F = 1/N Σ_i Σ_j w_ij (∇_θ log p_θ(v_j | s_i))², with the weights w of an estimator (see weights). Each user costs at
-most d backward passes, whatever the catalogue (see factor).
+most d backward passes, for any size of catalogue (see factor).
 """
 
 import copy

@@ -114,7 +114,7 @@ def search_settings(
 
 
 def _rounded(point: Point) -> Point:
-    """The same point by whatever steps it was reached: their sums differ in the last bits."""
+    """The point without the last bits, which depend on the steps that led to it."""
     return tuple(round(value, 9) + 0.0 for value in point)
 
 

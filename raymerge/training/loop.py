@@ -161,7 +161,7 @@ def _windows(
     if count == 0:
         raise InputError(
             f"training needs users with at least {SHORTEST} items besides those held out "
-            "(the test's, and of a user who validates one more), found none"
+            "(the test item, and one more if the user validates), found none"
         )
     pool = pool_steps(partitions=parts, batch_size=config.batch_size)
     return windows, math.ceil(count / config.batch_size), pool
