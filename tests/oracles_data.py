@@ -67,7 +67,7 @@ def prepare(rows: list[tuple], *, duplicates: str, kind: str, min_item: int, min
 def examples(
     histories: list[list[int]], held_out: int, max_length: int, asked: list[bool] | None = None
 ) -> list[tuple]:
-    """(padded history, target, seen items) of each history with at least three items, or of those that are asked."""
+    """(padded history, target, seen items) of each history with at least three items, or of those asked for."""
     found = []
     for history, wanted in zip(histories, asked or [True] * len(histories), strict=True):
         if len(history) >= 3 and wanted:

@@ -1,4 +1,4 @@
-"""Naive twins of raymerge.evaluation, to be checked against their formulas by eye. Plain Python and numpy."""
+"""Naive versions of raymerge.evaluation, to be checked against the formulas by eye. Plain Python and numpy."""
 
 import math
 
@@ -28,7 +28,7 @@ def uniform(seed: int, stream: int, *counters: int) -> float:
 
 
 def draw_negatives(key: int, excluded: set[int], counts: list[int], n: int, seed: int) -> list[int]:
-    """Draw items one by one in proportion to counts, skip what is excluded or drawn; after 4n draws race the rest."""
+    """Draw items one by one in proportion to counts, skip those excluded or drawn; after 4n draws race the rest."""
     cumulated = list(np.cumsum(counts))
     drawn: list[int] = []
     for i in range(4 * n):

@@ -1,4 +1,4 @@
-"""The Fisher diagonal by its definition: one backward pass a user and item, squared, weighted, added up."""
+"""The Fisher diagonal by its definition: one backward pass per user and item, squared, weighted, added up."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Naive twins of raymerge.merging, to be checked against their formulas by eye. Plain Python on lists of numbers."""
+"""Naive versions of raymerge.merging, to be checked against the formulas by eye. Plain Python on lists of numbers."""
 
 
 def mean(values: list[float]) -> float:

@@ -10,7 +10,7 @@ def splitmix64(state: int) -> int:
 
 
 def finaliser(z: int) -> int:
-    """What follows the increment."""
+    """The mixing that follows the increment."""
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)

@@ -8,7 +8,7 @@ from torch import Tensor
 from raymerge.models.encoder import SequenceEncoder
 
 Had = tuple[list[set[int]], Tensor]
-"""The columns that each row has had, and what is added to their weights."""
+"""The columns in each row's history, and what is added to their weights."""
 
 
 def row_logits(state: Tensor, row: int, weight: Tensor, bias: Tensor | None, had: Had | None) -> Tensor:
@@ -43,7 +43,7 @@ def sampled_cross_entropy_sum(
     *,
     drawn: list[int],
 ) -> Tensor:
-    """Σ −log of exp(z_target) over the targets' exp(z) plus, for each other item that was drawn, exp(z) / q of it."""
+    """Σ −log of exp(z_target) over the targets' exp(z) plus, for each other drawn item, exp(z) / q."""
     q = 1 - (1 - 1 / len(weight)) ** len(drawn)
     total = states.new_zeros(())
     for row, (state, target) in enumerate(zip(states, targets, strict=True)):
@@ -77,13 +77,13 @@ def info_nce_sum(
 
 
 def state_at(encoder: SequenceEncoder, inputs: list[int], column: int) -> Tensor:
-    """The state of one position of one sequence that stands alone, without padding: [d]."""
+    """The state at one position of a single sequence, without padding: [d]."""
     rows = torch.tensor([inputs])
     return encoder.hidden_states(encoder.item_embedding(rows), torch.ones_like(rows, dtype=torch.bool))[0, column]
 
 
 def item_loss(encoder: SequenceEncoder, inputs: list[int], column: int, item: int) -> Tensor:
-    """−log p(item) at one position of one sequence, given the items that can be seen from there."""
+    """−log p(item) at one position of one sequence, given the items visible from there."""
     weight, bias, _ = encoder.head()
     state, seen = state_at(encoder, inputs, column), inputs if encoder.config.cloze else inputs[: column + 1]
     logits = weight @ state + (0 if bias is None else bias)
@@ -99,7 +99,7 @@ def state_at_end(encoder: SequenceEncoder, history: list[int]) -> Tensor:
 
 
 def window_count(training_items: int, *, width: int, stride: int) -> int:
-    """Windows of one history: its last, and one more for each `stride` that others have to move to reach its start."""
+    """Windows of one history: its last, and one more for each `stride` back until they reach its start."""
     if training_items < 2:
         return 0
     count, uncovered = 1, training_items - width
@@ -109,7 +109,7 @@ def window_count(training_items: int, *, width: int, stride: int) -> int:
 
 
 def same_target_histories(histories: list[list[int]], *, length: int) -> dict[int, list[list[int]]]:
-    """Of each item, all (truncated) histories that it followed, in the part that trains."""
+    """For each item, all (truncated) histories that it followed in the training part."""
     found: dict[int, list[list[int]]] = {}
     for history in histories:
         training = history[:-2]
@@ -119,5 +119,5 @@ def same_target_histories(histories: list[list[int]], *, length: int) -> dict[in
 
 
 def ndcg_at_10(rank: int) -> float:
-    """Of one relevant item."""
+    """NDCG@10 with one relevant item."""
     return 1 / math.log2(rank + 1) if rank <= 10 else 0.0

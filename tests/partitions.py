@@ -17,7 +17,7 @@ def random_histories(users: int, items: int, *, longest: int, seed: int, shortes
 
 
 def from_lists(histories: Sequence[Sequence[int]], users: Sequence[int | str] | None = None) -> Sequences:
-    """Sequences of these histories, of the users given or else of users 1, 2, …"""
+    """Sequences of these histories, of the given users or of users 1, 2, …"""
     ids = pa.array(range(1, len(histories) + 1) if users is None else users)
     ids = ids if len(ids) else pa.array([], pa.int64())
     return Sequences(
@@ -29,7 +29,7 @@ def from_lists(histories: Sequence[Sequence[int]], users: Sequence[int | str] | 
 
 
 def dealt(histories: Sequence[Sequence[int]], parts: int) -> list[Sequences]:
-    """The histories of users 1, 2, … dealt out to so many partitions."""
+    """The histories of users 1, 2, … dealt out to `parts` partitions."""
     users = range(1, len(histories) + 1)
     return [from_lists(histories[part::parts], users[part::parts]) for part in range(parts)]
 

@@ -38,13 +38,13 @@ def test_the_shipped_log_has_thousands_of_users_and_hundreds_of_items(tmp_path: 
     assert 20 <= counts["interactions"] / counts["users"] <= 40
 
 
-def test_columns_are_those_that_prepare_reads_by_default_in_order_of_time(log: pa.Table) -> None:
+def test_the_log_has_the_default_columns_of_prepare_in_order_of_time(log: pa.Table) -> None:
     assert log.schema.names == ["user", "item", "timestamp"]
     assert log.schema.types == [pa.int64(), pa.string(), pa.int64()]
     assert (np.diff(log["timestamp"].to_numpy()) >= 0).all()
 
 
-def test_histories_have_10_to_60_items_and_hardly_a_repetition(log: pa.Table) -> None:
+def test_histories_have_10_to_60_items_and_few_repetitions(log: pa.Table) -> None:
     lengths = [len(history) for history in histories(log)]
     assert min(lengths) >= 10 and max(lengths) <= 60 and len(lengths) == 1200
     distinct = sum(len(set(history)) for history in histories(log))
@@ -57,7 +57,7 @@ def test_popularity_has_a_long_tail(log: pa.Table) -> None:
     assert counts[300:].sum() > 0.1 * counts.sum()
 
 
-def test_series_are_continued_and_genres_are_stayed_in_far_more_often_than_by_chance(log: pa.Table) -> None:
+def test_users_continue_series_and_stay_in_genres_far_more_often_than_by_chance(log: pa.Table) -> None:
     def shares(orders: list[list[str]]) -> tuple[float, float]:
         pairs = [pair for order in orders for pair in itertools.pairwise(order)]
         parts = [(a.split("."), b.split(".")) for a, b in pairs]
@@ -87,6 +87,6 @@ def test_interests_shift_within_a_history(log: pa.Table) -> None:
 
 
 @pytest.mark.parametrize("size", [{"users": 0}, {"items": 99}])
-def test_absurd_sizes_are_refused(size: dict[str, int]) -> None:
+def test_impossible_sizes_are_refused(size: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 1 user and 100 items"):
         generate(**size)

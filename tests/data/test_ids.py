@@ -38,7 +38,7 @@ def test_keys_are_the_same_in_another_process_with_another_hash_seed() -> None:
     assert out.strip() == str(stable_keys(pa.array(["anna", "7"])).tolist())
 
 
-def test_whole_numbers_are_int64_in_their_usual_spelling_only() -> None:
+def test_whole_numbers_are_int64_in_canonical_spelling_only() -> None:
     ids = ["0", "12", "-12", str(2**63 - 1), str(2**63), "9" * 20, "-0", "01", "1.0", "1e3", "", " 1", "x"]
     assert are_whole_numbers(pa.array(ids)).tolist() == [True] * 4 + [False] * 9
 
@@ -55,7 +55,7 @@ def test_whole_numbers_are_int64_in_their_usual_spelling_only() -> None:
         pa.array(["12", "  ", "7", "12"], pa.string_view()),
     ],
 )
-def test_ids_are_the_same_whatever_type_they_arrive_in(column: pa.Array) -> None:
+def test_ids_of_any_type_give_the_same_result(column: pa.Array) -> None:
     distinct, codes = encode_ids(column)
     ids = [distinct[code].as_py() if code >= 0 else None for code in codes.tolist()]
     assert ids == ["12", None, "7", "12"]
@@ -69,7 +69,7 @@ def test_a_column_without_any_id_has_none(column: pa.Array) -> None:
     assert codes.tolist() == [-1] * len(column)
 
 
-def test_fractions_are_no_ids() -> None:
+def test_fractions_are_refused_as_ids() -> None:
     with pytest.raises(InputError, match=r"whole numbers or text, found a fraction.*1\.5"):
         encode_ids(pa.array([1.0, 1.5]))
 

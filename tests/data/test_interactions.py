@@ -59,7 +59,7 @@ def test_without_a_timestamp_column_the_rows_have_none(tmp_path: Path) -> None:
     assert rows == [row[:2] for row in ROWS]
 
 
-def test_a_column_of_markets_is_read_where_it_is_named(tmp_path: Path) -> None:
+def test_a_column_of_markets_is_read_if_named(tmp_path: Path) -> None:
     rows, _ = read(write(tmp_path / "log.csv", CONTENT["csv"]), market="rating")
     assert rows == [(*ROWS[0], "5"), (*ROWS[1], "4")]
     table = pa.table({"shop": ["a", "b"], "timestamp": ["3", "1"], "item": ["x", "y"], "user": ["anna", "bo"]})
@@ -74,7 +74,7 @@ def test_a_file_without_header_takes_its_column_names_from_the_options(tmp_path:
     assert rows == ROWS
 
 
-def test_compressed_text_is_read_as_what_it_holds(tmp_path: Path) -> None:
+def test_compressed_text_is_read_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(CONTENT["csv"].encode()))
     (tmp_path / "log.gz").write_bytes(gzip.compress(CONTENT["movielens"].encode()))
     assert read(tmp_path / "log.csv.gz")[0] == read(tmp_path / "log.gz")[0] == ROWS
@@ -91,20 +91,20 @@ def test_quoted_lines_are_one_value_wherever_a_block_ends(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("row", "rows"), [('1,x,"3\n', 2_000), ('1,x,"3\n', 1_500_000), ('1,"x,3\n', 1_500_000)])
-def test_a_quote_that_is_never_closed_does_not_take_the_rest_of_a_log_away(tmp_path: Path, row: str, rows: int) -> None:
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path, row: str, rows: int) -> None:
     path = write(tmp_path / "log.csv", "user,item,timestamp\n" + "1,x,3\n" * 1000 + row + "2,y,4\n" * rows)
     with pytest.raises(InputError, match=r"log\.csv cannot be read: a quote .* is never closed"):
         read(path)
 
 
-def test_all_lines_of_a_row_that_is_none_are_bad(tmp_path: Path) -> None:
+def test_all_lines_of_a_malformed_row_are_counted(tmp_path: Path) -> None:
     text = "user,item,timestamp\n" + "1,x,3\n" * 1000 + '1,"x,3\n' + "2,y,4\n" * 2000
     rows, log = read(write(tmp_path / "log.csv", text))
     assert len(rows) == 1000
     assert log.malformed >= 2001
 
 
-def test_a_quote_within_a_value_is_a_part_of_it(tmp_path: Path) -> None:
+def test_a_quote_within_a_value_is_part_of_it(tmp_path: Path) -> None:
     rows, _ = read(write(tmp_path / "log.csv", "user,item,timestamp\n\n" + 'anna,5" disk,3\n' + "bo,y,1\n" * 3 + "\n"))
     assert rows[0] == ("anna", '5" disk', "3")
     assert len(rows) == 4
@@ -120,18 +120,18 @@ def test_ids_that_look_like_numbers_or_nothing_stay_as_written(tmp_path: Path) -
     assert read(path)[0] == [("007", "NA", "1"), ("1.0", "null", "2")]
 
 
-def test_rows_of_a_wrong_number_of_columns_are_counted(tmp_path: Path) -> None:
+def test_rows_with_a_wrong_number_of_columns_are_counted(tmp_path: Path) -> None:
     rows, log = read(write(tmp_path / "log.csv", "user,item,timestamp\nanna,x,3\nbo,y\nbo,y,1,9\nbo,y,1\n"))
     assert rows == ROWS
     assert log.malformed == 2
 
 
-def test_sequence_text_takes_any_blanks_and_a_user_without_items_gives_a_row_without_one(tmp_path: Path) -> None:
+def test_sequence_text_accepts_any_blanks_and_keeps_users_without_items(tmp_path: Path) -> None:
     rows, _ = read(write(tmp_path / "log.txt", "  anna x\ty   x\n\n7\nbo z"), format="sequences")
     assert rows == [("anna", "x"), ("anna", "y"), ("anna", "x"), ("7", None), ("bo", "z")]
 
 
-def test_a_large_file_comes_in_several_batches_and_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_a_large_file_comes_in_several_batches_and_reports_its_position(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user,item,timestamp\n" + "u12345,i12345,1234567890\n" * 400_000)
     with open_log(str(path), LogConfig()) as log:
         positions = [(len(batch), log.position()) for batch in log.batches]
@@ -158,7 +158,7 @@ def test_a_header_alone_is_a_log_without_rows(tmp_path: Path) -> None:
         ("a.b", b"user\titem\n", "tsv"),
     ],
 )
-def test_formats_are_told_by_suffix_or_first_line(name: str, head: bytes, expected: str) -> None:
+def test_formats_are_detected_by_suffix_or_first_line(name: str, head: bytes, expected: str) -> None:
     assert detect_format(name, head) == expected
 
 
@@ -168,7 +168,7 @@ def refused(path: Path, match: str, **options: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_files_that_are_no_log_are_refused_in_one_line(tmp_path: Path) -> None:
     refused(tmp_path / "none.csv", r"no such file: .*none\.csv")
     refused(write(tmp_path / "empty.csv", ""), r"empty\.csv is empty")
     refused(
@@ -203,7 +203,7 @@ def test_a_truncated_parquet_file_is_refused(tmp_path: Path) -> None:
     refused(path, "cannot be read")
 
 
-def test_options_that_cannot_be_meant_are_refused() -> None:
+def test_contradictory_options_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown format 'xls'; known: csv"):
         LogConfig(format="xls")
     with pytest.raises(ConfigError, match="must name different columns"):

@@ -25,7 +25,7 @@ def by_key(sequences: Sequences) -> dict[int, list[int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.integers(2, 5), st.floats(0, 0.9), st.sampled_from(["items", "users"]))
-def test_a_market_sees_its_own_and_the_shared_part_of_what_trains_and_nothing_else(
+def test_a_market_sees_only_its_own_and_the_shared_part_of_the_training_data(
     histories: list[list[int]], count: int, shared: float, by: str
 ) -> None:
     whole, config = from_lists(histories), MarketsConfig(count=count, shared=shared, by=by, seed=3)
@@ -67,7 +67,7 @@ def test_a_market_knows_who_validates() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), max_size=9), min_size=1, max_size=6))
-def test_a_market_of_a_column_sees_what_happened_in_it(histories: list[list[tuple[int, int]]]) -> None:
+def test_a_market_of_a_column_sees_its_own_interactions(histories: list[list[tuple[int, int]]]) -> None:
     plain = from_lists([[item for item, _ in history] for history in histories])
     markets = torch.tensor([market for history in histories for _, market in history], dtype=torch.int16)
     whole = replace(plain, markets=markets)
@@ -119,6 +119,6 @@ def test_shares_of_markets_are_about_equal_and_follow_from_the_seed() -> None:
         ({"by": "users", "base": "shared"}, "markets.base shared needs markets.by items"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict, expected: str) -> None:
+def test_impossible_settings_are_refused(settings: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         MarketsConfig(**settings)

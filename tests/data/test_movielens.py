@@ -77,7 +77,7 @@ def refused(folder: Path, archive: Archive, site: Site, match: str) -> None:
 
 
 @pytest.mark.parametrize("error", [URLError("name not known"), TimeoutError("timed out"), IncompleteRead(b"")])
-def test_without_network_the_way_out_is_named(tmp_path: Path, error: Exception) -> None:
+def test_without_network_the_error_names_the_alternatives(tmp_path: Path, error: Exception) -> None:
     refused(
         tmp_path, ML_1M, Site(error=error), "cannot fetch https://files.grouplens.org.*--input, or try the recipe demo"
     )
@@ -126,7 +126,7 @@ def test_archives_that_unpack_to_too_much_or_lack_the_log_are_refused(tmp_path: 
         fetch(tmp_path, expected(other), opener=Site(other))
 
 
-def test_what_is_no_zip_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"not a zip")
     with pytest.raises(InputError, match="is not a whole zip archive"):
         unpack(tmp_path / "x.zip", tmp_path, max_bytes=100)

@@ -109,7 +109,7 @@ def test_partitions_equal_the_naive_ones(
     assert counts["rows"] == len(rows) == counts["interactions"] + counts["duplicates"] + counts["rare"]
 
 
-def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told(tmp_path: Path) -> None:
+def test_exact_duplicates_need_times(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("1 5 5 6 5 7\n")
     with pytest.raises(InputError, match=r"log\.txt has no times.*set prepare.duplicates to keep"):
@@ -117,7 +117,7 @@ def test_exact_duplicates_of_a_log_without_times_are_refused_as_none_can_be_told
     assert not (tmp_path / "out").exists()
 
 
-def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_path: Path) -> None:
+def test_a_given_catalogue_keeps_its_indices_and_other_items_are_dropped(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "first.csv", [(1, item, time) for time, item in enumerate([30, 10, 20, 30, 10])])
     least = {"min_item_count": 1, "min_user_count": 1}
     prepare([first], PrepareConfig(**least), tmp_path / "first")
@@ -133,7 +133,7 @@ def test_a_catalogue_that_is_given_keeps_its_indices_and_drops_other_items(tmp_p
     assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
 
 
-def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(tmp_path: Path) -> None:
+def test_a_log_without_items_of_the_catalogue_is_refused_with_an_example(tmp_path: Path) -> None:
     first = write_csv(tmp_path / "first.csv", [(1, item, item) for item in range(5)])
     prepare([first], PrepareConfig(min_item_count=1, min_user_count=1), tmp_path / "first")
     titles = write_csv(tmp_path / "titles.csv", [(1, f"title {item}", item) for item in range(5)])
@@ -141,7 +141,7 @@ def test_a_log_without_an_item_of_the_catalogue_is_refused_by_one_of_its_items(t
         prepare([titles], PrepareConfig(catalogue=str(tmp_path / "first")), tmp_path / "second")
 
 
-def test_the_result_is_the_same_to_the_byte_from_csv_text_numbers_and_several_files(tmp_path: Path) -> None:
+def test_the_result_is_byte_identical_from_csv_text_numbers_and_several_files(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     rows = np.stack([random.integers(1, 90, 3000), random.integers(1, 40, 3000), random.integers(0, 99, 3000)], axis=1)
     sources = {
@@ -215,7 +215,7 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path: Path
     assert list((tmp_path / "refused").iterdir()) == []
 
 
-def test_of_many_users_some_validate_and_the_counts_are_of_what_trains(tmp_path: Path) -> None:
+def test_some_of_many_users_validate_and_counts_are_of_training_interactions(tmp_path: Path) -> None:
     rows = [(user, (user + step) % 50, step) for user in range(400) for step in range(6)]
     source = write_csv(tmp_path / "log.csv", rows)
     counts = prepare([source], loose(validation_users=100), tmp_path / "some")
@@ -242,13 +242,13 @@ def test_nobody_drawn_to_validate_is_an_error(tmp_path: Path) -> None:
         prepare([source], loose(validation_users=1), tmp_path / "out")
 
 
-def test_a_log_of_bad_rows_only_leaves_nothing(tmp_path: Path) -> None:
+def test_a_log_of_only_bad_rows_is_refused(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "log.csv", [("", "", "")])
     with pytest.raises(InputError, match="is left; lower"):
         prepare([source], loose(max_bad_share=1.0), tmp_path / "out")
 
 
-def test_what_cannot_be_read_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_unreadable_logs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     good = write_csv(tmp_path / "good.csv", [(1, 1, 1)])
     other = tmp_path / "other.csv"
     other.write_text("who,item,timestamp\n1,1,1\n")
@@ -274,7 +274,7 @@ def test_a_folder_and_a_glob_stand_for_their_files(tmp_path: Path) -> None:
     assert prepare([str(tmp_path / "log" / "part-[01].csv")], loose(), tmp_path / "b")["users"] == 2
 
 
-def test_progress_goes_through_the_stages_and_ends_each(tmp_path: Path) -> None:
+def test_progress_goes_through_all_stages_and_completes_each(tmp_path: Path) -> None:
     calls = []
     source = write_csv(tmp_path / "log.csv", [(user, item, 1) for user in range(5) for item in range(5)])
     prepare([source, source], loose(), tmp_path / "out", progress=lambda *call: calls.append(call))
@@ -292,7 +292,7 @@ def test_more_partitions_than_users_leave_empty_ones(tmp_path: Path) -> None:
     assert min(map(len, parts)) == 0
 
 
-def test_rows_are_spilled_to_more_partitions_than_there_may_be_open_files(tmp_path: Path) -> None:
+def test_there_may_be_more_partitions_than_open_files(tmp_path: Path) -> None:
     spill = Spill(tmp_path, 5000)
     users = pa.array([str(user) for user in range(3000)])
     for time in (1, 0):
@@ -311,7 +311,7 @@ def test_memory_is_bounded_by_a_partition_and_not_by_the_log(tmp_path: Path) -> 
 
 
 def peak_of_preparing(users: int, *, partitions: int, folder: Path) -> int:
-    """Most bytes held by numpy and Arrow together while a log of 50 interactions a user is prepared."""
+    """Most bytes held by numpy and Arrow together while a log of 50 interactions per user is prepared."""
     table = pa.table({"user": np.repeat(np.arange(users), 50), "item": np.tile(np.arange(50), users)})
     pq.write_table(table, folder / f"{users}.parquet", row_group_size=20_000)
     del table
@@ -341,6 +341,6 @@ def peak_of_preparing(users: int, *, partitions: int, folder: Path) -> int:
         ({"format": "xls"}, "unknown format 'xls'"),
     ],
 )
-def test_absurd_settings_are_refused(options: dict[str, Any], match: str) -> None:
+def test_settings_out_of_range_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         PrepareConfig(**options)

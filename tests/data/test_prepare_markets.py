@@ -61,7 +61,7 @@ def test_markets_that_are_missing_or_too_many_are_refused(tmp_path: Path) -> Non
         prepare([str(tmp_path / "log.csv")], loose(), tmp_path / "out")
 
 
-def test_markets_are_those_that_anything_is_left_of(tmp_path: Path) -> None:
+def test_markets_without_interactions_left_are_dropped(tmp_path: Path) -> None:
     shops = pa.DictionaryArray.from_arrays([1, 1, 1, 0, 3, 3], ["rare", "de", "never", "uk"])
     rows = {"user": ["a", "a", "b", "b", "a", None], "item": [1, 2, 1, 3, 1, 1], "timestamp": range(6), "shop": shops}
     pq.write_table(pa.table(rows), tmp_path / "log.parquet")

@@ -57,7 +57,7 @@ def test_examples_equal_the_naive_ones(histories: list[list[int]], split: tuple[
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.data())
-def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(
+def test_where_some_users_validate_the_second_to_last_items_of_the_others_train(
     histories: list[list[int]], data: st.DataObject
 ) -> None:
     validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
@@ -79,7 +79,7 @@ def test_where_some_users_validate_the_last_item_but_one_of_the_others_trains(
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.data())
-def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_training(
+def test_where_the_test_item_is_already_held_out_only_the_last_item_is_kept_from_training(
     histories: list[list[int]], data: st.DataObject
 ) -> None:
     validates = data.draw(st.lists(st.booleans(), min_size=len(histories), max_size=len(histories)))
@@ -96,13 +96,13 @@ def test_where_the_test_item_is_held_out_already_only_the_last_is_kept_from_trai
         examples(part, "test", 5)
 
 
-def test_a_partition_without_test_items_is_read_as_written(tmp_path: Path) -> None:
+def test_a_partition_without_test_items_reads_back_as_written(tmp_path: Path) -> None:
     for tests in (True, False):
         write_partition(replace(from_lists([[1, 2, 3]]), tests=tests), tmp_path / "part")
         assert read_partition(str(tmp_path / "part")).tests is tests
 
 
-def test_so_many_users_are_drawn_to_validate_as_are_asked_for_and_the_same_ones_among_more() -> None:
+def test_about_the_given_share_of_users_validates_and_a_larger_share_includes_them() -> None:
     keys = from_lists([[]] * 4000).keys
     few, many = drawn_to_validate(keys, 0.1), drawn_to_validate(keys, 0.6)
     assert abs(int(few.sum()) - 400) < 80 and abs(int(many.sum()) - 2400) < 150
@@ -118,7 +118,7 @@ def test_the_training_part_is_all_but_the_last_two(histories: list[list[int]]) -
     assert len(part.keys) == len(part) == len(part.lengths)
 
 
-def test_examples_have_the_types_and_shapes_of_the_contract() -> None:
+def test_examples_have_the_documented_types_and_shapes() -> None:
     found = examples(from_lists([[1, 2, 3], [4, 5]]), "test", 5)
     assert isinstance(found, Examples) and len(found) == 1
     for tensor in (found.histories, found.targets, found.keys, found.seen.items, found.seen.offsets):
@@ -126,7 +126,7 @@ def test_examples_have_the_types_and_shapes_of_the_contract() -> None:
     assert found.histories.shape == (1, 5)
 
 
-def test_an_unknown_split_and_an_absurd_length_are_refused() -> None:
+def test_an_unknown_split_and_an_impossible_length_are_refused() -> None:
     with pytest.raises(ConfigError, match="split must be one of validation, test, got 'train'"):
         examples(from_lists([[1, 2, 3]]), "train", 5)
     with pytest.raises(ConfigError, match="max_length must be at least 1, got 0"):
@@ -159,7 +159,7 @@ def test_a_partition_reads_back_as_written(tmp_path: Path) -> None:
     assert sequences.keys.tolist() == [-5, 2**62] and sequences.users.to_pylist() == ["a", "b"]
 
 
-def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_validating_users_and_markets_read_back_as_written(tmp_path: Path) -> None:
     markets, validates = torch.tensor([1, 2, 1], dtype=torch.int16), torch.tensor([True, False])
     sequences = replace(from_lists([[1, 2], [3]]), markets=markets, validates=validates)
     write_partition(sequences, tmp_path / "part.parquet")
@@ -167,7 +167,7 @@ def test_who_validates_and_where_things_happened_is_read_as_it_was_written(tmp_p
     assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
 
 
-def test_what_is_no_partition_or_catalogue_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_partition_or_catalogue_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(ArtifactError, match="x.parquet is not as prepared"):
@@ -183,7 +183,7 @@ def test_what_is_no_partition_or_catalogue_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offered", [None, torch.tensor([True, False])])
-def test_a_catalogue_is_read_as_it_was_written(tmp_path: Path, offered: Tensor | None) -> None:
+def test_a_catalogue_reads_back_as_written(tmp_path: Path, offered: Tensor | None) -> None:
     write_items(Items(pa.array(["a", "b"]), torch.tensor([3, 0]), offered), tmp_path / "items.parquet")
     found = read_items(str(tmp_path / "items.parquet"))
     assert (found.ids.to_pylist(), found.counts.tolist()) == (["a", "b"], [3, 0])

@@ -46,7 +46,7 @@ def test_text_is_read_as_a_number_or_as_iso_8601(text: str | None, expected: tup
     assert moments(pa.array([text], pa.string())) == [expected]
 
 
-def test_forms_may_be_mixed_and_a_bad_one_spoils_no_other() -> None:
+def test_forms_may_be_mixed_and_a_bad_value_spoils_no_other() -> None:
     days = [f"2001-02-{day:02d}" for day in range(1, 31)]
     found = moments(pa.array([*days, "7", "7.5"]))
     start = timegm((2001, 2, 1, 0, 0, 0))
@@ -80,7 +80,7 @@ def test_integers_keep_their_order_exactly(numbers: list[int], as_text: bool) ->
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=9))
-def test_floats_are_split_without_loss(numbers: list[float]) -> None:
+def test_floats_are_split_losslessly(numbers: list[float]) -> None:
     for number, (whole, fraction) in zip(numbers, moments(pa.array(numbers)), strict=True):
         assert Decimal(whole) + Decimal(fraction) == pytest.approx(Decimal(number), abs=Decimal("1e-16"))
 

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny tensors on many threads spend their time waiting for each other."""
+    """With tiny tensors, many threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -14,7 +14,7 @@ from raymerge.evaluation import negatives as room
 from raymerge.evaluation.negatives import draw_negatives
 
 Users = tuple[int, list[list[int]], list[int], list[int], list[int] | None]
-"""Number of items, seen items, keys, targets, and counts of the items."""
+"""Number of items; seen items, key and target of each user; counts of the items."""
 
 
 @st.composite
@@ -76,13 +76,13 @@ def test_rejection_and_race_follow_the_law_of_successive_draws(monkeypatch: pyte
             assert found[pair] / users_ == pytest.approx(probability, abs=0.01), (draws, pair)
 
 
-def test_items_that_nobody_had_are_never_popular_negatives() -> None:
+def test_items_without_interactions_are_never_popular_negatives() -> None:
     counts = torch.tensor([5, 0, 5, 0, 5])
     found = draw_negatives(torch.arange(20), ragged([[1]] * 20), torch.full((20,), 4), 5, 3, 0, counts)
     assert {tuple(sorted(row)) for row in found.tolist()} == {(0, 3, 5)}
 
 
-def test_who_has_seen_everything_has_no_negatives() -> None:
+def test_users_who_have_seen_everything_have_no_negatives() -> None:
     assert draw_negatives(torch.tensor([1]), ragged([[1, 2]]), torch.tensor([3]), 3, 2, 0).tolist() == [[0, 0]]
     assert draw_negatives(torch.zeros(0, dtype=torch.int64), ragged([]), torch.zeros(0), 3, 2, 0).shape == (0, 2)
 
@@ -99,7 +99,7 @@ def test_who_has_seen_everything_has_no_negatives() -> None:
         ({"counts": torch.zeros(5)}, "not all 0, found 0"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+def test_mismatched_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     arguments = {
         "keys": torch.tensor([1, 2]),
         "seen": ragged([[1], [2]]),

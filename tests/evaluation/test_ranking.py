@@ -115,7 +115,7 @@ def test_ranks_of_an_encoder_equal_its_own_scores_user_by_user(attention: str, r
 
 
 @pytest.mark.parametrize("memory", BUDGETS)
-def test_items_of_the_history_rank_by_their_own_scores_where_they_are_not_left_out(memory: int) -> None:
+def test_items_of_the_history_rank_by_their_own_scores_unless_left_out(memory: int) -> None:
     module, histories = encoder(repeat_direction=True), histories_of([1, 12, 5, 2, 12, 7, 1])
     targets = torch.stack([histories[:, -1], torch.tensor([3, 40, 1, 17, 8, 25, 39])], dim=1)
     values = top_k(module, histories, 9, memory_bytes=memory)[1]
@@ -176,7 +176,7 @@ def test_repeats_of_a_constant_scorer_tie_with_each_other(memory: int, sign: flo
 
 @pytest.mark.parametrize("dim", [3, 50, 64, 300])
 @pytest.mark.parametrize("users", [1, 3, 7, 193])
-def test_equal_rows_tie_whatever_tile_of_the_matrix_product_they_fall_into(dim: int, users: int) -> None:
+def test_equal_rows_tie_in_any_tile_of_the_matrix_product(dim: int, users: int) -> None:
     generator = torch.Generator().manual_seed(dim)
     states = torch.randn(users, dim, generator=generator)
     for num_items in (5, 17, 513):
@@ -216,7 +216,7 @@ def test_nothing_larger_than_the_budget_is_allocated_for_a_large_catalogue() -> 
     assert 0 < largest.bytes <= budget
 
 
-def test_modes_are_restored_also_after_an_error_and_dropout_is_off() -> None:
+def test_modes_are_restored_even_after_an_error_and_dropout_is_off() -> None:
     module, histories = encoder(dropout=0.5), histories_of([5, 6])
     module.train()
     module.blocks[0].eval()
@@ -271,7 +271,7 @@ def test_no_users_give_no_ranks() -> None:
         (lambda m, h: top_k(m, h, 0), r"got 0"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(call: Callable[[SequenceEncoder, Tensor], object], message: str) -> None:
+def test_mismatched_arguments_are_refused(call: Callable[[SequenceEncoder, Tensor], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(encoder(), histories_of([3, 4]))
 
@@ -300,7 +300,7 @@ def test_rank_targets_gives_every_configured_ranking(filtered: bool) -> None:
         assert found[name].equal(sampled_ranks(module, examples.histories, examples.targets, negatives))
 
 
-def test_where_not_all_items_are_on_offer_the_others_are_in_no_ranking() -> None:
+def test_items_not_on_offer_are_in_no_ranking() -> None:
     module, examples, counts = encoder(), examples_of([3, 4, 12, 1]), torch.arange(40, 0, -1)
     offered = torch.arange(40) % 3 != 1  # items 1, 3, 4, 6, …
     examples.targets = torch.tensor([1, 3, 4, 6])

@@ -1,4 +1,4 @@
-"""What a report may hold, and how one that holds something else is refused."""
+"""What a report may contain, and how anything else is refused."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def test_a_report_survives_its_file() -> None:
         ),
     ],
 )
-def test_a_wrong_report_is_refused_by_the_name_of_the_key(
+def test_a_wrong_report_is_refused_with_the_name_of_the_key(
     change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     content = deepcopy(example_report())

@@ -15,7 +15,7 @@ from raymerge.splitmix import Stream
 
 
 def metrics_of(users: int, gain: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two models' metrics of the same users: mostly 0, as NDCG@10 is, b a little worse than a."""
+    """Two models' metrics on the same users: mostly 0, like NDCG@10, and b a little worse than a."""
     rng = np.random.default_rng(seed)
     b = np.where(rng.random(users) < 0.3, rng.random(users), 0)
     a = np.clip(b + gain + rng.normal(0, 0.1, users), 0, 1)
@@ -65,7 +65,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert 0.015 <= rejected / trials <= 0.09
 
 
-def test_partitions_and_their_order_change_nothing_but_the_last_bits() -> None:
+def test_partitions_and_their_order_change_only_the_last_bits() -> None:
     a, b = metrics_of(500)
     keys = torch.arange(500) * 104729 - 7
     whole = Bootstrap(["a", "b"], replicates=200, seed=1)
@@ -92,7 +92,7 @@ def test_equal_models_are_not_different_and_a_clear_gain_is() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 5, 13, 50])
-def test_equal_models_tie_wherever_their_columns_stand(count: int) -> None:
+def test_equal_models_tie_in_any_columns(count: int) -> None:
     a, _ = metrics_of(3000)
     names = [str(i) for i in range(count)]
     bootstrap = Bootstrap(names, replicates=300)
@@ -116,7 +116,7 @@ def test_very_few_users_give_finite_intervals() -> None:
     assert (found.low, found.high) == (0.5, 0.5)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_incomparable_values_are_refused() -> None:
     bootstrap = Bootstrap(["a"], replicates=100)
     with pytest.raises(InputError, match="no users"):
         bootstrap.interval("a")
@@ -147,7 +147,7 @@ def test_holm_equals_its_naive_twin(p_values: list[float]) -> None:
     assert list(found.values()) == pytest.approx(oracles.holm(p_values))
 
 
-def test_holm_refuses_what_is_no_probability() -> None:
+def test_holm_refuses_values_that_are_no_probability() -> None:
     with pytest.raises(InputError, match="got 1.5 for 'a'"):
         holm({"a": 1.5})
     with pytest.raises(InputError, match="got nan"):

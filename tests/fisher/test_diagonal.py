@@ -1,4 +1,4 @@
-"""Each estimator against the sum by its definition: one backward pass a user and item."""
+"""Each estimator against the sum by its definition: one backward pass per user and item."""
 
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ def test_exact_equals_brute_force_for_a_recurrent_model(
 
 def test_generic_path_equals_the_fast_one() -> None:
     class Renamed(SequenceEncoder):
-        """Anything but the encoder itself goes the generic way."""
+        """A subclass of the encoder takes the generic path."""
 
     fast = encoder(5, distance_bias=True)
     generic = Renamed(ITEMS, fast.config).double()
@@ -98,7 +98,7 @@ def test_generic_path_equals_the_fast_one() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 4, 8, ITEMS])
-def test_topk_weighs_the_most_probable_items(samples: int) -> None:
+def test_topk_weights_the_most_probable_items(samples: int) -> None:
     module, users = encoder(1), histories()
     top = probabilities(module, users).topk(samples)
     expected = diagonal(module, users, only(top.indices, top.values))
@@ -115,7 +115,7 @@ def uniform_picks(seed: int, keys: Tensor, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("samples", [2, 8])
-def test_random_weighs_uniformly_drawn_items(samples: int) -> None:
+def test_random_weights_uniformly_drawn_items(samples: int) -> None:
     module, users = encoder(2), histories()
     picks = uniform_picks(7, torch.arange(len(users)), samples)
     p = probabilities(module, users).gather(1, picks)
@@ -125,7 +125,7 @@ def test_random_weighs_uniformly_drawn_items(samples: int) -> None:
     assert_close(found, diagonal(module, users, only(picks, torch.full_like(p, 1 / samples))))
 
 
-def test_target_weighs_the_observed_item() -> None:
+def test_target_weights_the_observed_item() -> None:
     module, users, targets = encoder(2), histories(), torch.tensor([1, 9, 4, 4, 7])
     expected = diagonal(module, users, only(targets[:, None] - 1, torch.ones(5, 1, dtype=torch.float64)))
     assert_close(estimate(module, users, estimator="target", targets=targets), expected)
@@ -235,14 +235,14 @@ def test_batchwise_target_of_a_recurrent_model(tied: bool) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["topk", "random", "model"])
-def test_groups_of_one_user_are_the_estimator_itself(estimator: str) -> None:
+def test_groups_of_one_user_give_the_estimator_itself(estimator: str) -> None:
     module, users = encoder(8), histories()
     alone = estimate(module, users, estimator=estimator, samples=4)
     assert_close(estimate(module, users, estimator=estimator, samples=4, batch_size=1), alone)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "model", "random", "hutchinson", "rank_unbiased", "topk"])
-def test_chunks_order_and_shards_change_nothing_but_rounding(estimator: str) -> None:
+def test_chunks_order_and_shards_change_only_rounding(estimator: str) -> None:
     module, users = encoder(9), histories().repeat(4, 1)
     samples = None if estimator == "exact" else 3
     keys = torch.arange(100, 100 + len(users))
@@ -257,9 +257,7 @@ def test_chunks_order_and_shards_change_nothing_but_rounding(estimator: str) -> 
 
 
 @pytest.mark.parametrize("estimator", ["exact", "model", "random", "hutchinson", "rank_unbiased", "topk"])
-def test_reading_the_catalogue_in_tiles_changes_nothing_but_rounding(
-    estimator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_the_catalogue_in_tiles_changes_only_rounding(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, users, samples = encoder(9), histories(), None if estimator == "exact" else 3
     whole = estimate(module, users, estimator=estimator, samples=samples)
     batch = estimate(module, users, estimator="topk", samples=3, batch_size=2)
@@ -271,7 +269,7 @@ def test_reading_the_catalogue_in_tiles_changes_nothing_but_rounding(
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_seed_matters_to_an_estimator_that_draws_at_random_alone(name: str) -> None:
+def test_the_seed_matters_only_to_estimators_that_draw_at_random(name: str) -> None:
     module, users, entry = encoder(9), histories(), ESTIMATORS[name]
     samples = None if entry.samples is None else 1
     first, second = (
@@ -280,7 +278,7 @@ def test_seed_matters_to_an_estimator_that_draws_at_random_alone(name: str) -> N
     assert entry.random == any(not torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_diagonal_is_found_by_what_it_depends_on() -> None:
+def test_the_key_of_a_diagonal_holds_what_it_depends_on() -> None:
     assert FisherConfig(seed=1, align="identity").key == FisherConfig().key
     assert FisherConfig("model", 3, seed=1).key != FisherConfig("model", 3).key
     assert FisherConfig("topk", 3, batch_size=2, align="identity").key != FisherConfig("topk", 3, batch_size=2).key
@@ -331,7 +329,7 @@ def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -
     ],
 )
 @pytest.mark.parametrize("estimator", [{}, {"estimator": "topk", "samples": 5, "batch_size": 2}])
-def test_products_in_bf16_err_by_little(settings: dict[str, object], estimator: dict[str, Any]) -> None:
+def test_products_in_bf16_have_a_small_error(settings: dict[str, object], estimator: dict[str, Any]) -> None:
     module, users = encoder(9, dim=8, **settings), histories()
     exact = estimate(module, users, **estimator)
     assert_close(estimate(module, users, precision="bf16", **estimator), exact, 0)  # of float64 nothing is rounded
@@ -395,7 +393,7 @@ def test_frozen_parameters_of_an_encoder_are_left_out_on_request(frozen: str, es
     assert_close(partial, {name: value for name, value in whole.items() if name != frozen})
 
 
-def test_a_direction_that_is_a_part_of_a_parameter_is_refused() -> None:
+def test_a_direction_that_is_part_of_a_parameter_is_refused() -> None:
     module = Recurrent(tied=True, bias=True).double()
     module.both = nn.Parameter(torch.zeros(8).double())
     module.repeat_direction = module.both[4:]
@@ -438,7 +436,7 @@ def test_settings_that_cannot_work_are_refused(arguments: dict[str, object], err
         estimate(encoder(), histories(), **arguments)  # type: ignore[arg-type]
 
 
-def test_histories_and_scores_that_cannot_be_are_refused() -> None:
+def test_invalid_histories_and_scores_are_refused() -> None:
     module = encoder()
     with pytest.raises(InputError, match="leave none empty"):
         estimate(module, torch.tensor([[0, 0, 1], [0, 0, 0]]))

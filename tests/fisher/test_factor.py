@@ -14,7 +14,7 @@ from raymerge.fisher.threads import in_order
 
 
 def scores(*, items: int, dim: int, users: int = 3, repeats: bool = False) -> Scores:
-    """With repeats user i had item 0 and, if there is one, item i + 1."""
+    """With repeats, user i's history has item 0 and, if there is one, item i + 1."""
     generator = torch.Generator().manual_seed(1)
     weight, bias, hidden, direction = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -27,7 +27,7 @@ def scores(*, items: int, dim: int, users: int = 3, repeats: bool = False) -> Sc
 
 
 def by_definition(found: Scores, weights: Tensor) -> Tensor:
-    """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ, with W_j + r in place of W_j where a user had item j."""
+    """C = Σ_j w_j (W_j - μ)(W_j - μ)ᵀ, with W_j + r instead of W_j for items j in a user's history."""
     p = found.logits(slice(0, found.head.items)).softmax(1)
     own = found.head.weight.expand(len(p), -1, -1).clone()
     if found.had is not None:
@@ -44,7 +44,7 @@ def product(probes: Probes) -> Tensor:
 
 @pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize(("items", "dim"), [(2, 5), (40, 5), (1, 3)])
-def test_squared_probes_make_the_covariance(items: int, dim: int, repeats: bool) -> None:
+def test_squared_probes_add_up_to_the_covariance(items: int, dim: int, repeats: bool) -> None:
     found = scores(items=items, dim=dim, repeats=repeats)
     p = found.logits(slice(0, found.head.items)).softmax(1)
     expected = by_definition(found, p)
@@ -52,7 +52,7 @@ def test_squared_probes_make_the_covariance(items: int, dim: int, repeats: bool)
     torch.testing.assert_close(product(from_all(found, None)), expected)
 
 
-def test_directions_without_variance_cost_no_probe() -> None:
+def test_directions_without_variance_need_no_probe() -> None:
     found = scores(items=3, dim=8)
     assert from_all(found, None).cotangents.shape[1] == 2
     assert from_all(found, torch.tensor([[0, -1]]).expand(3, -1)).cotangents.shape[1] == 2
@@ -61,7 +61,7 @@ def test_directions_without_variance_cost_no_probe() -> None:
 
 @pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize("chosen", [3, 20])
-def test_chosen_items_make_the_covariance_with_at_most_d_probes(chosen: int, repeats: bool) -> None:
+def test_chosen_items_give_the_covariance_with_at_most_d_probes(chosen: int, repeats: bool) -> None:
     found = scores(items=20, dim=6, repeats=repeats)
     items = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(i))[:chosen] for i in range(3)])
     weights = torch.rand(3, chosen, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_chosen_items_make_the_covariance_with_at_most_d_probes(chosen: int, rep
     torch.testing.assert_close(product(probes), expected)
 
 
-def test_what_all_items_share_does_not_cancel_the_covariance_in_float32() -> None:
+def test_a_component_shared_by_all_items_does_not_cancel_the_covariance_in_float32() -> None:
     weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-2 + 10
     hidden = torch.tensor([[[30.0, -30.0, 20.0, -20.0]]], dtype=torch.float64)
     exact = Scores(Head(weight, None), hidden, torch.zeros(1, 1, dtype=torch.int64))
@@ -81,7 +81,7 @@ def test_what_all_items_share_does_not_cancel_the_covariance_in_float32() -> Non
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_a_user_who_is_nearly_certain_beside_others_who_are_not_keeps_its_covariance_in_float32() -> None:
+def test_a_nearly_certain_user_among_others_keeps_its_covariance_in_float32() -> None:
     exact = scores(items=300, dim=20)
     exact = Scores(exact.head, exact.hidden * torch.tensor([20.0, 0.3, 1.0])[:, None, None], exact.stream)
     head = Head(exact.head.weight.float(), exact.head.bias.float())
@@ -125,6 +125,6 @@ def test_results_come_in_order_and_an_error_stops_the_work() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_threads_stay_from_one_call_to_the_next() -> None:
+def test_threads_are_reused_between_calls() -> None:
     first, second = (set(in_order(lambda _: threading.get_native_id(), range(20))) for _ in range(2))
     assert len(first | second) <= torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Items that are not on offer take no part in the softmax: a model of the others alone has the same diagonal."""
+"""Items that are not on offer take no part in the softmax: a model of only the others has the same diagonal."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from raymerge.fisher import estimate
         {"estimator": "topk", "samples": 2, "batch_size": 2},
     ],
 )
-def test_items_not_on_offer_are_as_if_there_were_none(bias: bool, arguments: dict) -> None:
+def test_items_not_on_offer_might_as_well_not_exist(bias: bool, arguments: dict) -> None:
     offered = torch.tensor([1, 2, 3, 4, 5, 7, 9])
     module = encoder(6, output_bias=bias)
     alone = encoder(0, items=len(offered), output_bias=bias)
@@ -70,6 +70,6 @@ def test_items_not_on_offer_are_never_drawn(estimator: str, batch_size: int | No
 @pytest.mark.parametrize(
     ("offered", "expected"), [(torch.ones(4, dtype=torch.bool), "4 true of 4"), (torch.zeros(9) > 0, "0 true of 9")]
 )
-def test_an_offer_that_cannot_be_is_refused(offered: Tensor, expected: str) -> None:
+def test_an_invalid_offer_is_refused(offered: Tensor, expected: str) -> None:
     with pytest.raises(InputError, match=f"bool.V. for V = 9 items, at least one of them true, got {expected}"):
         estimate(encoder(), histories(), offered=offered)

@@ -1,4 +1,4 @@
-"""Sums of shards: one fixed tree, whatever the blocks they are read in."""
+"""Sums of shards: one fixed tree, in any blocks."""
 
 from collections.abc import Iterator
 from weakref import WeakSet
@@ -19,7 +19,7 @@ def by_recursion(shards: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("count", range(1, 20))
-def test_sum_is_that_of_the_binary_tree_to_the_bit(count: int) -> None:
+def test_the_sum_equals_that_of_the_binary_tree_bit_for_bit(count: int) -> None:
     shards = list(torch.randn(count, 5, 3, dtype=torch.float64) * 10.0 ** torch.arange(count)[:, None, None])
     total = tree_sum(iter(shards))
     assert torch.equal(total, by_recursion(shards))
@@ -27,7 +27,7 @@ def test_sum_is_that_of_the_binary_tree_to_the_bit(count: int) -> None:
     assert torch.equal(torch.cat(by_rows), total)
 
 
-def test_no_more_shards_are_held_than_the_tree_is_deep() -> None:
+def test_no_more_shards_are_held_than_the_depth_of_the_tree() -> None:
     alive: WeakSet[Tensor] = WeakSet()
     most = 0
 

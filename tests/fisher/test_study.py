@@ -62,7 +62,7 @@ def test_row_has_mean_and_spread_over_seeds_overall_and_by_layer() -> None:
     assert (single["unbiased"], random["unbiased"]) == (False, True)
 
 
-def test_layer_on_which_nothing_depends_is_left_out() -> None:
+def test_a_layer_without_influence_is_left_out() -> None:
     one = measured(FisherConfig("topk", 5), 1.0)
     nothing = {"mask_embedding.weight": Agreement.of(torch.zeros(3), torch.zeros(3))}
     [row] = rows([Measured(one.config, 10, 0.2, {**one.agreement, **nothing})], dim=3)
@@ -91,7 +91,7 @@ def test_only_estimators_that_draw_have_several_seeds() -> None:
     }
 
 
-def test_batch_wise_forms_are_added_on_demand_and_are_no_estimates_of_the_diagonal() -> None:
+def test_batch_wise_forms_are_added_on_demand_and_do_not_estimate_the_diagonal() -> None:
     found = list(candidates(StudyConfig(samples=(3,), seeds=1, batch_size=4), FisherConfig(), items=50, dim=16))
     forms = {(config.estimator, config.align) for config in found if config.batch_size == 4}
     assert forms == {(name, align) for name in ESTIMATORS for align in ESTIMATORS[name].alignments}
@@ -106,7 +106,7 @@ def test_every_estimators_cost_is_a_number() -> None:
     assert backward_passes(FisherConfig("model", 50), dim=16) == 16
 
 
-def test_enough_is_the_cheapest_that_keeps_to_the_tolerance() -> None:
+def test_enough_is_the_cheapest_within_the_tolerance() -> None:
     def row(line: str, samples: int, error: float) -> Row:
         [made] = rows([measured(FisherConfig(line, samples), 1.0)], dim=64)
         made["overall"]["scaled_error"]["mean"] = error

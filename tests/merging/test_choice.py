@@ -1,4 +1,4 @@
-"""What is given is not searched, and what is luck is not chosen."""
+"""Given coefficients are not searched, and lucky choices are not made."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_given_coefficients_are_not_searched() -> None:
         MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
 
 
-def test_a_choice_that_is_luck_is_not_made() -> None:
+def test_a_lucky_choice_is_not_made() -> None:
     noise = torch.Generator().manual_seed(1)
     plain, means = torch.rand(1000, generator=noise), []
 

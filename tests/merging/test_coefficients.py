@@ -30,7 +30,7 @@ def test_the_maximum_of_a_concave_function_is_found(optimum: Point) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(optima(), st.integers(1, 60))
-def test_a_search_keeps_to_its_budget_asks_nothing_twice_and_repeats_itself(optimum: Point, budget: int) -> None:
+def test_a_search_keeps_to_its_budget_scores_nothing_twice_and_is_deterministic(optimum: Point, budget: int) -> None:
     asked = []
 
     def score(point: Point) -> float:
@@ -50,7 +50,7 @@ def test_equal_coefficients_are_tried_first_and_win_ties() -> None:
     assert found.coefficients == found.trials[0][0] == pytest.approx((1 / 3,) * 3)
 
 
-def test_of_points_that_tie_for_the_best_the_most_equal_one_wins() -> None:
+def test_among_tied_best_points_the_most_equal_one_wins() -> None:
     plateau = search(lambda point: float(point[0] >= 0.6), 2, budget=60)
     assert 0.6 <= plateau.coefficients[0] < 0.65, "the first of the plateau to be tried has 0.75"
 

@@ -1,4 +1,4 @@
-"""A choice made on users is judged by others: against a plain loop, and on trials whose worth is known."""
+"""A choice made on some users is judged on others: against a plain loop, and on trials of known value."""
 
 import pytest
 import torch
@@ -35,13 +35,13 @@ def naive_gain(trials: list[FoldedScore]) -> float:
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 300), st.integers(0, 2**31))
-def test_the_gain_is_that_of_the_definition(trials: int, users: int, seed: int) -> None:
+def test_the_gain_equals_its_definition(trials: int, users: int, seed: int) -> None:
     gains = torch.rand(trials, users, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     scores = scores_of(gains)
     assert held_out_gain(scores) == pytest.approx(naive_gain(scores), abs=1e-12)
 
 
-def test_folds_add_up_to_the_mean_however_users_are_divided_into_partitions() -> None:
+def test_folds_add_up_to_the_mean_for_any_partitions() -> None:
     gains, keys = torch.rand(1000), torch.arange(1000)
     parts = folded(gains[:300], keys[:300]) + folded(gains[300:], keys[300:])
     assert torch.equal(parts.counts, folded(gains, keys).counts)
@@ -49,7 +49,7 @@ def test_folds_add_up_to_the_mean_however_users_are_divided_into_partitions() ->
     assert int(parts.counts.min()) > 10
 
 
-def test_what_is_better_for_everybody_holds_and_luck_does_not() -> None:
+def test_a_gain_for_everybody_holds_and_luck_does_not() -> None:
     drawn = torch.Generator().manual_seed(0)
     plain = torch.rand(1, 2000, generator=drawn)
     assert held_out_gain(scores_of(torch.cat([plain, plain + 0.01]))) == pytest.approx(0.01, abs=1e-6)

@@ -70,7 +70,7 @@ def test_average_equals_fisher_with_equal_diagonals_and_with_a_huge_floor(drawn:
 
 @settings(max_examples=40, deadline=None)
 @given(members(), st.floats(1e-3, 1e3))
-def test_scales_that_change_nothing(drawn: Members, factor: float) -> None:
+def test_scaling_that_changes_nothing(drawn: Members, factor: float) -> None:
     models, diagonals, coefficients = drawn
     once = merge(double(models), double(diagonals), coefficients=coefficients)
     more = [c * factor for c in coefficients]
@@ -144,7 +144,7 @@ def random_diagonal(module: nn.Module, seed: int) -> dict[str, Tensor]:
     return {name: torch.rand(p.shape, generator=generator) for name, p in module.named_parameters()}
 
 
-def test_encoders_merge_into_one_that_loads_and_nothing_given_is_changed() -> None:
+def test_encoders_merge_into_one_that_loads_and_arguments_are_unchanged() -> None:
     modules = [encoder(seed) for seed in range(3)]
     diagonals = [random_diagonal(module, seed) for seed, module in enumerate(modules)]
     before = [{n: t.clone() for n, t in each.items()} for each in (*(m.state_dict() for m in modules), *diagonals)]
@@ -160,7 +160,7 @@ def test_encoders_merge_into_one_that_loads_and_nothing_given_is_changed() -> No
     assert all(same_in_state_dicts[name].equal(tensor) for name, tensor in found.items())
 
 
-def test_one_model_and_copies_of_it_merge_to_itself() -> None:
+def test_copies_of_one_model_merge_into_itself() -> None:
     module = encoder()
     diagonal = random_diagonal(module, 0)
     for count in (1, 3):
@@ -193,7 +193,7 @@ def test_tied_parameters_share_a_diagonal_and_equal_buffers_are_copied() -> None
         merge([Tied(0.0), Tied(4.0, steps=1)], method="average")
 
 
-def test_parameters_that_no_diagonal_has_must_be_equal() -> None:
+def test_parameters_without_a_diagonal_must_be_equal() -> None:
     models = [{"w": torch.zeros(1), "frozen": torch.ones(1)}, {"w": torch.ones(1), "frozen": torch.ones(1)}]
     diagonals = [{"w": torch.ones(1)}] * 2
     assert merge(models, diagonals)["frozen"].item() == 1
@@ -230,7 +230,7 @@ F = {"w": torch.ones(2)}
         (([A, B], [F, F]), {"epsilon": -1}, "epsilon must be finite and at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_merged_is_refused_with_the_first_difference(
+def test_unmergeable_models_are_refused_with_the_first_difference(
     arguments: tuple, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MergeError, match=message) as caught:
@@ -264,7 +264,7 @@ def test_catalogues_of_different_sizes_are_refused() -> None:
         merge([encoder(), encoder(num_items=12)], method="average")
 
 
-def test_unknown_names_are_answered_with_those_known() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="unknown merge method 'ties'; known: average, fisher"):
         merge([A, B], [F, F], method="ties")
     with pytest.raises(ConfigError, match="unknown normalisation 'layer'; known: none, model, tensor"):

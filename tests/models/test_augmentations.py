@@ -59,7 +59,7 @@ def test_reorder_shuffles_one_run_of_the_share(histories: list[list[int]], share
         assert not moved or moved[-1] - moved[0] < math.floor(share * len(history))
 
 
-def test_every_place_is_equally_likely() -> None:
+def test_every_position_is_equally_likely() -> None:
     histories = torch.arange(1, 5).expand(6000, 4)
     row_seeds = torch.arange(6000)
     starts = torch.bincount(crop(histories, row_seeds, share=0.5)[:, -1], minlength=5)[2:]
@@ -70,7 +70,7 @@ def test_every_place_is_equally_likely() -> None:
 
 
 @pytest.mark.parametrize("names", [("crop",), ("crop", "mask"), ("crop", "mask", "reorder")])
-def test_two_views_are_of_different_augmentations_where_there_are_several(names: tuple[str, ...]) -> None:
+def test_two_views_use_different_augmentations_if_there_are_several(names: tuple[str, ...]) -> None:
     histories = torch.arange(1, 9).expand(300, 8)
     shares = [(name, 0.5) for name in names]
     kinds = []
@@ -81,7 +81,7 @@ def test_two_views_are_of_different_augmentations_where_there_are_several(names:
     assert bool((kinds[0] != kinds[1]).all()) == (len(names) > 1)
 
 
-def test_views_do_not_depend_on_the_rows_beside() -> None:
+def test_views_do_not_depend_on_other_rows() -> None:
     histories, row_seeds = torch.arange(1, 9).expand(5, 8), torch.arange(5)
     for augmentation in AUGMENTATIONS:
         make = AUGMENTATIONS[augmentation]

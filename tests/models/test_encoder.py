@@ -23,7 +23,7 @@ def histories() -> Tensor:
 
 @BOTH
 @pytest.mark.parametrize("settings", [{}, {"norm": "post"}, {"distance_bias": True}])
-def test_states_at_chosen_columns_are_those_of_all(attention: str, settings: dict[str, object]) -> None:
+def test_states_at_chosen_columns_equal_those_of_a_full_pass(attention: str, settings: dict[str, object]) -> None:
     encoder = make(attention, **settings)
     rows = encoder.input_rows(histories())
     at = torch.tensor([[3, 4], [0, 2], [4, 4]])
@@ -40,7 +40,7 @@ def test_left_padding_changes_nothing(attention: str) -> None:
 
 
 @BOTH
-def test_items_of_the_history_gain_what_the_state_says_once(attention: str) -> None:
+def test_items_of_the_history_gain_the_shift_once(attention: str) -> None:
     torch.manual_seed(1)
     plain, encoder = make(attention), make(attention, repeat_direction=True)
     encoder.load_state_dict({**plain.state_dict(), "repeat_direction": torch.randn(8)})
@@ -69,7 +69,9 @@ def test_causal_states_do_not_see_later_items() -> None:
 
 
 @BOTH
-def test_training_mode_attends_as_eval_mode_but_for_dropout(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_mode_attends_like_eval_mode_except_for_dropout(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = make(attention, dropout=0.3)
     monkeypatch.setattr("raymerge.models.dropout.keep_scale", lambda like, rate: torch.ones_like(like))
     expected = encoder(histories())
@@ -95,13 +97,13 @@ def test_rows_of_padding_give_finite_gradients(attention: str) -> None:
         ([[-1, 2]], "must be in 0..20, found -1"),
     ],
 )
-def test_refuses_what_is_no_history(bad: list[list[int]], expected: str) -> None:
+def test_malformed_histories_are_refused(bad: list[list[int]], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         make()(torch.tensor(bad))
 
 
 @pytest.mark.parametrize(("name", "value"), [("dim", 0), ("heads", 3), ("dropout", 1.0), ("max_length", 1)])
-def test_refuses_impossible_settings(name: str, value: float) -> None:
+def test_impossible_settings_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"encoder\.{name}\b.*, got .*{value}"):
         EncoderConfig(**{name: value})
 
@@ -137,7 +139,7 @@ def test_chunks_hold_less_and_have_the_same_dropout_forward_and_backward(attenti
 
 
 @BOTH
-def test_encoder_of_given_parameters_takes_them_over(attention: str) -> None:
+def test_an_encoder_takes_over_given_parameters(attention: str) -> None:
     encoder = make(attention, distance_bias=True, repeat_direction=True)
     parameters, random = encoder.state_dict(), torch.get_rng_state()
     same = SequenceEncoder.of(20, encoder.config, parameters)

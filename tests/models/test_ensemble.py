@@ -1,4 +1,4 @@
-"""The ensemble scores as the mean of its members' logits, whatever way it is computed."""
+"""The ensemble scores as the mean of its members' logits, however it is computed."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from raymerge.models.ensemble import Ensemble
 
 @pytest.mark.parametrize("some", [{}, {"output_bias": False}, {"repeat_direction": True}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_ranks_are_those_of_the_mean_of_logits(attention: str, some: dict[str, bool]) -> None:
+def test_ranks_are_those_of_the_mean_logits(attention: str, some: dict[str, bool]) -> None:
     torch.manual_seed(1)
     config = EncoderConfig(attention=attention, max_length=6, dim=8, heads=2, feed_forward=16, **some)
     models = [SequenceEncoder(30, config).double().eval() for _ in range(3)]

@@ -19,14 +19,14 @@ def leaves_of(rows: int, items: int, draw: torch.Generator) -> list[torch.Tensor
 
 
 def repeats_of(had: torch.Tensor, direction: torch.Tensor) -> Repeats:
-    """Each row being the last place of a window of its own."""
+    """Repeats in which each row is the last place of its own window."""
     columns = torch.arange(had.shape[1]).expand_as(had).masked_fill(~had, -1)
     rows = torch.arange(len(had))
     return Repeats(columns, rows, torch.full_like(rows, had.shape[1] - 1), direction)
 
 
 def had_by(rows: int, items: int, share: float, draw: torch.Generator) -> torch.Tensor:
-    """Which row has had which item: bool[rows, items]."""
+    """Which items are in the history of each row: bool[rows, items]."""
     return torch.rand(rows, items, generator=draw) < share
 
 
@@ -78,7 +78,7 @@ def test_repeats_are_not_rounded_under_autocast() -> None:
     assert float(total) == pytest.approx(64 * 3.1 * 1.234, rel=1e-6)
 
 
-def test_no_gradients_are_formed_where_none_are_wanted() -> None:
+def test_no_gradients_are_computed_if_none_are_needed() -> None:
     states, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
     with torch.no_grad():
         quiet = catalogue_cross_entropy(states, torch.zeros(4, dtype=torch.int64), weight, None)
@@ -122,7 +122,7 @@ def test_sampled_cross_entropy_and_its_gradients(
         torch.testing.assert_close(fast_value, naive, rtol=1e-10, atol=1e-12)
 
 
-def test_the_sampled_sum_over_the_catalogue_is_without_bias() -> None:
+def test_the_sampled_sum_over_the_catalogue_is_unbiased() -> None:
     torch.manual_seed(0)
     state, weight, target = torch.randn(1, 3), torch.randn(60, 3), torch.tensor([5])
     odds = torch.exp(weight @ state[0]).double()

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the reference's bits, and nothing but the counters decides."""
+"""Counter-based random numbers: bits equal to the reference's, which depend only on the counters."""
 
 import torch
 from hypothesis import given, settings
@@ -13,12 +13,12 @@ WORD = st.integers(-(2**63), 2**63 - 1)
 
 @settings(max_examples=50, deadline=None)
 @given(WORD, WORD)
-def test_hash_is_splitmix64_once_a_counter(first: int, second: int) -> None:
+def test_the_hash_applies_splitmix64_once_per_counter(first: int, second: int) -> None:
     expected = splitmix64(splitmix64(int(Stream.ROW) ^ (first & MASK)) ^ (second & MASK))
     assert int(hashed(Stream.ROW, first, torch.tensor(second))) & MASK == expected
 
 
-def test_words_lie_where_the_counters_do() -> None:
+def test_words_are_on_the_device_of_the_counters() -> None:
     assert hashed(Stream.VIEW, 3, torch.zeros(2, dtype=torch.int64, device="meta"), 1).device.type == "meta"
 
 
@@ -32,7 +32,7 @@ def test_uniform_numbers_fill_the_unit_interval_and_streams_differ() -> None:
     assert abs(float(torch.corrcoef(torch.stack([drawn, other]))[0, 1])) < 0.03
 
 
-def test_a_row_draws_the_same_whatever_stands_beside_it() -> None:
+def test_a_rows_draws_do_not_depend_on_other_rows() -> None:
     seeds = torch.tensor([5, 9, -3])
     together = uniform(Stream.VIEW, seeds[:, None], torch.arange(7))
     assert torch.equal(together[1:2], uniform(Stream.VIEW, seeds[1:2, None], torch.arange(7)))

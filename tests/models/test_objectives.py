@@ -1,4 +1,4 @@
-"""Every registered objective: its loss against a naive one, its gradients, its settings, and what it may not see."""
+"""Every registered objective: its loss against a naive one, its gradients, its settings, and what it must not see."""
 
 from dataclasses import fields, replace
 
@@ -93,7 +93,7 @@ def naive_contrasts(name: str, encoder: SequenceEncoder, batch: Batch, given: ob
 
 @EVERY
 @pytest.mark.parametrize(("seed", "repeats"), [(0, True), (1, True), (2, False)])
-def test_loss_is_that_of_the_naive_version(name: str, attention: str, seed: int, repeats: bool) -> None:
+def test_losses_equal_the_naive_version(name: str, attention: str, seed: int, repeats: bool) -> None:
     encoder = make(attention, repeats=repeats)
     objective = build_objective(ObjectiveConfig(name), encoder.config).double()
     batch = make_batch(objective.window, seed=seed)
@@ -130,7 +130,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str, attention: st
 
 
 @EVERY
-def test_items_not_on_offer_are_neither_right_nor_wrong(name: str, attention: str) -> None:
+def test_items_not_on_offer_take_no_part(name: str, attention: str) -> None:
     encoder = make(attention)
     objective = build_objective(ObjectiveConfig(name), encoder.config).double()
     whole = make_batch(objective.window)
@@ -162,7 +162,7 @@ def test_padding_on_the_left_changes_no_loss(name: str, attention: str) -> None:
 
 
 @EVERY
-def test_no_rows_are_no_loss(name: str, attention: str) -> None:
+def test_no_rows_give_no_loss(name: str, attention: str) -> None:
     encoder = make(attention, dropout=0.2).train()
     objective = build_objective(ObjectiveConfig(name), encoder.config).double()
     whole = make_batch(objective.window)
@@ -179,7 +179,7 @@ def test_no_rows_are_no_loss(name: str, attention: str) -> None:
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(0, 10**6),
 )
-def test_cloze_hides_the_rate_of_items_or_the_last_alone(
+def test_cloze_hides_the_configured_share_or_only_the_last_item(
     rows: list[list[int]], rate: float, last_only: float, seed: int
 ) -> None:
     windows, given = padded(rows, 10), ClozeSettings(mask_rate=rate, last_only=last_only)
@@ -193,7 +193,7 @@ def test_cloze_hides_the_rate_of_items_or_the_last_alone(
         assert last_alone if last_only == 1 else (last_alone and last_only > 0) or int(changed[row].sum()) == number
 
 
-def test_what_is_hidden_is_nowhere_in_the_input() -> None:
+def test_hidden_items_are_nowhere_in_the_input() -> None:
     windows, seeds = padded(random_histories(50, ITEMS, longest=10, shortest=10, seed=3), 10), torch.arange(50)
     inputs, columns, hidden = hide(windows, seeds, ClozeSettings(), mask_index=99)
     others = windows.clone()
@@ -202,7 +202,7 @@ def test_what_is_hidden_is_nowhere_in_the_input() -> None:
 
 
 @pytest.mark.parametrize(("name", "attention"), [pair for pair in PAIRS if pair[0] in ("cl4srec", "duorec")])
-def test_the_window_s_target_does_not_reach_the_contrasted_states(name: str, attention: str) -> None:
+def test_the_target_of_a_window_does_not_reach_the_contrasted_states(name: str, attention: str) -> None:
     encoder = make(attention)
     settings_given = {} if name == "cl4srec" else {"mode": "unsupervised"}
     objective = build_objective(ObjectiveConfig(name, settings_given), encoder.config)
@@ -211,7 +211,7 @@ def test_the_window_s_target_does_not_reach_the_contrasted_states(name: str, att
     assert torch.equal(objective(encoder, batch)[1].total, objective(encoder, other)[1].total)
 
 
-def test_projection_is_a_part_of_the_objective_only() -> None:
+def test_the_projection_belongs_only_to_the_objective() -> None:
     encoder = make("causal")
     objective = build_objective(ObjectiveConfig("duorec", {"projection": True}), encoder.config).double()
     before = set(dict(encoder.named_parameters()))
@@ -243,12 +243,12 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
         ("duorec", {"candidates": 2.5}, "candidates must be a number between 1 and 1000, got 2.5"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(name: str, given: dict[str, object], expected: str) -> None:
+def test_impossible_settings_are_refused(name: str, given: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         ObjectiveConfig(name, given)
 
 
-def test_unknown_names_are_answered_with_those_known() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="bert4rec, next_item, cl4srec, duorec"):
         ObjectiveConfig("sasrec")
     with pytest.raises(UnknownNameError, match="crop, mask, reorder"):

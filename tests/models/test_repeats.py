@@ -1,4 +1,4 @@
-"""What a place has had, against sets."""
+"""The items visible from a place, against Python sets."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ROWS = st.lists(st.lists(st.integers(0, ITEMS + 1), min_size=5, max_size=5), min
 
 
 def names(had: torch.Tensor) -> list[list[int]]:
-    """The columns that each row names, in order."""
+    """The columns of each row, in order."""
     return [sorted(column for column in row if column >= 0) for row in had.tolist()]
 
 
@@ -21,7 +21,7 @@ def columns_of(inputs: list[int]) -> list[int]:
 
 
 @given(ROWS)
-def test_each_column_stands_once_where_its_item_first_stood(rows: list[list[int]]) -> None:
+def test_each_column_appears_once_where_its_item_first_occurs(rows: list[list[int]]) -> None:
     had = distinct_columns(torch.tensor(rows), ITEMS)
     assert names(had) == [columns_of(row) for row in rows]
     for row, found in zip(rows, had.tolist(), strict=True):
@@ -29,7 +29,9 @@ def test_each_column_stands_once_where_its_item_first_stood(rows: list[list[int]
 
 
 @given(ROWS, st.booleans(), st.integers(1, 5), st.data())
-def test_places_have_had_what_they_see(rows: list[list[int]], causal: bool, chunk: int, data: st.DataObject) -> None:
+def test_places_have_the_columns_they_can_see(
+    rows: list[list[int]], causal: bool, chunk: int, data: st.DataObject
+) -> None:
     asked = torch.tensor([data.draw(st.lists(st.booleans(), min_size=5, max_size=5)) for _ in rows])
     found = Repeats.before(torch.tensor(rows), asked, torch.ones(3), num_items=ITEMS, causal=causal)
     places = asked.nonzero().tolist()
@@ -46,7 +48,7 @@ def test_places_have_had_what_they_see(rows: list[list[int]], causal: bool, chun
 
 
 @given(ROWS, st.integers(1, ITEMS))
-def test_shifts_and_questions_reach_each_column_that_was_had(rows: list[list[int]], width: int) -> None:
+def test_shifts_and_lookups_reach_each_column_in_the_history(rows: list[list[int]], width: int) -> None:
     had = distinct_columns(torch.tensor(rows), ITEMS)
     expected = torch.tensor([[column in columns_of(row) for column in range(ITEMS)] for row in rows])
     shift = torch.arange(1.0, len(rows) + 1)
@@ -60,7 +62,7 @@ def test_shifts_and_questions_reach_each_column_that_was_had(rows: list[list[int
 
 
 @pytest.mark.parametrize("value", [None, 3])
-def test_other_attributes_of_the_name_are_no_direction(value: object) -> None:
+def test_other_attributes_of_that_name_are_not_a_direction(value: object) -> None:
     module = torch.nn.Linear(2, 2)
     assert repeat_direction(module) is None
     module.repeat_direction = value

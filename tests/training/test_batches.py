@@ -1,4 +1,4 @@
-"""Windows and batches: what they cover, and that no split over ranks changes them."""
+"""Windows and batches: what they cover, and that splitting over ranks does not change them."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def rows_of(batch: Batch) -> list[tuple[int, ...]]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 10**6))
-def test_windows_are_whole_parts_of_the_training_part(width: int, stride: int, seed: int) -> None:
+def test_windows_are_contiguous_runs_of_the_training_part(width: int, stride: int, seed: int) -> None:
     histories = random_histories(8, 1000, longest=40, seed=seed)
     windows = windows_of(dealt(histories, 3), width, stride)
     expected = sum(window_count(len(h) - 2, width=width, stride=stride) for h in histories)
@@ -42,7 +42,7 @@ def test_windows_are_whole_parts_of_the_training_part(width: int, stride: int, s
         assert any(len(row) == min(width, len(source)) for source in sources)
 
 
-def test_windows_reach_the_last_item_but_one_of_who_does_not_validate() -> None:
+def test_windows_reach_the_second_to_last_item_of_users_who_do_not_validate() -> None:
     validates = torch.tensor([True, False])
     part = replace(from_lists([[1, 2, 3, 4, 5], [6, 7, 8, 9]]), validates=validates)
     rows = [row[1:] for batch in batches_of(windows_of([part], last_only=True), steps=2) for row in rows_of(batch)]
@@ -68,7 +68,7 @@ def test_last_windows_only() -> None:
 
 
 @pytest.mark.parametrize("split", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[3, 0], [1], [2]], [[0, 1, 2, 3], []]])
-def test_batches_are_the_same_however_partitions_are_held(split: list[list[int]]) -> None:
+def test_batches_do_not_depend_on_how_partitions_are_held(split: list[list[int]]) -> None:
     parts = dealt(random_histories(60, 50, longest=40, seed=1), 4)
     alone = batches_of(windows_of(parts), steps=7, epoch=3)
     ranks = [batches_of(windows_of([parts[p] for p in own]), steps=7, epoch=3) for own in split]
@@ -78,7 +78,7 @@ def test_batches_are_the_same_however_partitions_are_held(split: list[list[int]]
 
 
 @pytest.mark.parametrize(("size", "partitions", "share"), [(65, 8, 0.88), (8, 8, 0.88), (65, 64, 0.84)])
-def test_batches_are_even_and_their_padding_little(size: int, partitions: int, share: float) -> None:
+def test_batches_are_even_with_little_padding(size: int, partitions: int, share: float) -> None:
     parts = dealt(random_histories(2000, 50, longest=30, shortest=4, seed=2), partitions)
     windows, pool = windows_of(parts, width=20, stride=20), pool_steps(partitions=partitions, batch_size=size)
     batches = batches_of(windows, steps=-(-len(windows) // size), pool=pool)
@@ -90,7 +90,7 @@ def test_batches_are_even_and_their_padding_little(size: int, partitions: int, s
     assert all(bool((batch.windows[:, -1] > 0).all()) for batch in batches)
 
 
-def test_small_partitions_leave_no_step_empty_together() -> None:
+def test_small_partitions_together_leave_no_step_empty() -> None:
     parts = dealt(random_histories(300, 50, longest=5, shortest=4, seed=4), 100)
     assert min(len(batch.seeds) for batch in batches_of(windows_of(parts), steps=10)) > 0
 

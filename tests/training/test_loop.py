@@ -1,4 +1,4 @@
-"""The loop: it learns, repeats itself, resumes to the bit, stops in time and says what went wrong."""
+"""The loop: it learns, is deterministic, resumes bit for bit, stops in time and reports what went wrong."""
 
 import gc
 import json
@@ -56,7 +56,7 @@ def test_every_objective_learns(name: str) -> None:
     assert validate(encoder, cyclic(), filter_seen=False) == pytest.approx(state.best_ndcg)
 
 
-def test_nothing_of_the_steps_stays_but_sums() -> None:
+def test_only_sums_of_the_steps_are_kept() -> None:
     kept: list[int] = []
 
     def count(report: EpochReport, state: TrainingState) -> None:
@@ -71,7 +71,7 @@ def test_nothing_of_the_steps_stays_but_sums() -> None:
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_resuming_from_a_saved_state_is_as_never_having_stopped(name: str) -> None:
+def test_resuming_from_a_saved_state_equals_never_stopping(name: str) -> None:
     settings = {"projection": True} if name == "duorec" else {}
     config = replace(CONFIG, epochs=4, average_epochs=3, schedule="cosine", warmup_steps=3)
     through = train(*make(name, **settings), cyclic(), config)
@@ -93,7 +93,7 @@ def test_resuming_from_a_saved_state_is_as_never_having_stopped(name: str) -> No
     assert (through.best_epoch, through.best_ndcg) == (resumed.best_epoch, resumed.best_ndcg)
 
 
-def test_the_last_epochs_give_their_average_while_training_goes_on_from_its_own() -> None:
+def test_the_last_epochs_give_their_average_while_training_continues_from_its_own_parameters() -> None:
     config = replace(CONFIG, epochs=5, learning_rate=1e-2, patience=0)
     plain: list[TrainingState] = []
     train(*make(), cyclic(), config, on_epoch=lambda report, state: plain.append(state))
@@ -120,7 +120,7 @@ def sorted_like(tensors: dict[str, Tensor], pattern: dict[str, Tensor]) -> dict[
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_bf16_learns_as_float32_does(name: str) -> None:
+def test_bf16_learns_like_float32(name: str) -> None:
     reports = [
         train(*make(name), cyclic(), replace(CONFIG, epochs=3, precision=precision)).history
         for precision in ("float32", "bf16")
@@ -129,7 +129,7 @@ def test_bf16_learns_as_float32_does(name: str) -> None:
         assert rough.loss == pytest.approx(exact.loss, rel=0.02) and rough.loss != exact.loss
 
 
-def test_same_seed_same_training_and_another_seed_another() -> None:
+def test_the_same_seed_trains_the_same_model_and_another_seed_another() -> None:
     states = [train(*make(), cyclic(), replace(CONFIG, seed=seed)) for seed in (1, 1, 2)]
     assert equal(states[0].encoder, states[1].encoder)
     assert not equal(states[0].encoder, states[2].encoder)
@@ -146,9 +146,7 @@ def test_same_seed_same_training_and_another_seed_another() -> None:
         (20, 20, 10, True),
     ],
 )
-def test_patience_begins_with_the_epochs_that_are_averaged(
-    epoch: int, best_epoch: int, average: int, expected: bool
-) -> None:
+def test_patience_starts_with_the_averaged_epochs(epoch: int, best_epoch: int, average: int, expected: bool) -> None:
     config = replace(CONFIG, epochs=20, patience=3, average_epochs=average)
     assert is_finished(TrainingState(epoch=epoch, best_epoch=best_epoch), config) is expected
 
@@ -168,7 +166,7 @@ def test_a_finished_training_does_nothing_more() -> None:
     assert equal(encoder.state_dict(), state.best)
 
 
-def test_validation_is_the_mean_ndcg_of_one_user_after_the_other() -> None:
+def test_validation_is_the_mean_ndcg_user_by_user() -> None:
     encoder, _ = make()
     histories = random_histories(30, ITEMS, longest=12, seed=0)
     total, users = 0.0, 0
@@ -208,7 +206,7 @@ def test_steps_in_which_no_partition_has_a_window_do_not_count() -> None:
     assert {report.targets for report in state.history} == {10 * 3}
 
 
-def test_progress_is_told_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
     told: list[StepReport] = []
     train(*make(), cyclic(), replace(CONFIG, batch_size=10), on_step=told.append)
@@ -223,7 +221,7 @@ def test_a_loss_that_is_not_finite_names_its_epoch_and_step() -> None:
         train(encoder, objective, cyclic(), CONFIG)
 
 
-def test_the_batch_of_a_loss_that_is_not_finite_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_of_a_loss_that_is_not_finite_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.training.loop.SECONDS_BETWEEN_REPORTS", 0.0)
     encoder, objective = make()
     batches: list[Batch] = []
@@ -271,7 +269,7 @@ def test_a_state_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize(
     "setting", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"schedule": "step"}, {"stride": 0}]
 )
-def test_settings_that_make_no_sense_are_refused(setting: dict[str, object]) -> None:
+def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"training.{next(iter(setting))} must be"):
         TrainingConfig(**setting)
 

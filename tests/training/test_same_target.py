@@ -27,21 +27,21 @@ def contents(index: SameTargetIndex) -> dict[int, list[list[int]]]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
-def test_without_a_bound_it_holds_every_history_of_each_target(seed: int, parts: int) -> None:
+def test_an_unbounded_index_holds_every_history_of_each_target(seed: int, parts: int) -> None:
     histories = random_histories(12, 9, longest=12, seed=seed)
     expected = same_target_histories(histories, length=4)
     found = contents(build(histories, parts))
     assert {t: sorted(rows) for t, rows in found.items()} == {t: sorted(rows) for t, rows in expected.items()}
 
 
-def test_it_holds_the_last_item_but_one_of_who_does_not_validate() -> None:
+def test_the_index_holds_the_second_to_last_item_of_users_who_do_not_validate() -> None:
     part = replace(from_lists([[1, 2, 3, 4], [5, 6, 7, 8]]), validates=torch.tensor([True, False]))
     index = index_same_targets([part], length=4, candidates=8, seed=3)
     assert contents(index) == {2: [[1]], 6: [[5]], 7: [[5, 6]]}
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_bounded_index_is_the_same_whatever_the_parts(candidates: int) -> None:
+def test_a_bounded_index_is_the_same_for_any_division_into_parts(candidates: int) -> None:
     histories = random_histories(40, 9, longest=20, seed=0)
     whole = build(histories, 1, candidates)
     one_by_one = [index_same_targets([p], length=4, candidates=candidates, seed=3) for p in dealt(histories, 5)]
@@ -50,7 +50,7 @@ def test_bounded_index_is_the_same_whatever_the_parts(candidates: int) -> None:
     assert int(torch.bincount(whole.targets).max()) == candidates
 
 
-def test_draws_are_of_the_target_uniform_and_not_the_row_itself() -> None:
+def test_draws_are_uniform_over_the_target_without_the_row_itself() -> None:
     histories = [[1, 2, 9, 0, 0], [3, 4, 9, 0, 0], [5, 6, 9, 0, 0]]
     parts = dealt([[item or 8 for item in h] for h in histories], 1)
     index = index_same_targets(parts, length=4, candidates=8, seed=3)
@@ -63,7 +63,7 @@ def test_draws_are_of_the_target_uniform_and_not_the_row_itself() -> None:
     assert int(kinds.sort().values[-2]) > 0.3 * rows
 
 
-def test_a_target_without_another_history_draws_its_own_and_an_unknown_one_the_fallback() -> None:
+def test_an_only_history_draws_itself_and_an_unknown_target_the_fallback() -> None:
     index = build([[1, 2, 3, 4], [5, 6, 7, 8, 9]])
     fallback = torch.tensor([[0, 1], [4, 4]])
     own = torch.cat([index.priorities[index.targets == 2], torch.tensor([0])])
@@ -71,7 +71,7 @@ def test_a_target_without_another_history_draws_its_own_and_an_unknown_one_the_f
     assert drawn.tolist() == [[0, 1], [4, 4]]
 
 
-def test_an_index_of_nothing_gives_the_fallback() -> None:
+def test_an_empty_index_gives_the_fallback() -> None:
     fallback = torch.tensor([[3]])
     index = build([[1, 2, 3]])
     assert len(index) == 0

@@ -1,4 +1,4 @@
-"""Processes that hold a part of the partitions each, or none, train what one would; so do smaller chunks."""
+"""Processes that each hold some of the partitions, or none, train the same model as one; so do smaller chunks."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_smaller_chunks_train_what_usual_ones_would(case: str) -> None:
+def test_training_in_smaller_chunks_gives_the_same_model(case: str) -> None:
     usual = train_case(case, partitions(), seed=0)
     with chunking.chunks(smaller=True):
         smaller = train_case(case, partitions(), seed=0)
@@ -84,7 +84,7 @@ def test_smaller_chunks_train_what_usual_ones_would(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_ranks_train_what_one_would(case: str, by_rank: list[dict]) -> None:
+def test_several_ranks_train_the_same_model_as_one(case: str, by_rank: list[dict]) -> None:
     alone = train_case(case, partitions(), seed=0)
     for parameters, numbers in (states[case] for states in by_rank):
         for name, expected in alone.encoder.items():
