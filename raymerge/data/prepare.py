@@ -167,7 +167,7 @@ def _each(partitions: list[Path], what: str, tell: Tell) -> Iterable[Path]:
 
 
 def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig, tell: Tell) -> tuple[np.ndarray, int]:
-    """Drop rare items and users from all partitions, once or until none is rare; return item and user counts."""
+    """Drop rare items and users, once or until none is rare; return item counts and the number of evaluated users."""
     least = 1 if config.catalogue else config.min_item_count  # a given catalogue keeps its items
     while True:
         left, evaluated = np.zeros_like(counts), 0
