@@ -78,7 +78,7 @@ class Config(BaseModel):
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
         if self.rounds > 1 and (self.base is None or self.rivals):
-            raise ConfigError("more rounds than one need a base, and go without rivals")
+            raise ConfigError("rounds > 1 needs a base and does not allow rivals")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
             raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or they would draw alike")
         self._check_names()

@@ -83,7 +83,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "named by letters, digits, - and _, got 'a b'"),
         (["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"], "takes none of"),
-        (["run", "--set", "rounds=2", "--set", "base=null"], "more rounds than one need a base, and go without rivals"),
+        (["run", "--set", "rounds=2", "--set", "base=null"], "rounds > 1 needs a base and does not allow rivals"),
         (
             ["train", "--recipe", "markets", "--set", "rounds=2", "--data", "none"],
             "train makes one round: --set rounds=1",

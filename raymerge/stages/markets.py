@@ -96,13 +96,13 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
         write_items(Items(whole.ids, training[1:], had[1:] > 0), making.folder / ITEMS_FILE)
         if not learnable:
             raise InputError(
-                f"{name} has no user with {SHORTEST} items to learn from beside those held out, of "
-                f"{counts['interactions']:,} interactions: leave it out, or merge it in later"
+                f"no user of {name} has {SHORTEST} training items besides the held-out ones "
+                f"({counts['interactions']:,} interactions): leave the market out, or merge it in later"
             )
         if not counts["validation_users"]:
             raise InputError(
-                f"none of {name}'s {counts['users']:,} users validates, whose last item but one it would have to have: "
-                "leave it out or merge it in later, or raise prepare.validation_users where it is set"
+                f"{name} has no validation item for any of its {counts['users']:,} users: "
+                "leave the market out, merge it in later, or raise prepare.validation_users"
             )
         counts["offered"] = int((had[1:] > 0).sum())
         making.counts.update(counts)

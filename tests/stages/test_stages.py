@@ -106,8 +106,8 @@ def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeConte
 @pytest.mark.parametrize(
     ("new", "expected"),
     [
-        ({7}, "market-new has no user with 2 items to learn from beside those held out, of 5 interactions"),
-        ({8, 9}, "none of market-old's 5 users validates, whose last item but one it would have to have: leave it out"),
+        ({7}, r"no user of market-new has 2 training items besides the held-out ones \(5 interactions\): leave"),
+        ({8, 9}, "market-old has no validation item for any of its 5 users: leave the market out"),
     ],
 )
 def test_a_market_with_too_little_to_learn_from_or_to_validate_is_named(
