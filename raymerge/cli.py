@@ -1,4 +1,4 @@
-"""The `raymerge` command: `run` for the whole pipeline, and one subcommand for each of its stages."""
+"""The `raymerge` command: `run` for the whole pipeline, and one subcommand per stage."""
 
 import os
 import signal
@@ -15,79 +15,82 @@ from raymerge.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, EXIT_USER_ERROR, L
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-GRACE_S = 60.0  # from the first signal on
+GRACE_S = 60.0  # after the first signal
 SUBMITTED = ("run", "plan", "prepare", "train", "fisher", "fisher-study", "merge", "evaluate")
 RECIPE = click.option(
     "--recipe",
-    help="A named configuration, or a YAML file that `raymerge config` printed; without it `default`, or `demo` where "
-    "neither a log nor data are named.",
+    help="Recipe name, or YAML file as printed by `raymerge config` (default: `default`; for run, prepare and plan "
+    "without a log or data: `demo`).",
 )
 SET = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a setting, such as training.epochs=3; `raymerge config` prints all. May be repeated.",
+    help="Change a setting, such as training.epochs=3; `raymerge config` lists them (repeatable).",
+)
+TRACKING_URI = click.option(
+    "--tracking-uri",
+    help="MLflow server or database (default: MLFLOW_TRACKING_URI, else <output>/mlflow.db).",
 )
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 2 an error of yours, 75 try again, 130 interrupted; a submitted job's is its own.",
+    epilog="Exit codes: 0 success, 2 user error, 75 temporary failure (retry), 130 interrupted; "
+    "submit returns the job's own code.",
 )
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; place it before the command.")
 def cli(debug: bool) -> None:
     """Train several sequential recommenders, weigh them by Fisher information, merge them into one.
 
-    Start with `raymerge run`: it simulates a log and does everything. A command that was cut off goes on where it was
-    when it is given again.
+    Start with `raymerge run`: it simulates a log and runs the whole pipeline. Repeat an interrupted command to resume
+    it.
     """
     # main() reads --debug from the arguments: an error may come before this is called
 
 
 def configured(command: F) -> F:
-    """The options that all commands with a configuration share."""
+    """Add the options shared by all commands that have a configuration."""
     options = [
         RECIPE,
-        click.option("--output", default="out", show_default=True, help="Folder or URL for all that is made."),
+        click.option("--output", default="out", show_default=True, help="Output folder or URL."),
         SET,
-        click.option("--address", help="A Ray cluster to join; without it RAY_ADDRESS, else Ray is started here."),
-        click.option(
-            "--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db."
-        ),
+        click.option("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local Ray is started)."),
+        TRACKING_URI,
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-@cli.command(short_help="From a log to a merged model and a table of results.")
-@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@cli.command(short_help="Run the whole pipeline, from a log to a merged model.")
+@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
 @configured
 def run(log: str | None, **options: Any) -> None:
-    """Do everything: from an interaction log to a merged model in MLflow, and a table of results."""
+    """Run the whole pipeline: from an interaction log to a merged model in MLflow and a table of results."""
     from raymerge.commands import run_pipeline
 
     run_pipeline(log, **options)
 
 
-@cli.command(short_help="Clean a log and write it as user partitions.")
-@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@cli.command(short_help="Clean a log and partition it by user.")
+@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
 @configured
 def prepare(log: str | None, **options: Any) -> None:
-    """Clean an interaction log and write it as user partitions; prints a line of JSON with their URL."""
+    """Clean an interaction log and partition it by user. Prints one line of JSON with the URL of the data."""
     from raymerge.commands import run_prepare
 
     run_prepare(log, **options)
 
 
-@cli.command(short_help="Train the base, then all members at the same time.")
-@click.option("--data", required=True, help="URL of data that `raymerge prepare` wrote.")
-@click.option("--start", help="URL of a model that members start from, instead of a base of their own.")
+@cli.command(short_help="Train the base, then all members in parallel.")
+@click.option("--data", required=True, help="URL of prepared data.")
+@click.option("--start", help="URL of a model that members start from, instead of training a base.")
 @configured
 def train(data: str, start: str | None, **options: Any) -> None:
-    """Train the base, then all members at the same time; prints a line of JSON with the URL of each model."""
+    """Train the base, then all members in parallel. Prints one line of JSON per model with its URL."""
     from raymerge.commands import run_train
 
     run_train(data, start, **options)
@@ -95,59 +98,61 @@ def train(data: str, start: str | None, **options: Any) -> None:
 
 @cli.command(short_help="Compute the Fisher diagonal of each model.")
 @click.option("--data", required=True, help="URL of prepared data.")
-@click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable).")
 @configured
 def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
-    """Compute the Fisher diagonal of each model; prints a line of JSON with the URL of each."""
+    """Compute the Fisher diagonal of each model. Prints one line of JSON per diagonal with its URL."""
     from raymerge.commands import run_fisher
 
     run_fisher(data, models, **options)
 
 
-@cli.command(short_help="How many samples are enough for a diagonal.")
+@cli.command(short_help="Compare estimators of the Fisher diagonal.")
 @click.option("--data", required=True, help="URL of prepared data.")
 @click.option("--model", required=True, help="URL of a trained model.")
-@click.option("--users", type=int, help="How many users at most; without it all.")
+@click.option("--users", type=int, help="Maximum number of users (default: all).")
 @configured
 def fisher_study(data: str, model: str, users: int | None, **options: Any) -> None:
-    """Compare all estimators with the exact diagonal: error over cost, and how many samples are enough."""
+    """Compare all estimators with the exact diagonal: error against cost, and how many samples are enough."""
     from raymerge.commands import run_fisher_study
 
     run_fisher_study(data, model, users, **options)
 
 
-@cli.command(short_help="Merge models, also of other runs, into one.")
-@click.option("--data", help="URL of prepared data; needed if there is something to choose on its validation split.")
-@click.option("--model", "models", multiple=True, required=True, help="URL of a model; give two or more.")
-@click.option("--diagonal", "diagonals", multiple=True, help="URL of a model's diagonal, in the order of the models.")
+@cli.command(short_help="Merge models, of this or other runs, into one.")
+@click.option("--data", help="URL of prepared data; needed if the merge makes a choice on its validation split.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable; at least two).")
+@click.option("--diagonal", "diagonals", multiple=True, help="URL of a diagonal, one per model, in the same order.")
 @configured
 def merge(data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], **options: Any) -> None:
-    """Merge models, also those of other runs, into one; prints a line of JSON with its URL."""
+    """Merge models, of this or other runs, into one. Prints one line of JSON with its URL."""
     from raymerge.commands import run_merge
 
     run_merge(data, models, diagonals, **options)
 
 
-@cli.command(short_help="Rank every user's test item under each model.")
+@cli.command(short_help="Rank each user's test item under each model.")
 @click.option("--data", required=True, help="URL of prepared data.")
-@click.option("--model", "models", multiple=True, required=True, help="URL of a model; may be repeated.")
+@click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable).")
 @configured
 def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
-    """Rank every user's test item under each model; prints a table of metrics."""
+    """Rank each user's test item under each model. Prints a table of metrics."""
     from raymerge.commands import run_evaluate
 
     run_evaluate(data, models, **options)
 
 
 @cli.command()
-@click.option("--model", required=True, help="URL of a model, or of an output folder for the model that its run chose.")
+@click.option(
+    "--model", required=True, help="URL of a model, or of an output folder: the model that its last run chose."
+)
 @click.option(
     "--history",
     required=True,
-    help="Own item ids, oldest first, separated by commas; in double quotes where they hold one.",
+    help="Item ids as in your log, oldest first, comma-separated; double-quote an id that contains a comma.",
 )
-@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many items to recommend.")
-@click.option("--include-seen", is_flag=True, help="Also recommend items of the history.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Number of items to recommend.")
+@click.option("--include-seen", is_flag=True, help="Also recommend items that are in the history.")
 def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     """Recommend the next items after a history."""
     from raymerge.commands import run_recommend
@@ -155,59 +160,59 @@ def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     run_recommend(model, history, top=top, exclude_seen=not include_seen)
 
 
-@cli.command(short_help="Show a report, or several as one table.")
+@cli.command(short_help="Show the report of one run, or of several in one table.")
 @click.argument("urls", nargs=-1, required=True)
-@click.option("--html", help="File for the page; without it the table is printed.")
-@click.option("--json", "json_file", help="File for all figures of the table.")
+@click.option("--html", help="Write an HTML page to this file instead of printing the table.")
+@click.option("--json", "json_file", help="Write all figures of the table to this file.")
 def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> None:
-    """Show the report of a run again, or write it as one web page. URLS: output folders, or reports in them.
+    """Show the report of a run, or write it as a web page. URLS: output folders, or reports in them.
 
-    Several runs that differ in their seed (--set seed=1) make one table of means, with their spread.
+    Several runs that differ only in their seed (--set seed=1) give one table of means with their spread.
     """
     from raymerge.commands import run_report
 
     run_report(urls, html, json_file)
 
 
-@cli.command(short_help="Send to MLflow what an output folder holds.")
+@cli.command(short_help="Send the results in an output folder to MLflow.")
 @click.argument("url")
-@click.option("--tracking-uri", help="An MLflow server; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db.")
+@TRACKING_URI
 def log(url: str, tracking_uri: str | None) -> None:
-    """Send to MLflow what an output folder holds, each figure once: after an outage, or to another server.
+    """Send the results in an output folder to MLflow, each figure once: after an outage, or to another server.
 
-    URL: an output folder. Nothing is computed, and Ray is not started. A command with results missing is marked FAILED
-    there: give it again to go on.
+    URL: an output folder. Nothing is computed and Ray is not started. A command with missing results is marked FAILED
+    in MLflow: run it again to resume it.
     """
     from raymerge.tracking_commands import run_log
 
     run_log(url, tracking_uri=tracking_uri)
 
 
-@cli.command(short_help="Print all settings of a recipe, or list recipes.")
-@click.option("--recipe", default="default", show_default=True, help="A named configuration or a YAML file.")
+@cli.command(short_help="Print all settings of a recipe, or list the recipes.")
+@click.option("--recipe", default="default", show_default=True, help="Recipe name or YAML file.")
 @SET
 @click.option("--list", "listing", is_flag=True, help="List the recipes.")
-@click.option("--objective", help="Print the `settings` that an objective takes, such as those of cl4srec.")
-@click.option("--estimator", help="Print the formula of an estimator of the diagonal, and its source.")
+@click.option("--objective", help="Print the settings of an objective, such as cl4srec.")
+@click.option("--estimator", help="Print the formula and the source of an estimator of the diagonal.")
 def config(
     recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None, estimator: str | None
 ) -> None:
-    """Print the whole configuration of a recipe with what each setting does, as YAML that --recipe takes."""
+    """Print the whole configuration of a recipe as commented YAML, which --recipe accepts."""
     from raymerge.config_command import print_config
 
     print_config(recipe, overrides, listing, objective, estimator)
 
 
-@cli.command(short_help="What a run would take: processes, memory, time.")
+@cli.command(short_help="Estimate the processes, memory and time of a run.")
 @RECIPE
 @SET
-@click.option("--input", "log", help="The interaction log: a file, folder, glob or URL.")
+@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
 @click.option("--data", help="URL of prepared data, instead of a log.")
-@click.option("--address", help="A Ray cluster to plan for; without it RAY_ADDRESS, else this machine.")
+@click.option("--address", help="Ray cluster to plan for (default: RAY_ADDRESS, else this machine).")
 def plan(log: str | None, data: str | None, **options: Any) -> None:
-    """Print what a run would do: processes, CPUs, GPUs, memory and time of each stage, and what does not fit.
+    """Print the processes, CPUs, GPUs, memory and time that each stage of a run would take, and what does not fit.
 
-    Nothing is trained. Ends with exit code 2 if it does not fit.
+    Nothing is trained. The exit code is 2 if something does not fit.
     """
     from raymerge.cluster_commands import run_plan
 
@@ -215,22 +220,31 @@ def plan(log: str | None, data: str | None, **options: Any) -> None:
 
 
 @cli.command(
-    short_help="Run a command as a job of a cluster.",
+    short_help="Run a command as a job on a cluster.",
     epilog=f"Commands: {', '.join(SUBMITTED)}.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.option("--address", help="The cluster's dashboard; without it RAY_ADDRESS, else http://127.0.0.1:8265.")
-@click.option("--working-dir", help="A folder that the job starts in; what its .gitignore names does not travel.")
-@click.option("--requirements", help="A file of pinned requirements, such as constraints.txt, to install for the job.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Noted beside the job; may be repeated.")
-@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Tries after the cluster failed.")
+@click.option("--address", help="URL of the cluster's dashboard (default: RAY_ADDRESS, else http://127.0.0.1:8265).")
+@click.option(
+    "--working-dir",
+    help="Folder to upload as the job's working directory; files matched by its .gitignore are skipped.",
+)
+@click.option("--requirements", help="File of pinned requirements to install for the job, such as constraints.txt.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Metadata to attach to the job (repeatable).")
+@click.option(
+    "--retries",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0),
+    help="How often to resubmit after a cluster failure.",
+)
 @click.argument("command", type=click.Choice(SUBMITTED), metavar="COMMAND")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
-    """Run a COMMAND with its ARGUMENTS as a job of a Ray cluster, and follow its log.
+    """Run a command as a job on a Ray cluster and follow its log.
 
-    For example: raymerge submit --address http://HEAD:8265 run --recipe ml-1m --output s3://bucket/out. Ends with the
-    job's exit code; Ctrl-C stops the job. The cluster's token is taken from RAY_AUTH_MODE and RAY_AUTH_TOKEN, or
+    For example: raymerge submit --address http://HEAD:8265 run --recipe ml-1m --output s3://bucket/out. The exit code
+    is the job's; Ctrl-C stops the job. For a cluster with a token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or
     RAY_AUTH_TOKEN_PATH.
     """
     from raymerge.cluster_commands import run_submit
@@ -241,12 +255,10 @@ def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command: 0 when all is done, 130 when interrupted; one line and 2 for what the user can mend, 75 for what
-    another try may.
-    """
+    """Run the command and exit with a code that the help lists; a user error is reported in one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a command in the background of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is for a background command of a script
             signal.signal(number, _interrupt)
     try:
         cli(arguments, prog_name="raymerge", standalone_mode=False)
@@ -264,13 +276,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(error, UserError):
             click.echo(f"raymerge: {error}", err=True)
             sys.exit(EXIT_TRY_AGAIN if isinstance(error, LostError) else EXIT_USER_ERROR)
-        click.echo("raymerge: interrupted; give the same command again to go on", err=True)
+        click.echo("raymerge: interrupted; run the same command again to resume it", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind, but not for ever: whoever stops a whole group of processes has stopped the Ray that is waited for."""
+    """Unwind, but not for ever: a signal to the whole process group also stops the Ray that cleanup waits for."""
     last_resort = threading.Timer(GRACE_S, os._exit, [EXIT_INTERRUPTED])
     last_resort.daemon = True
     last_resort.start()

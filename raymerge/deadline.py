@@ -21,6 +21,6 @@ class Deadline:
         """ResourceError once the time is over."""
         if time.monotonic() > self._end:
             raise ResourceError(
-                f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to go on, "
+                f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to resume, "
                 "or raise cluster.deadline_hours"
             )
