@@ -1,10 +1,13 @@
 """What a cluster has and how much of it a stage takes: numbers alone, without Ray."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from raymerge.errors import ConfigError, ResourceError
+from raymerge.settings_checks import check_ranges
 
+PROCESSES = ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads")
 TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more at once would only wait for each other
 
 
@@ -27,20 +30,14 @@ class ClusterConfig:
     deadline_hours: float = 48.0
 
     def __post_init__(self) -> None:
-        for name in ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads", "actors"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 4096:
-                raise ConfigError(f"cluster.{name} must be between 1 and 4096, got {value}")
-        if self.gpus is not None and self.gpus < 0:
-            raise ConfigError(f"cluster.gpus must not be negative, got {self.gpus}")
+        check_ranges(self, "cluster", **dict.fromkeys(("actors", *PROCESSES), (1, 4096)), gpus=(0, math.inf))
         for name in ("piece_hours", "deadline_hours"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"cluster.{name} must be positive, got {getattr(self, name)}")
 
     def in_artifacts(self) -> dict[str, int | None]:
         """Workers and threads, which artifacts are named by since their last digits depend on them."""
-        names = ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in PROCESSES}
 
 
 @dataclass(frozen=True)
