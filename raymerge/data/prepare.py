@@ -10,6 +10,7 @@ row) and the catalogue's ids (about 200 bytes per item); on disk the spilled row
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +31,8 @@ from raymerge.data.interactions import LogConfig, open_log
 from raymerge.data.sequences import Items, Sequences, read_items, write_items, write_partition
 from raymerge.data.spill import Spill
 from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
-from raymerge.errors import ConfigError, InputError
-from raymerge.settings_checks import check_choices
+from raymerge.errors import InputError
+from raymerge.settings_checks import check_choices, check_ranges
 from raymerge.storage import join, list_files, without_credentials
 
 Core = Literal["iterated", "once"]
@@ -71,15 +72,8 @@ class PrepareConfig(LogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("min_item_count", "min_user_count"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"prepare.{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.partitions <= MAX_PARTITIONS:
-            raise ConfigError(f"prepare.partitions must be between 1 and {MAX_PARTITIONS}, got {self.partitions}")
-        if self.validation_users is not None and self.validation_users < 1:
-            raise ConfigError(f"prepare.validation_users must be at least 1 or null, got {self.validation_users}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ConfigError(f"prepare.max_bad_share must be between 0 and 1, got {self.max_bad_share}")
+        counts = dict.fromkeys(("min_item_count", "min_user_count", "validation_users"), (1, math.inf))
+        check_ranges(self, "prepare", partitions=(1, MAX_PARTITIONS), max_bad_share=(0, 1), **counts)
         check_choices(self, "prepare")
 
 

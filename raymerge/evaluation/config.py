@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from raymerge.errors import ConfigError
+from raymerge.settings_checks import check_ranges
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,12 @@ class EvaluationConfig:
                 raise ConfigError(f"evaluation.{name} needs at least one entry and none twice, got {list(values)}")
         for ranking in self.rankings:
             parse_ranking(ranking)
-        for k in self.ks:
-            _check_range("ks", k, 1, 10**6)
+        bounds = {"ks": (1, 10**6), "replicates": (100, 10**5), "seed": (0, 2**63 - 1), "memory_mib": (1, 2**20)}
+        check_ranges(self, "evaluation", **bounds)
         if not {10, 20} <= set(self.ks):
             raise ConfigError(f"evaluation.ks needs 10 and 20, which every report has, got {list(self.ks)}")
-        _check_range("replicates", self.replicates, 100, 10**5)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("memory_mib", self.memory_mib, 1, 2**20)
         if not 0.5 <= self.confidence < 1:
             raise ConfigError(f"evaluation.confidence must be at least .5 and below 1, got {self.confidence}")
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"evaluation.{name} must be between {low} and {high}, got {value}")
 
 
 def parse_ranking(name: str) -> tuple[str, int]:

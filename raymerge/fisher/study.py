@@ -7,7 +7,7 @@ a scale that all diagonals share does no harm: for a biased estimator the scaled
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 from typing import Literal, TypedDict
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from raymerge.errors import ConfigError
 from raymerge.fisher.weights import ESTIMATORS, Estimator, FisherConfig
 from raymerge.models.layers import by_layer
+from raymerge.settings_checks import check_ranges
 
 MOST_SEEDS = 100
 SCHEMA = 1  # of study.json; raised when a key changes its meaning
@@ -38,12 +39,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if not self.samples or min(self.samples) < 1 or len(set(self.samples)) < len(self.samples):
             raise ConfigError(f"study.samples must be distinct numbers of at least 1, got {list(self.samples)}")
-        if not 1 <= self.seeds <= MOST_SEEDS:
-            raise ConfigError(f"study.seeds must be between 1 and {MOST_SEEDS}, got {self.seeds}")
-        if self.users is not None and self.users < 1:
-            raise ConfigError(f"study.users must be at least 1, got {self.users}")
-        if self.batch_size is not None and self.batch_size < 2:
-            raise ConfigError(f"study.batch_size must be at least 2, got {self.batch_size}; or leave it out")
+        check_ranges(self, "study", seeds=(1, MOST_SEEDS), users=(1, inf), batch_size=(2, inf))
 
 
 def candidates(settings: StudyConfig, like: FisherConfig, *, items: int, dim: int) -> Iterator[FisherConfig]:

@@ -6,6 +6,7 @@ Batch-wise forms replace a user by a group of S users: (Σ_i w_ij)(∇ Σ_i log 
 π_i aligns the items of its users: by identity (the same item) or by rank (user i's j-th most probable item).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_cho
 from raymerge.fisher.sampling import drawn_by_probability, for_each_user, picked_uniformly
 from raymerge.fisher.scores import Scores
 from raymerge.registry import Registry
-from raymerge.settings_checks import check_choices
+from raymerge.settings_checks import check_choices, check_ranges
 
 PAPER = "https://arxiv.org/abs/2307.05476"
 SAMPLING = "Kunstner, Hennig, Balles 2019, https://arxiv.org/abs/1905.12558"
@@ -93,13 +94,12 @@ class FisherConfig:
     def __post_init__(self) -> None:
         entry = ESTIMATORS[self.estimator]
         self._check_samples(entry)
+        check_ranges(self, "fisher", samples=(1, math.inf), batch_size=(1, math.inf))
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"fisher.temperature must be a positive number, got {self.temperature}")
         check_choices(self, "fisher")
         if self.batch_size is None:
             return
-        if self.batch_size < 1:
-            raise ConfigError(f"fisher.batch_size must be at least 1, got {self.batch_size}")
         if self.align not in entry.alignments:
             allowed = [name for name in ESTIMATORS if self.align in ESTIMATORS[name].alignments]
             raise ConfigError(
@@ -112,8 +112,6 @@ class FisherConfig:
             raise ConfigError(f"estimator {self.estimator!r} takes no fisher.samples, got {self.samples}: leave it out")
         if entry.samples is not None and self.samples is None:
             raise ConfigError(f"estimator {self.estimator!r} needs fisher.samples: {entry.samples}")
-        if self.samples is not None and self.samples < 1:
-            raise ConfigError(f"fisher.samples must be at least 1, got {self.samples}")
 
     @property
     def key(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from raymerge.merging.checks import (
 from raymerge.merging.coefficients import Point
 from raymerge.merging.weights import ENTRIES_AT_ONCE, NORMALISATIONS, FisherWeights, Normalise, stacked_blocks
 from raymerge.registry import Registry
-from raymerge.settings_checks import check_choices
+from raymerge.settings_checks import check_choices, check_ranges
 
 EPSILONS = (1e-6, 1e-3, 1e-1)
 POWERS = (1.0, 0.5, 2.0)
@@ -114,8 +114,7 @@ class MergeConfig:
             check_power(self.power, ConfigError)
         elif self.power != "search":
             raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
-        if not 1 <= self.budget <= 10**6:
-            raise ConfigError(f"merge.budget must be between 1 and 1000000 trials, got {self.budget}")
+        check_ranges(self, "merge", budget=(1, 10**6))
         if self.trials < len(self.options()):
             raise ConfigError(
                 f"merge.budget must be at least {len(self.options())}, a trial for each setting, got {self.budget}"

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from raymerge.errors import ConfigError, InputError
 from raymerge.models.dropout import Dropout
 from raymerge.models.repeats import add_shift, distinct_columns
-from raymerge.settings_checks import check_choices
+from raymerge.settings_checks import check_choices, check_ranges
 
 ROWS_DRAWN = 1 << 16  # of a weight at a time: drawing takes torch three times the memory of the result
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -45,12 +45,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "encoder")
-        for name in ("max_length", "dim", "blocks", "heads", "feed_forward"):
-            value = getattr(self, name)
-            if not 1 <= value <= 65536:
-                raise ConfigError(f"encoder.{name} must be between 1 and 65536, got {value}")
-        if self.max_length < 2:
-            raise ConfigError(f"encoder.max_length must be at least 2, got {self.max_length}")
+        sizes = dict.fromkeys(("dim", "blocks", "heads", "feed_forward"), (1, 65536))
+        check_ranges(self, "encoder", max_length=(2, 65536), **sizes)
         if self.dim % self.heads:
             raise ConfigError(f"encoder.dim must be a multiple of encoder.heads, got {self.dim} and {self.heads}")
         if not 0 <= self.dropout < 1:

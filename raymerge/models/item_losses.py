@@ -4,29 +4,19 @@ Shapes: B windows, W columns, Q columns to guess, d dimensions. Windows are padd
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raymerge.errors import ConfigError
 from raymerge.models.augmentations import column_draws, lengths
 from raymerge.models.batch import Batch, Term
 from raymerge.models.draws import uniform
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.losses import LOGIT_BYTES, catalogue_cross_entropy, gather_rows, sampled_cross_entropy
 from raymerge.models.repeats import Repeats
-from raymerge.settings_checks import check_choices
+from raymerge.settings_checks import check_choices, check_ranges
 from raymerge.splitmix import Stream
-
-
-def check_numbers(settings: Any, **bounds: tuple[float, float]) -> None:
-    """Raise ConfigError unless each named field is a number (an integer if its default is one) within its bounds."""
-    for name, (low, high) in bounds.items():
-        value = getattr(settings, name)
-        kinds = int if isinstance(getattr(type(settings), name), int) else int | float  # like the default
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ConfigError(f"{name} must be a number between {low} and {high}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class SoftmaxSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_numbers(self, negatives=(1, 2**31))
+        check_ranges(self, negatives=(1, 2**31))
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class ClozeSettings(SoftmaxSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, mask_rate=(0, 1), last_only=(0, 1))
+        check_ranges(self, mask_rate=(0, 1), last_only=(0, 1))
 
 
 def cloze(encoder: SequenceEncoder, batch: Batch, settings: ClozeSettings) -> Term:

@@ -22,12 +22,12 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.item_losses import (
     ClozeSettings,
     SoftmaxSettings,
-    check_numbers,
     cloze,
     next_item,
 )
 from raymerge.models.losses import info_nce
 from raymerge.registry import Registry
+from raymerge.settings_checks import check_ranges
 
 Mode = Literal["supervised", "unsupervised", "both"]
 
@@ -48,7 +48,7 @@ class ContrastiveSettings(ClozeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, weight=(0, 1000), temperature=(1e-4, 1000))
+        check_ranges(self, weight=(0, 1000), temperature=(1e-4, 1000))
         if not isinstance(self.projection, bool):
             raise ConfigError(f"projection must be true or false, got {self.projection!r}")
 
@@ -64,7 +64,7 @@ class Cl4srecSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
+        check_ranges(self, crop=(0, 1), mask=(0, 1), reorder=(0, 1))
         names = self.augmentations
         if not names or not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"augmentations must be a list of some of {', '.join(AUGMENTATIONS)}, got {names!r}")
@@ -82,7 +82,7 @@ class DuorecSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, candidates=(1, 1000))
+        check_ranges(self, candidates=(1, 1000))
 
 
 class Objective(nn.Module, ABC):

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from raymerge.errors import ConfigError
-from raymerge.settings_checks import check_choices
+from raymerge.settings_checks import check_choices, check_ranges
 
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6),
@@ -42,10 +41,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"training.{name} must be between {low:,} and {high:,}, got {value}")
+        check_ranges(self, "training", **_RANGES)
         check_choices(self, "training")
 
 

@@ -327,7 +327,7 @@ def test_popular_negatives_need_counts() -> None:
         ({"rankings": ("uni0",)}, "unknown ranking 'uni0'"),
         ({"rankings": ()}, "evaluation.rankings needs at least one entry"),
         ({"ks": (5, 5)}, r"none twice, got \[5, 5\]"),
-        ({"ks": (0,)}, "evaluation.ks must be between 1 and 1000000, got 0"),
+        ({"ks": (0,)}, "evaluation.ks must be between 1 and 1,000,000, got 0"),
         ({"replicates": 1}, "evaluation.replicates must be between 100"),
         ({"confidence": 95}, "evaluation.confidence must be at least .5 and below 1, got 95"),
         ({"seed": -1}, "evaluation.seed"),

@@ -230,17 +230,17 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("bert4rec", {"mask_rate": 1.5}, "mask_rate must be a number between 0 and 1, got 1.5"),
+        ("bert4rec", {"mask_rate": 1.5}, "mask_rate must be between 0 and 1, got 1.5"),
         ("bert4rec", {"mask_rate": "much"}, "mask_rate must be a number between 0 and 1, got 'much'"),
         ("bert4rec", {"temperature": 1.0}, "bert4rec has no setting 'temperature'; known: loss, negatives, mask_rate"),
         ("next_item", {"mask_rate": 0.2}, "next_item has no setting 'mask_rate'; known: loss, negatives"),
         ("next_item", {"loss": "half"}, "loss must be one of full, sampled, got 'half'"),
-        ("next_item", {"loss": "sampled", "negatives": 0}, "negatives must be a number between 1 and .*, got 0"),
-        ("cl4srec", {"temperature": 0}, "temperature must be a number between 0.0001 and 1000, got 0"),
+        ("next_item", {"loss": "sampled", "negatives": 0}, "negatives must be between 1 and .*, got 0"),
+        ("cl4srec", {"temperature": 0}, "temperature must be between 0.0001 and 1,000, got 0"),
         ("cl4srec", {"similarity": "l2"}, "similarity must be one of cosine, dot, got 'l2'"),
         ("cl4srec", {"augmentations": []}, "augmentations must be a list of some of crop, mask, reorder, got"),
         ("duorec", {"mode": "semi"}, "mode must be one of supervised, unsupervised, both, got 'semi'"),
-        ("duorec", {"candidates": 2.5}, "candidates must be a number between 1 and 1000, got 2.5"),
+        ("duorec", {"candidates": 2.5}, "candidates must be a whole number between 1 and 1,000, got 2.5"),
     ],
 )
 def test_impossible_settings_are_refused(name: str, given: dict[str, object], expected: str) -> None:
