@@ -22,7 +22,7 @@ from raymerge.errors import ConfigError, LostError
 from raymerge.fisher.weights import ESTIMATORS
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig
-from raymerge.stages.train import model_digest
+from raymerge.stages.inputs import model_digest
 from raymerge.tracking.record import Record
 from tests.tracking.examples import example_report
 

@@ -16,7 +16,7 @@ from raymerge.artifacts import open_artifact
 from raymerge.cli import main
 from raymerge.data import demo
 from raymerge.data.sequences import read_partition
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.inputs import partitions_of
 
 BUCKET = "gs://shop"
 

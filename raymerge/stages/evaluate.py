@@ -10,8 +10,7 @@ from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
 from raymerge.pool import Pool
 from raymerge.stages.context import EVENTS, Context, Making
-from raymerge.stages.prepare import partitions_of, restricted_catalogue
-from raymerge.stages.train import model_digest
+from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
 
 
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:

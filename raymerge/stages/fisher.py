@@ -13,9 +13,8 @@ from raymerge.events import Progress
 from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import items_on_offer, partitions_of
+from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
-from raymerge.stages.train import model_digest
 
 
 def check_samples(config: Config, data: Sequence[Artifact]) -> None:

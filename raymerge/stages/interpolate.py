@@ -8,8 +8,7 @@ from raymerge.merging.lines import POINTS, coefficients, models_on_lines, pairs
 from raymerge.merging.methods import MergeSetting
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of, restricted_catalogue
-from raymerge.stages.train import model_digest
+from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
 
 INTERPOLATION_FILE = "interpolation.json"
 

@@ -13,7 +13,7 @@ from raymerge.data.sequences import Items, Sequences, read_items, read_partition
 from raymerge.data.split import evaluated_users, training_lengths, training_part
 from raymerge.errors import InputError
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.inputs import partitions_of
 from raymerge.training.batches import SHORTEST
 
 Part = Callable[[Sequences], Sequences]

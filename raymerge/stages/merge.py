@@ -20,8 +20,7 @@ from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of, restricted_catalogue
-from raymerge.stages.train import model_digest
+from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
 
 
 def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:

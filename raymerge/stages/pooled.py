@@ -14,7 +14,7 @@ from raymerge.errors import InputError
 from raymerge.evaluation import reported
 from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.reported import Kind, Report, Results
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.inputs import partitions_of
 from raymerge.stages.report import (
     CANDIDATES,
     MEAN,

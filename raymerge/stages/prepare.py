@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from raymerge import recipes, storage
 from raymerge.artifacts import Artifact, file_digest
-from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER, catalogue_file, check_log
+from raymerge.data.prepare import catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.stages.context import Context, Making
@@ -63,19 +63,3 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
         making.progress(1, 1, summary)
 
     return context.find_or_make("prepare", "prepare", fill, inputs=inputs, configuration=configuration)
-
-
-def partitions_of(data: Artifact) -> list[str]:
-    """URLs of the user partitions, in order."""
-    return [data.file(name) for name in sorted(data.manifest["files"]) if name.startswith(PARTITIONS_FOLDER)]
-
-
-def restricted_catalogue(data: Artifact) -> str | None:
-    """URL of the catalogue if not all of its items are on offer in these data, else None."""
-    restricted = "offered" in data.counts and items_on_offer(data) < data.counts["items"]
-    return data.file(ITEMS_FILE) if restricted else None
-
-
-def items_on_offer(data: Artifact) -> int:
-    """Among how many items a model of these data chooses: all of the catalogue, or those of the market."""
-    return int(data.counts.get("offered", data.counts["items"]))

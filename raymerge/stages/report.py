@@ -21,8 +21,8 @@ from raymerge.evaluation.reported import SCHEMA, Comparison, Group, Kind, Measur
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.stages.context import Context, Making
+from raymerge.stages.inputs import items_on_offer, partitions_of, restricted_catalogue
 from raymerge.stages.interpolate import INTERPOLATION_FILE
-from raymerge.stages.prepare import items_on_offer, partitions_of, restricted_catalogue
 
 CANDIDATES: tuple[Kind, ...] = ("merged", "fine-tuned")
 """Kinds of merged models: the best of them is served, and each is compared."""

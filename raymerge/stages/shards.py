@@ -15,8 +15,7 @@ from raymerge.fisher.distributed import SUMS_FILE, Shard, ShardPlan, make_shards
 from raymerge.fisher.reduction import tree_sum
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
-from raymerge.stages.prepare import restricted_catalogue
-from raymerge.stages.train import model_digest
+from raymerge.stages.inputs import model_digest, restricted_catalogue
 
 
 def plan_shard(

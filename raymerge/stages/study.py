@@ -17,9 +17,8 @@ from raymerge.fisher.study import SCHEMA, Agreement, Measured, Study, backward_p
 from raymerge.fisher.weights import FisherConfig
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import items_on_offer, partitions_of
+from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
-from raymerge.stages.train import model_digest
 
 RESULT = "study-result"
 EXACT_FILE = "diagonal.safetensors"

@@ -14,7 +14,7 @@ from raymerge.evaluation.validation import SCORE
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of, restricted_catalogue
+from raymerge.stages.inputs import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import TrainingJob, epoch_events, train_all
 from raymerge.training.state import EpochReport, TrainingState
@@ -228,8 +228,3 @@ def _commit_model(context: Context, training: Training, state: TrainingState) ->
 
 def _seconds(report: EpochReport) -> float:
     return report.training_seconds + report.validation_seconds
-
-
-def model_digest(model: Artifact) -> str:
-    """Digest of the parameters of a model artifact: that of their file."""
-    return str(model.manifest["files"]["model/model.safetensors"])

@@ -14,7 +14,8 @@ from raymerge.deadline import Deadline
 from raymerge.events import Emit
 from raymerge.recipes import configure
 from raymerge.stages.context import Context
-from raymerge.stages.prepare import partitions_of, prepare
+from raymerge.stages.inputs import partitions_of
+from raymerge.stages.prepare import prepare
 
 SMALL = (
     "encoder.max_length=10",

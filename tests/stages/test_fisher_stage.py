@@ -22,7 +22,7 @@ from raymerge.errors import InputError
 from raymerge.events import Event, Progress
 from raymerge.stages.context import Context, Making
 from raymerge.stages.fisher import fisher
-from raymerge.stages.prepare import partitions_of
+from raymerge.stages.inputs import partitions_of
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")

@@ -15,7 +15,8 @@ from raymerge.evaluation.distributed import Ranks
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.validation import SCORE
 from raymerge.stages.context import Context, Making
-from raymerge.stages.prepare import partitions_of, prepare
+from raymerge.stages.inputs import partitions_of
+from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, report
 from tests.stages.conftest import MakeContext
 

@@ -31,10 +31,11 @@ from raymerge.runtime import cluster_capacity
 from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
+from raymerge.stages.inputs import model_digest, partitions_of
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import merge as merge_stage
-from raymerge.stages.prepare import partitions_of, prepare
-from raymerge.stages.train import Training, model_digest, seeded, train, train_base
+from raymerge.stages.prepare import prepare
+from raymerge.stages.train import Training, seeded, train, train_base
 from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
