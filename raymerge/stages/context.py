@@ -74,8 +74,8 @@ class Making:
     """An artifact in the making, and the events that it makes."""
 
     def __init__(self, run: str, draft: Draft, emit: Emit, deadline: Deadline) -> None:
-        self.run, self.draft, self._emit, self._deadline = run, draft, emit, deadline
-        self.folder, self.counts = draft.folder, draft.counts
+        self.run, self.folder, self.counts, self.write_json = run, draft.folder, draft.counts, draft.write_json
+        self._emit, self._deadline = emit, deadline
         self.events: list[Event] = []
 
     def tell(self, key: str, value: float, *, step: int = 0) -> None:

@@ -42,7 +42,7 @@ def interpolate(
             lines.append({"first": first, "second": second, "scores": values})
             for t, value in zip(POINTS, values, strict=True):
                 making.tell(f"{first}.{second}.ndcg@10", value, step=round(100 * t))
-        making.draft.write_json(INTERPOLATION_FILE, {"points": POINTS, "lines": lines})
+        making.write_json(INTERPOLATION_FILE, {"points": POINTS, "lines": lines})
         making.progress(1, 1, f"{len(scores)} models validated")
 
     return context.find_or_make("interpolate", "interpolate", fill, inputs=inputs, configuration=configuration)

@@ -100,7 +100,7 @@ def _settle(
     if not data:
         return settings.given(members)
     chosen = choose(score, settings, members=members)
-    making.draft.write_json("trials.json", trials)
+    making.write_json("trials.json", trials)
     making.counts[SCORE] = chosen.score
     making.tell(SCORE, chosen.score)
     if len(trials) > 1:

@@ -80,7 +80,7 @@ def report(
             content["overlap"] = _overlap(partitions_of(data), entries, settings.rankings[0])
         if interpolation is not None:
             content["interpolation"] = interpolation.json(INTERPOLATION_FILE)
-        making.draft.write_json("report.json", content)
+        making.write_json("report.json", content)
         for one in rows:
             for ranking, metrics in one["metrics"].items():
                 for metric, value in metrics.items():

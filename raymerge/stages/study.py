@@ -41,7 +41,7 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
 
     def compare(making: Making) -> None:
         content = _content(task, _measure(task, _exact(task)))
-        making.draft.write_json("study.json", content)
+        making.write_json("study.json", content)
         _tell(making, content)
         making.counts.update({"users": content["users"], "rows": len(content["rows"])})
         making.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")

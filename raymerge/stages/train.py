@@ -215,7 +215,7 @@ def _commit_model(context: Context, training: Training, state: TrainingState) ->
     def fill(making: Making) -> None:
         module = SequenceEncoder.of(training.data.counts["items"], context.config.encoder, state.best)
         save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
-        making.draft.write_json("history.json", [asdict(report) for report in state.history])
+        making.write_json("history.json", [asdict(report) for report in state.history])
         for event in (event for report in state.history for event in epoch_events(training.run, report)):
             making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded it
         making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
