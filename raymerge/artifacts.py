@@ -46,6 +46,21 @@ def file_digest(url: str) -> str:
 
 
 @dataclass(frozen=True)
+class Key:
+    """What an artifact is found by: the stage that makes it and everything that its content depends on."""
+
+    stage: str
+    inputs: Mapping[str, Any]
+    configuration: Any = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Name of the artifact's folder."""
+        key = {"stage": self.stage, "inputs": dict(self.inputs), "configuration": self.configuration, "format": FORMAT}
+        return digest_of(key)
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A committed folder: where it lies and what its manifest says."""
 
@@ -157,33 +172,32 @@ class Output:
         self._opened = True
         return self
 
-    def locate(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> str:
-        """Where the artifact of these inputs and this configuration lies or will lie."""
-        key = {"stage": stage, "inputs": dict(inputs), "configuration": configuration, "format": FORMAT}
-        return storage.join(self.url, stage, digest_of(key))
+    def locate(self, key: Key) -> str:
+        """URL of an artifact, whether it exists yet or not."""
+        return storage.join(self.url, key.stage, key.digest)
 
-    def find(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
+    def find(self, key: Key) -> Artifact | None:
         """The committed artifact, verified, or None if it has yet to be made."""
-        url = self.locate(stage, inputs=inputs, configuration=configuration)
-        return open_artifact(url, stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
+        url = self.locate(key)
+        return open_artifact(url, key.stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
 
     @contextmanager
-    def stage(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Iterator[Draft]:
+    def stage(self, key: Key) -> Iterator[Draft]:
         """Make an artifact: the folder counts only once the block has ended without an error.
 
         After an error, or a full disk, the staging folder is removed and everything committed before stays.
         """
-        url = self.open().locate(stage, inputs=inputs, configuration=configuration)
+        url = self.open().locate(key)
         folder = self._staging_folder()
         try:
             with disk_errors(self.url):
                 draft = Draft(folder)
                 yield draft
                 manifest = {
-                    "stage": stage,
-                    "digest": url.rpartition("/")[2],
-                    "inputs": dict(inputs),
-                    "configuration": configuration,
+                    "stage": key.stage,
+                    "digest": key.digest,
+                    "inputs": dict(key.inputs),
+                    "configuration": key.configuration,
                     "counts": draft.counts,
                     "format": FORMAT,
                     "version": raymerge.__version__,

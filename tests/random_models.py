@@ -2,7 +2,7 @@
 
 import torch
 
-from raymerge.artifacts import Artifact, save_model
+from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.validation import SCORE
 from raymerge.models.encoder import SequenceEncoder
@@ -18,4 +18,4 @@ def random_model(context: Context, data: Artifact, *, name: str = "random", seed
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
         making.counts[SCORE] = 0.1
 
-    return context.make("train", name, draw, inputs={"seed": seed}, configuration={})
+    return context.make(name, Key("train", {"seed": seed}), draw)

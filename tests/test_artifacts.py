@@ -5,17 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from raymerge import artifacts
-from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
+from raymerge.artifacts import Key, Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.errors import ArtifactError, InputError, ResourceError
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
-KEY = {"inputs": {"log": "abc"}, "configuration": {"k": 5}}
+KEY = Key("prepare", {"log": "abc"}, {"k": 5})
 
 
 @pytest.fixture
@@ -24,48 +25,48 @@ def output(tmp_path: Path) -> Output:
 
 
 def commit(output: Output, text: str = "content") -> artifacts.Artifact:
-    with output.stage("prepare", **KEY) as draft:
+    with output.stage(KEY) as draft:
         (draft.folder / "file.txt").write_text(text)
         draft.counts["users"] = 3
-    found = output.find("prepare", **KEY)
+    found = output.find(KEY)
     assert found is not None
     return found
 
 
 def test_a_number_that_is_not_finite_is_refused_before_the_artifact_is_committed(output: Output) -> None:
     refused = pytest.raises(ArtifactError, match="report.json would hold a number that is not finite")
-    with refused, output.stage("report", **KEY) as draft:
+    with refused, output.stage(KEY) as draft:
         draft.write_json("report.json", {"rows": [{"difference": float("nan")}]})
-    assert output.find("report", **KEY) is None
+    assert output.find(KEY) is None
 
 
 def test_committed_artifact_is_found_again_with_its_counts(output: Output) -> None:
     artifact = commit(output)
     assert artifact.counts == {"users": 3}
-    assert artifact.manifest["inputs"] == KEY["inputs"]
+    assert artifact.manifest["inputs"] == KEY.inputs
     assert Path(artifact.file("file.txt")).read_text() == "content"
     assert not list((Path(output.url) / ".staging").iterdir())
 
 
 def test_other_configuration_is_another_artifact(output: Output) -> None:
     commit(output)
-    assert output.find("prepare", inputs=KEY["inputs"], configuration={"k": 6}) is None
+    assert output.find(replace(KEY, configuration={"k": 6})) is None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("stop")])
 def test_interrupted_stage_leaves_nothing(output: Output, error: BaseException) -> None:
-    with pytest.raises(type(error)), output.stage("prepare", **KEY) as draft:
+    with pytest.raises(type(error)), output.stage(KEY) as draft:
         (draft.folder / "file.txt").write_text("half")
         raise error
-    assert output.find("prepare", **KEY) is None
+    assert output.find(KEY) is None
     assert not list((Path(output.url) / ".staging").iterdir())
 
 
 def test_full_disk_is_one_clear_line_and_keeps_old_results(output: Output) -> None:
-    artifact = commit(output)
-    with pytest.raises(ResourceError, match="no space left"), output.stage("train", **KEY):
+    artifact, other = commit(output), replace(KEY, stage="train")
+    with pytest.raises(ResourceError, match="no space left"), output.stage(other):
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert output.find("train", **KEY) is None
+    assert output.find(other) is None
     assert artifact.verify()
 
 
@@ -77,7 +78,7 @@ def test_altered_file_is_refused(output: Output, damage: str) -> None:
     else:
         file.write_text("conten" if damage == "truncate" else "cOntent")
     with pytest.raises(ArtifactError, match=r"file\.txt"):
-        output.find("prepare", **KEY)
+        output.find(KEY)
 
 
 def test_second_commit_of_the_same_leaves_the_first(output: Output) -> None:
@@ -100,8 +101,8 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 
 MAKES = """
 import sys, time
-from raymerge.artifacts import Output
-with Output(sys.argv[1]).stage("prepare", inputs={}, configuration={}):
+from raymerge.artifacts import Key, Output
+with Output(sys.argv[1]).stage(Key("prepare", {})):
     print(flush=True)
     time.sleep(100)
 """

@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 
 from raymerge import command_context, commands, recipes
-from raymerge.artifacts import Output, load_model, open_artifact, save_model, save_tensors
+from raymerge.artifacts import Key, Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
 from raymerge.data.sequences import Items, write_items
 from raymerge.errors import ConfigError, LostError
@@ -236,13 +236,13 @@ def test_models_merge_without_data_where_nothing_is_to_be_chosen(
 
 def diagonal(folder: Path, of: Path, value: float) -> str:
     """A diagonal of a model that is the same number everywhere."""
-    inputs = {"model": model_digest(open_artifact(str(of)))}
+    key = Key("fisher", {"model": model_digest(open_artifact(str(of)))})
     output = Output(str(folder / "diagonals")).open()
-    with output.stage("fisher", inputs=inputs, configuration={}) as draft:
+    with output.stage(key) as draft:
         module = load_model(str(of))
         tensors = {name: torch.full_like(p, value) for name, p in module.named_parameters()}
         save_tensors(tensors, draft.folder / "diagonal.safetensors")
-    return output.locate("fisher", inputs=inputs, configuration={})
+    return output.locate(key)
 
 
 def test_a_start_with_another_encoder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
@@ -266,10 +266,11 @@ def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **s
     ids = ids or [f"film {number}" for number in range(num_items)]
     write_items(Items(pa.array(ids), torch.ones(len(ids), dtype=torch.int64)), items)
     output = Output(str(folder)).open()
-    with output.stage("train", inputs={"name": folder.name}, configuration=settings) as draft:
+    key = Key("train", {"name": folder.name}, settings)
+    with output.stage(key) as draft:
         config = EncoderConfig(max_length=4, dim=8, feed_forward=8, **{"heads": 2, **settings})
         save_model(SequenceEncoder(num_items, config), draft.folder / "model", items_url=str(items))
-    found = output.find("train", inputs={"name": folder.name}, configuration=settings)
+    found = output.find(key)
     assert found is not None
     return Path(found.url)
 
@@ -357,9 +358,10 @@ def test_models_that_do_not_fit_together_are_not_merged(
 def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     models = [model(tmp_path / "a"), model(tmp_path / "b")]
     output = Output(str(tmp_path / "fisher")).open()
-    with output.stage("fisher", inputs={"model": "another"}, configuration={}) as draft:
+    key = Key("fisher", {"model": "another"})
+    with output.stage(key) as draft:
         save_tensors({"x": torch.ones(1)}, draft.folder / "diagonal.safetensors")
-    diagonal = output.locate("fisher", inputs={"model": "another"}, configuration={})
+    diagonal = output.locate(key)
     arguments = [part for folder in models for part in ("--model", str(folder), "--diagonal", diagonal)]
     assert "of another model" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
 

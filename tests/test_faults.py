@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import s3fs
 from object_store import Faults
 
 from raymerge import retries, storage
-from raymerge.artifacts import Artifact, Output, load_model, open_artifact
+from raymerge.artifacts import Artifact, Key, Output, load_model, open_artifact
 from raymerge.blocks import TensorFile
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError
 from raymerge.tracking import record
 
-KEY = {"inputs": {"log": "abc"}, "configuration": {"k": 5}}
+KEY = Key("prepare", {"log": "abc"}, {"k": 5})
 CONTENT = {f"part-{number}": bytes(range(256)) * (number + 1) for number in range(3)}
 
 
@@ -31,10 +32,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commit(output: Output, stage: str = "prepare") -> Artifact:
-    with output.stage(stage, **KEY) as draft:
+    key = replace(KEY, stage=stage)
+    with output.stage(key) as draft:
         for name, content in CONTENT.items():
             (draft.folder / name).write_bytes(content)
-    found = output.find(stage, **KEY)
+    found = output.find(key)
     assert found is not None
     return found
 
@@ -59,7 +61,7 @@ def test_store_that_fails_one_request_in_eight_gives_the_same(output: Output, fa
     assert len(storage.list_files(output.url)) == 3 * (len(CONTENT) + 1) + 1
     assert len(storage.list_files(f"{output.url}/*/*/part-*")) == 3 * len(CONTENT)
     storage.remove_folder(f"{output.url}/train")
-    assert output.find("train", **KEY) is None
+    assert output.find(replace(KEY, stage="train")) is None
     assert len(set(faults.done)) >= 2
 
 
@@ -67,7 +69,7 @@ def test_upload_that_never_ends_commits_nothing(output: Output, faults: Faults, 
     faults.plan(*["cut-upload"] * 99, concerns=lambda request: request[0] == "PUT" and "part-1" in request[1])
     with pytest.raises(LostError, match=r"s3://.* did not answer"):
         commit(output)
-    assert output.find("prepare", **KEY) is None
+    assert output.find(KEY) is None
     assert storage.LAST_FILE not in {name.rpartition("/")[2] for name in storage.list_files(output.url)}
     faults.clear()
     assert contents(commit(output)) == CONTENT
@@ -139,7 +141,7 @@ def test_damaged_object_is_refused_with_its_name_and_digest(output: Output, dama
     digest = artifact.manifest["files"]["part-1"][:12]
     expected = "missing" if damage == "remove" else f"sha256 .*manifest says {digest}"
     with pytest.raises(ArtifactError, match=f"{url} .*{expected}"):
-        output.find("prepare", **KEY)
+        output.find(KEY)
 
 
 def test_folder_without_a_manifest_is_made_anew(output: Output) -> None:

@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raymerge import chunking
-from raymerge.artifacts import Output
+from raymerge.artifacts import Key, Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
 from raymerge.fisher.diagonal import accumulate
@@ -51,12 +50,12 @@ class ShardPlan:
     double: bool = False
 
     @property
-    def key(self) -> dict[str, Any]:
-        """What identifies the shard: everything that its sum depends on."""
+    def key(self) -> Key:
+        """What the shard is found by: all that its sum depends on."""
         configuration = self.config.key
         configuration |= {"users": self.users} if self.users is not None else {}
         configuration |= {"dtype": "float64"} if self.double else {}
-        return {"inputs": dict(self.inputs), "configuration": configuration}
+        return Key(self.stage, self.inputs, configuration)
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,11 @@ def make_shard(output: str, plan: ShardPlan) -> Shard:
     sums, users = _sums(module, found, plan)
     seconds = clock() - began
     shapes = {name: tuple(value.shape) for name, value in sums.items()}
-    with Output(output).stage(plan.stage, **plan.key) as draft:
+    with Output(output).stage(plan.key) as draft:
         content = (block.of(sums[block.name]) for block in blocks(shapes))
         write_blocks(draft.folder / SUMS_FILE, shapes, torch.float64, content)
         draft.counts.update({"users": users, "seconds": seconds})
-    return Shard(Output(output).locate(plan.stage, **plan.key), users, seconds)
+    return Shard(Output(output).locate(plan.key), users, seconds)
 
 
 def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str, Tensor], int]:

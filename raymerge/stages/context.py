@@ -1,11 +1,10 @@
 """What every stage does alike: find its artifact in the output folder or make it, and tell what it does in events."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from raymerge.artifacts import Artifact, Draft, Output
+from raymerge.artifacts import Artifact, Draft, Key, Output
 from raymerge.capacity import Capacity
 from raymerge.config import Config
 from raymerge.deadline import Deadline
@@ -34,40 +33,35 @@ class Context:
         """Actors for Fisher, merging and evaluation."""
         return Pool(self.capacity, self.config.cluster, self.deadline)
 
-    def find(self, stage: str, run: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact | None:
+    def find(self, run: str, key: Key) -> Artifact | None:
         """The artifact if it is committed; its events are told again, for a tracker that has not seen them."""
-        self.emit(Place(run, self.output.locate(stage, inputs=inputs, configuration=configuration)))
-        artifact = self.output.find(stage, inputs=inputs, configuration=configuration)
+        self.emit(Place(run, self.output.locate(key)))
+        artifact = self.output.find(key)
         if artifact is not None:
-            for key, step, value in artifact.json(EVENTS):
-                self.emit(Event(run, key, step, value))
+            for name, step, value in artifact.json(EVENTS):
+                self.emit(Event(run, name, step, value))
             self.emit(Progress(run, 1, 1, "found, not made again"))
         return artifact
 
-    def committed(self, stage: str, *, inputs: Mapping[str, Any], configuration: Any) -> Artifact:
+    def committed(self, key: Key) -> Artifact:
         """The artifact that was made just now."""
-        found = self.output.find(stage, inputs=inputs, configuration=configuration)
+        found = self.output.find(key)
         assert found is not None, "it was committed just now"
         return found
 
-    def make(
-        self, stage: str, run: str, fill: Callable[["Making"], None], *, inputs: Mapping[str, Any], configuration: Any
-    ) -> Artifact:
+    def make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
         """Commit the artifact that `fill` makes; what `tell` is given is emitted and kept with it."""
         began = time.monotonic()
-        with self.output.stage(stage, inputs=inputs, configuration=configuration) as draft:
+        with self.output.stage(key) as draft:
             making = Making(run, draft, self.emit, self.deadline)
             fill(making)
             draft.counts.setdefault("seconds", round(time.monotonic() - began, 1))
             draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in making.events])
-        return self.committed(stage, inputs=inputs, configuration=configuration)
+        return self.committed(key)
 
-    def find_or_make(
-        self, stage: str, run: str, fill: Callable[["Making"], None], *, inputs: Mapping[str, Any], configuration: Any
-    ) -> Artifact:
+    def find_or_make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
         """The artifact if it is committed, else made by `fill`."""
-        key = {"inputs": inputs, "configuration": configuration}
-        return self.find(stage, run, **key) or self.make(stage, run, fill, **key)
+        return self.find(run, key) or self.make(run, key, fill)
 
 
 class Making:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
@@ -61,7 +61,7 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
                 making.tell(key, sum(sums[partition][key] for partition in partitions) / max(1.0, users))
         making.progress(1, 1)
 
-    return context.find_or_make("evaluate", run, rank, inputs=inputs, configuration=configuration)
+    return context.find_or_make(run, Key("evaluate", inputs, configuration), rank)
 
 
 def metrics_of(ranks: Artifact) -> dict[str, float]:

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.blocks import write_blocks
 from raymerge.config import Config
 from raymerge.events import Progress
@@ -31,7 +31,7 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     """
     done: dict[str, Artifact] = {}
     for name, model in models.items():
-        found = context.find("fisher", f"fisher/{name}", **_key(context, data, model))
+        found = context.find(f"fisher/{name}", _key(context, data, model))
         if found is not None:
             done[name] = found
     missing = {name: model for name, model in models.items() if name not in done}
@@ -50,10 +50,8 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     return {name: done[name] for name in models}
 
 
-def _key(context: Context, data: Artifact, model: Artifact) -> dict[str, dict[str, object]]:
-    """What a diagonal is found by."""
-    inputs = {"data": data.digest, "model": model_digest(model)}
-    return {"inputs": inputs, "configuration": context.config.fisher.key}
+def _key(context: Context, data: Artifact, model: Artifact) -> Key:
+    return Key("fisher", {"data": data.digest, "model": model_digest(model)}, context.config.fisher.key)
 
 
 def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict[str, ShardPlan]:
@@ -72,7 +70,7 @@ def _commit_diagonal(context: Context, data: Artifact, name: str, model: Artifac
         making.counts.update({"users": total.users, "estimator": context.config.fisher.estimator})
         making.progress(1, 1, f"{total.users:,} users")
 
-    return context.make("fisher", f"fisher/{name}", fill, **_key(context, data, model))
+    return context.make(f"fisher/{name}", _key(context, data, model), fill)
 
 
 def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:

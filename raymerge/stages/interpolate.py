@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.merging.distributed import Candidate, validate
 from raymerge.merging.lines import POINTS, coefficients, models_on_lines, pairs
 from raymerge.merging.methods import MergeSetting
@@ -45,4 +45,4 @@ def interpolate(
         making.write_json(INTERPOLATION_FILE, {"points": POINTS, "lines": lines})
         making.progress(1, 1, f"{len(scores)} models validated")
 
-    return context.find_or_make("interpolate", "interpolate", fill, inputs=inputs, configuration=configuration)
+    return context.find_or_make("interpolate", Key("interpolate", inputs, configuration), fill)

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.data.markets import MarketsConfig, seen_by_base, seen_by_market
 from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
@@ -111,4 +111,4 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
         users, items, interactions = (f"{counts[key]:,}" for key in ("users", "offered", "interactions"))
         making.progress(1, 1, f"{users} users, {items} items, {interactions} interactions")
 
-    return context.find_or_make("markets", run, cut, inputs=inputs, configuration=configuration)
+    return context.find_or_make(run, Key("markets", inputs, configuration), cut)

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raymerge.artifacts import Artifact, save_model
+from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import MergeError
@@ -71,7 +71,7 @@ def merge(
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
 
-    return context.find_or_make("merge", run, fill, inputs=inputs, configuration=configuration)
+    return context.find_or_make(run, Key("merge", inputs, configuration), fill)
 
 
 def _settle(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from raymerge import recipes, storage
-from raymerge.artifacts import Artifact, file_digest
+from raymerge.artifacts import Artifact, Key, file_digest
 from raymerge.data.prepare import catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
@@ -28,7 +28,7 @@ def source(context: Context, given: str | None) -> list[str]:
         making.counts["log"] = write_log(making.folder).relative_to(making.folder).as_posix()
         making.progress(1, 1)
 
-    made = context.find_or_make("source", "source", fetch, inputs=inputs, configuration={})
+    made = context.find_or_make("source", Key("source", inputs), fetch)
     return [made.file(made.counts["log"])]
 
 
@@ -62,4 +62,4 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
         summary = f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions"
         making.progress(1, 1, summary)
 
-    return context.find_or_make("prepare", "prepare", fill, inputs=inputs, configuration=configuration)
+    return context.find_or_make("prepare", Key("prepare", inputs, configuration), fill)

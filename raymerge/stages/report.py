@@ -12,7 +12,7 @@ from torch import Tensor
 
 import raymerge
 from raymerge import storage
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.config import Config
 from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.metrics import per_user
@@ -87,7 +87,7 @@ def report(
                     making.tell(f"{one['name']}.{ranking}.{metric}", value["mean"])
         making.progress(1, 1)
 
-    return context.find_or_make("report", "report", compare, inputs=inputs, configuration=configuration)
+    return context.find_or_make("report", Key("report", inputs, configuration), compare)
 
 
 def kept_settings(config: Config) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ShardGroups:
         self._output, self._groups = output, groups
         self._shards: dict[str, Shard] = {}
         for key, plan in self._plans().items():
-            found = output.find(plan.stage, **plan.key)
+            found = output.find(plan.key)
             if found is not None:
                 self._shards[key] = Shard(found.url, found.counts["users"], found.counts["seconds"])
         self.done = Counter({name: sum(key in self._shards for key in plans) for name, plans in groups.items()})

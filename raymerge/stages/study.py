@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, Output
+from raymerge.artifacts import Artifact, Key, Output
 from raymerge.blocks import TensorFile, write_blocks
 from raymerge.errors import InputError
 from raymerge.events import Progress
@@ -46,7 +45,7 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
         making.counts.update({"users": content["users"], "rows": len(content["rows"])})
         making.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")
 
-    return context.find_or_make("study", task.run, compare, inputs=task.inputs, configuration=configuration)
+    return context.find_or_make(task.run, Key("study", task.inputs, configuration), compare)
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,17 @@ class _Task:
             for url, users in self.bounds.items()
         }
 
-    def key(self, config: FisherConfig) -> dict[str, Any]:
-        """What the result for a candidate is found by."""
-        return {"inputs": self.inputs, "configuration": config.key | {"users": self.context.config.study.users}}
+    def key(self, stage: str, config: FisherConfig) -> Key:
+        """What a stage's result for a candidate is found by."""
+        return Key(stage, self.inputs, config.key | {"users": self.context.config.study.users})
 
 
 def _exact(task: _Task) -> Artifact:
     """The exact diagonal in float64, with which all others are compared."""
     output, run = task.context.output, f"{task.run}/exact"
     config = FisherConfig(temperature=task.context.config.fisher.temperature)
-    key = task.key(config)
-    found, plans = output.find("study-exact", **key), task.plans("exact", config, double=True)
+    key = task.key("study-exact", config)
+    found, plans = output.find(key), task.plans("exact", config, double=True)
     if found is not None:
         _clear(output, plans.values())
         return found
@@ -109,7 +108,7 @@ def _exact(task: _Task) -> Artifact:
 
     def commit(_: str, shards: list[Shard]) -> None:
         summed = ShardSum(shards)
-        with output.stage("study-exact", **key) as draft:
+        with output.stage(key) as draft:
             means = (mean for _, mean in summed.means())
             write_blocks(draft.folder / EXACT_FILE, summed.shapes, torch.float64, means)
             draft.counts["users"] = summed.users
@@ -118,14 +117,14 @@ def _exact(task: _Task) -> Artifact:
 
     task.context.emit(Progress(run, groups.done[run], total))
     groups.make(task.pool, doing="the exact diagonal", on_shard=tell, on_group=commit)
-    return task.context.committed("study-exact", **key)
+    return task.context.committed(key)
 
 
 def _measure(task: _Task, exact: Artifact) -> list[Measured]:
     """All candidates, those measured before included; the most expensive first, so that the time left is soon true."""
     output, size = task.context.output, task.size
     configs = list(candidates(task.context.config.study, task.context.config.fisher, **size))
-    found = {config: output.find(RESULT, **task.key(config)) for config in configs}
+    found = {config: output.find(task.key(RESULT, config)) for config in configs}
     for config in configs:
         if found[config] is not None:
             _clear(output, task.plans(_title(config), config).values())
@@ -148,7 +147,7 @@ def _measure(task: _Task, exact: Artifact) -> list[Measured]:
 
     task.context.emit(Progress(task.run, done(), total + 1))
     groups.make(task.pool, doing="the study", on_shard=tell, on_group=commit)
-    return [_result(config, task.context.committed(RESULT, **task.key(config))) for config in configs]
+    return [_result(config, task.context.committed(task.key(RESULT, config))) for config in configs]
 
 
 def _title(config: FisherConfig) -> str:
@@ -161,7 +160,7 @@ def _commit_result(task: _Task, config: FisherConfig, exact: Artifact, total: Sh
     agreement = dict.fromkeys(total.shapes, Agreement())
     for block, mean in total.means():
         agreement[block.name] += Agreement.of(mean, reference.read(block))
-    with task.context.output.stage(RESULT, **task.key(config)) as draft:
+    with task.context.output.stage(task.key(RESULT, config)) as draft:
         draft.write_json("agreement.json", {name: asdict(found) for name, found in agreement.items()})
         draft.counts.update({"users": total.users, "seconds_per_user": total.seconds_per_user})
 
@@ -179,7 +178,7 @@ def _remove(shards: Sequence[Shard]) -> None:
 def _clear(output: Output, plans: Iterable[ShardPlan]) -> None:
     """Remove what a killed command left of shards whose sum is committed."""
     for plan in plans:
-        storage.remove_folder(output.locate(plan.stage, **plan.key))
+        storage.remove_folder(output.locate(plan.key))
 
 
 def _content(task: _Task, measured: Sequence[Measured]) -> Study:

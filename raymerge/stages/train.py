@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, save_model
+from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.reported import Kind
@@ -32,13 +31,10 @@ class Training:
     workers: int
     threads: int
 
-    def inputs(self) -> dict[str, Any]:
-        """Digests of what the model is made from."""
-        return {"data": self.data.digest, "start": self.start.digest if self.start else None}
-
-    def configuration(self, config: Config) -> dict[str, Any]:
-        """Everything else that its parameters depend on."""
-        return {
+    def key(self, config: Config) -> Key:
+        """All that the model's parameters depend on."""
+        inputs = {"data": self.data.digest, "start": self.start.digest if self.start else None}
+        configuration = {
             "encoder": asdict(config.encoder),
             "objective": {"name": self.objective.name, **complete_settings(self.objective)},
             "training": asdict(self.settings),
@@ -46,6 +42,7 @@ class Training:
             "workers": self.workers,
             "threads": self.threads,
         }
+        return Key("train", inputs, configuration)
 
 
 def train_base(context: Context, data: Artifact) -> Artifact | None:
@@ -149,9 +146,7 @@ def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact
     jobs: dict[str, TrainingJob] = {}  # by key: two of the very same model, such as of equal merges, share one
 
     def find(training: Training) -> Artifact | None:
-        return context.find(
-            "train", training.run, inputs=training.inputs(), configuration=training.configuration(config)
-        )
+        return context.find(training.run, training.key(config))
 
     def commit(job: TrainingJob, state: TrainingState) -> None:
         trained[job.run] = _commit_model(context, waiting[job.run], state)
@@ -191,10 +186,9 @@ def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact
 
 def _job(context: Context, training: Training) -> TrainingJob:
     config = context.config
-    place = context.output.locate("train", inputs=training.inputs(), configuration=training.configuration(config))
     return TrainingJob(
         run=training.run,
-        key=place.rpartition("/")[2],
+        key=training.key(config).digest,
         partitions=tuple(partitions_of(training.data)),
         num_items=training.data.counts["items"],
         encoder=config.encoder,
@@ -210,7 +204,6 @@ def _job(context: Context, training: Training) -> TrainingJob:
 
 
 def _commit_model(context: Context, training: Training, state: TrainingState) -> Artifact:
-    inputs, configuration = training.inputs(), training.configuration(context.config)
 
     def fill(making: Making) -> None:
         module = SequenceEncoder.of(training.data.counts["items"], context.config.encoder, state.best)
@@ -223,7 +216,7 @@ def _commit_model(context: Context, training: Training, state: TrainingState) ->
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"
         making.progress(1, 1, note)
 
-    return context.make("train", training.run, fill, inputs=inputs, configuration=configuration)
+    return context.make(training.run, training.key(context.config), fill)
 
 
 def _seconds(report: EpochReport) -> float:

@@ -15,7 +15,7 @@ from partitions import concatenate
 from processes import named
 
 import raymerge.fisher
-from raymerge.artifacts import Artifact, load_diagonal, load_model
+from raymerge.artifacts import Artifact, Key, load_diagonal, load_model
 from raymerge.data.sequences import Sequences, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import InputError
@@ -127,7 +127,7 @@ def added_to(context: Context, data: Artifact) -> Artifact:
         pq.write_table(table, making.folder / "partitions" / "part-00003.parquet")
         making.counts.update(data.counts)
 
-    return context.make("prepare", "prepare", add, inputs={"more": data.digest}, configuration={})
+    return context.make("prepare", Key("prepare", {"more": data.digest}), add)
 
 
 def test_data_without_a_user_to_validate_is_refused(
@@ -140,6 +140,6 @@ def test_data_without_a_user_to_validate_is_refused(
         table = pq.read_table(partitions_of(data)[0]).slice(0, 0)
         pq.write_table(table, making.folder / "partitions" / "part-00000.parquet")
 
-    nobody = context.make("prepare", "prepare", empty, inputs={}, configuration={})
+    nobody = context.make("prepare", Key("prepare", {}), empty)
     with context.pool() as pool, pytest.raises(InputError, match="no user with 3 items or more"):
         fisher(context, pool, nobody, models)

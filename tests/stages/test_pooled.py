@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raymerge.artifacts import Artifact
+from raymerge.artifacts import Artifact, Key
 from raymerge.commands import run_report
 from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
@@ -31,7 +31,7 @@ def made(context: Context, stage: str, run: str, counts: dict, ranks: dict[str, 
         for file, found in (ranks or {}).items():
             pq.write_table(found.table(), making.folder / file)
 
-    return context.make(stage, run, fill, inputs={"run": run, "output": context.output.url}, configuration={})
+    return context.make(run, Key(stage, {"run": run, "output": context.output.url}), fill)
 
 
 def run_of(context: Context, log: Path, name: str) -> dict[str, torch.Tensor]:

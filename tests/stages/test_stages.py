@@ -16,7 +16,7 @@ from partitions import concatenate
 from processes import named
 
 from raymerge import storage
-from raymerge.artifacts import Artifact, load_diagonal, load_model, save_model
+from raymerge.artifacts import Artifact, Key, load_diagonal, load_model, save_model
 from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_items, read_partition
@@ -156,9 +156,7 @@ def test_a_model_that_another_command_trains_in_the_same_output_is_refused(
     context = make_context("out", "training.epochs=1")
     assert context.config.base is not None
     training = Training("train/a", context.config.base, context.config.training, data, None, 1, 1)
-    place = context.output.open().locate(
-        "train", inputs=training.inputs(), configuration=training.configuration(context.config)
-    )
+    place = context.output.open().locate(training.key(context.config))
     with (
         storage.claimed(place.replace("/train/", "/checkpoints/")),
         pytest.raises(LostError, match="another command is"),
@@ -201,7 +199,7 @@ def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
         module.item_embedding.weight.data[5] = float("nan")
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
 
-    start = context.make("train", "diverged", spoil, inputs={}, configuration={})
+    start = context.make("diverged", Key("train", {}), spoil)
     training = Training(
         "train/next", ObjectiveConfig("next_item"), context.config.training, data, start, workers=1, threads=1
     )

@@ -11,7 +11,7 @@ from hungry import HUNGRY, Hungry
 from processes import named
 from safetensors import safe_open
 
-from raymerge.artifacts import Artifact, load_model, save_model
+from raymerge.artifacts import Artifact, Key, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences
 from raymerge.errors import ResourceError, ScoreError
@@ -102,7 +102,7 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
     trainings = [Training(f"train/{name}", NEXT_ITEM, settings, data, start, 1, 1) for name, start in starts.items()]
     with pytest.raises(ScoreError, match=r"train/bad: the loss of epoch 1, step 1 of \d+, is nan") as error:
         train(context, trainings)
-    good, bad = (context.find("train", training.run, **key(context, training)) for training in trainings)
+    good, bad = (context.find(training.run, training.key(context.config)) for training in trainings)
     assert good is not None and good.counts["epochs"] == 2
     assert bad is None
     found = re.search(r"its batch is in ([^\s,]+), one file per rank", str(error.value))
@@ -122,8 +122,4 @@ def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
         torch.nn.init.constant_(module.output_bias[:1], torch.nan)
         save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
 
-    return context.make("train", "spoilt", spoil, inputs={"spoilt": model.digest}, configuration={})
-
-
-def key(context: Context, training: Training) -> dict:
-    return {"inputs": training.inputs(), "configuration": training.configuration(context.config)}
+    return context.make("spoilt", Key("train", {"spoilt": model.digest}), spoil)

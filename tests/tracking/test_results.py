@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from raymerge.artifacts import Artifact, Output, load_model, save_tensors
+from raymerge.artifacts import Artifact, Key, Output, load_model, save_tensors
 from raymerge.evaluation.reported import Report
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
@@ -24,9 +24,10 @@ def output(tmp_path: Path) -> Output:
 
 
 def make_artifact(output: Output, stage: str, name: str, write: Callable[[Path], object]) -> Artifact:
-    with output.stage(stage, inputs={"name": name}, configuration={}) as draft:
+    key = Key(stage, {"name": name})
+    with output.stage(key) as draft:
         write(draft.folder)
-    found = output.find(stage, inputs={"name": name}, configuration={})
+    found = output.find(key)
     assert found is not None
     return found
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from raymerge import commands
-from raymerge.artifacts import Artifact, Output
+from raymerge.artifacts import Artifact, Key, Output
 from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError
 from raymerge.fisher.study import Agreement, Measured, Study, rows
@@ -82,10 +82,10 @@ def test_each_layer_has_its_plot() -> None:
 
 
 def made(output: Output, **changes: object) -> Artifact:
-    key = {"inputs": {}, "configuration": {}}
-    with output.open().stage("study", **key) as draft:
+    key = Key("study", {})
+    with output.open().stage(key) as draft:
         draft.write_json("study.json", {**example(), **changes})
-    artifact = output.find("study", **key)
+    artifact = output.find(key)
     assert isinstance(artifact, Artifact)
     return artifact
 
