@@ -58,12 +58,18 @@ def merge(
         first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
+        partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
 
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
             return Candidate(urls, diagonal_urls, settings.method, point, setting)
 
+        def score(setting: MergeSetting, point: Point) -> FoldedScore:
+            assert pool is not None, "there are data to validate on"
+            return validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
+
         making.progress(0, settings.trials)
-        setting, point = _settle(making, pool, data, settings, candidate, len(models), filter_seen)
+        members = len(models)
+        setting, point = _chosen(making, settings, score, members) if data else settings.given(members)
         module = merged_model(candidate(setting, point))
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
         forget()
@@ -74,22 +80,14 @@ def merge(
     return context.find_or_make(run, Key("merge", inputs, configuration), fill)
 
 
-def _settle(
-    making: Making,
-    pool: Pool | None,
-    data: Sequence[Artifact],
-    settings: MergeConfig,
-    candidate: Callable[[MergeSetting, Point], Candidate],
-    members: int,
-    filter_seen: bool,
+def _chosen(
+    making: Making, settings: MergeConfig, score: Callable[[MergeSetting, Point], FoldedScore], members: int
 ) -> Trial:
-    """The setting and the coefficients: the best on validation, told with their score, or without data those given."""
+    """The setting and the coefficients that validate best; the score of each trial is emitted and kept."""
     trials: list[dict[str, object]] = []
-    partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
 
-    def score(setting: MergeSetting, point: Point) -> FoldedScore:
-        assert pool is not None, "there are data to validate on"
-        value = validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
+    def scored(setting: MergeSetting, point: Point) -> FoldedScore:
+        value = score(setting, point)
         trials.append({"coefficients": point, **asdict(setting), "score": value.mean})
         making.tell("trial.ndcg@10", value.mean, step=len(trials))
         making.progress(
@@ -97,9 +95,7 @@ def _settle(
         )
         return value
 
-    if not data:
-        return settings.given(members)
-    chosen = choose(score, settings, members=members)
+    chosen = choose(scored, settings, members=members)
     making.write_json("trials.json", trials)
     making.counts[SCORE] = chosen.score
     making.tell(SCORE, chosen.score)

@@ -139,49 +139,56 @@ def best_member(members: Mapping[str, Artifact]) -> str:
 
 
 def train(context: Context, trainings: Sequence[Training]) -> dict[str, Artifact]:
-    """The models of all trainings, by run; those not yet committed are trained at the same time."""
-    config, checkpoints = context.config, storage.join(context.output.open().url, "checkpoints")
-    trained: dict[str, Artifact] = {}
-    waiting: dict[str, Training] = {}
-    jobs: dict[str, TrainingJob] = {}  # by key: two of the very same model, such as of equal merges, share one
-
-    def find(training: Training) -> Artifact | None:
-        return context.find(training.run, training.key(config))
+    """The models of all trainings, by run; those not yet committed are trained in parallel."""
+    checkpoints = storage.join(context.output.open().url, "checkpoints")
+    by_run = {training.run: training for training in trainings}
 
     def commit(job: TrainingJob, state: TrainingState) -> None:
-        trained[job.run] = _commit_model(context, waiting[job.run], state)
+        trained[job.run] = _commit_model(context, by_run[job.run], state)
         storage.remove_folder(storage.join(checkpoints, job.key))
 
     with ExitStack() as claims:
-        for training in trainings:
-            found = find(training)
-            if found is None:
-                job = _job(context, training)
-                if job.key not in jobs:
-                    claims.enter_context(storage.claimed(storage.join(checkpoints, job.key)))
-                    found = find(training)  # again: another command may have made it meanwhile
-            if found is None:
-                waiting[training.run] = training
-                jobs.setdefault(job.key, job)
-            else:
-                trained[training.run] = found
-                storage.remove_folder(storage.join(checkpoints, found.digest))
+        trained, jobs = _find_or_claim(context, trainings, checkpoints, claims)
         if jobs:
             train_all(
-                list(jobs.values()),
+                jobs,
                 checkpoints=checkpoints,
                 capacity=context.capacity,
-                cluster=config.cluster,
+                cluster=context.config.cluster,
                 deadline=context.deadline,
                 emit=context.emit,
                 on_trained=commit,
             )
-    for training in waiting.values():
+    for training in trainings:
         if training.run not in trained:
-            shared = find(training)
-            assert shared is not None, "the first training for it has just made it"
+            shared = context.find(training.run, training.key(context.config))
+            assert shared is not None, "the first training with this key has just made it"
             trained[training.run] = shared
-    return {training.run: trained[training.run] for training in trainings}  # not in the order in which they were done
+    return {run: trained[run] for run in by_run}  # in the order given, not that of completion
+
+
+def _find_or_claim(
+    context: Context, trainings: Sequence[Training], checkpoints: str, claims: ExitStack
+) -> tuple[dict[str, Artifact], list[TrainingJob]]:
+    """The models that are committed, by run, and jobs for the others, which no other command may train meanwhile.
+
+    Trainings with the same key, such as those of equal merges, share one job.
+    """
+    trained: dict[str, Artifact] = {}
+    jobs: dict[str, TrainingJob] = {}
+    for training in trainings:
+        key = training.key(context.config)
+        folder = storage.join(checkpoints, key.digest)
+        found = context.find(training.run, key)
+        if found is None and key.digest not in jobs:
+            claims.enter_context(storage.claimed(folder))
+            found = context.find(training.run, key)  # another command may have committed it before the claim
+            if found is None:
+                jobs[key.digest] = _job(context, training)
+        if found is not None:
+            trained[training.run] = found
+            storage.remove_folder(folder)
+    return trained, list(jobs.values())
 
 
 def _job(context: Context, training: Training) -> TrainingJob:
@@ -195,7 +202,7 @@ def _job(context: Context, training: Training) -> TrainingJob:
         objective=training.objective,
         settings=training.settings,
         start=training.start.file("model") if training.start else None,
-        # what starts anew has nothing to keep
+        # a model that starts from scratch has nothing to keep
         catalogue=restricted_catalogue(training.data) if training.start else None,
         filter_seen=config.evaluation.filter_seen,
         workers=training.workers,
@@ -204,7 +211,6 @@ def _job(context: Context, training: Training) -> TrainingJob:
 
 
 def _commit_model(context: Context, training: Training, state: TrainingState) -> Artifact:
-
     def fill(making: Making) -> None:
         module = SequenceEncoder.of(training.data.counts["items"], context.config.encoder, state.best)
         save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
