@@ -1,9 +1,11 @@
 # make run [RECIPE=name] [INPUT=url] [OUTPUT=out] [ARGS="--set training.epochs=3"]   the whole pipeline on this machine
+# make install                                                                    the virtual environment alone
 # make test [TESTS=tests/fisher]                                                  the test suite
-# make chaos                                                                      more kills, some 40 minutes
+# make chaos                                                                      fault-injection tests, about 40 minutes
 # make check                                                                      style, types, import contracts
+# make bench                                                                      benchmarks against other libraries
 # make cluster                                                                    a Ray head and MLflow; then cluster/local stop
-# make bench                                                                      side by side timings
+# make clean                                                                      remove the virtual environment and caches
 PYTHON ?= python3
 VENV   ?= .venv
 RECIPE ?=
@@ -18,7 +20,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (a few minutes the first time)"
+	@echo "installing into $(VENV) (takes a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -48,4 +50,4 @@ cluster: install
 	@PYTHON=$(abspath $(BIN))/python cluster/local start
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

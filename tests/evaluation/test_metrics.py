@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -61,29 +58,3 @@ def test_ndcg_equals_scikit_learn() -> None:
     for k in (1, 5, 10, 50):
         ours = float(METRICS["ndcg"](torch.tensor(ranks), k).mean())
         assert ours == pytest.approx(ndcg_score(relevance, scores, k=k), abs=1e-12)
-
-
-RANX = """
-import sys, json, random
-from ranx import Qrels, Run, evaluate
-ranks = json.loads(sys.argv[1])
-qrels = Qrels({str(user): {"target": 1} for user in range(len(ranks))})
-run = Run({str(user): {("target" if i == rank else f"item{i}"): 1.0 / i for i in range(1, 31)}
-           for user, rank in enumerate(ranks)})
-names = [f"{m}@{k}" for m in ("hit_rate", "ndcg", "mrr") for k in (5, 10, 20)]
-print(json.dumps({name: float(value) for name, value in evaluate(qrels, run, names).items()}))
-"""
-
-
-def test_all_metrics_equal_ranx() -> None:
-    pytest.importorskip("ranx", reason="ranx is not installed")
-    import json
-    import os
-
-    ranks = torch.randint(1, 31, (60,), generator=torch.Generator().manual_seed(0))
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}  # compiling takes longer than all of these tests
-    command = [sys.executable, "-W", "ignore", "-c", RANX, json.dumps(ranks.tolist())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    theirs = json.loads(done.stdout.strip().splitlines()[-1])
-    for name, values in per_user(ranks).items():
-        assert float(values.mean()) == pytest.approx(theirs[name.replace("hr@", "hit_rate@")], abs=1e-12), name
