@@ -24,7 +24,9 @@ from torch import Tensor
 import raymerge
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError, MissingError, first_line
+from raymerge.filesystem import is_local
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
+from raymerge.redaction import without_credentials
 from raymerge.retries import disk_errors
 
 FORMAT = 4  # raised when a change of the numerics or of the files makes older artifacts another thing
@@ -108,7 +110,7 @@ def open_artifact(url: str, *stages: str) -> Artifact:
     url = storage.absolute(url)
     content = _manifest_at(url)
     if content is None:
-        raise ArtifactError(f"no artifact of raymerge at {storage.without_credentials(url)} (no manifest.json)")
+        raise ArtifactError(f"no artifact of raymerge at {without_credentials(url)} (no manifest.json)")
     try:
         manifest = json.loads(content)
         found, *_ = (manifest[key] for key in ("stage", "digest", "counts", "files"))
@@ -153,7 +155,7 @@ class Output:
 
     def check(self) -> None:
         """Refuse a place that cannot be written or a non-empty folder that is not ours."""
-        if storage.is_local(self.url) and os.path.isfile(self.url):
+        if is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
         names = storage.list_folder(self.url)
         if MARKER not in names and any(not name.startswith(MARKER) for name in names):  # one may have been cut off
@@ -211,11 +213,11 @@ class Output:
     @property
     def _staging(self) -> Path:
         """Where artifacts are made: in the output, so that a rename commits them; for a store, on this machine."""
-        return Path(self.url, ".staging") if storage.is_local(self.url) else Path(tempfile.gettempdir())
+        return Path(self.url, ".staging") if is_local(self.url) else Path(tempfile.gettempdir())
 
     def _staging_folder(self) -> Path:
         prefix = f"{_name_here()}-{os.getpid()}-"
-        if not storage.is_local(self.url):
+        if not is_local(self.url):
             return Path(tempfile.mkdtemp(prefix=prefix))
         folder = self._staging / f"{prefix}{uuid.uuid4().hex[:8]}"
         storage.make_folder(str(folder))
@@ -261,7 +263,7 @@ def load_tensors(url: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(storage.read_bytes(url))
     except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{storage.without_credentials(url)} is not a safetensors file ({error})") from None
+        raise ArtifactError(f"{without_credentials(url)} is not a safetensors file ({error})") from None
 
 
 def save_model(module: SequenceEncoder, folder: Path, *, items_url: str) -> None:
@@ -286,12 +288,10 @@ def load_model(url: str) -> SequenceEncoder:
         return SequenceEncoder.of(settings.pop("num_items"), EncoderConfig(**settings), parameters)
     except MissingError:
         raise ArtifactError(
-            f"no model at {storage.without_credentials(url)}: config.json or model.safetensors is missing"
+            f"no model at {without_credentials(url)}: config.json or model.safetensors is missing"
         ) from None
     except (RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise ArtifactError(
-            f"the model at {storage.without_credentials(url)} cannot be read: {first_line(error)}"
-        ) from None
+        raise ArtifactError(f"the model at {without_credentials(url)} cannot be read: {first_line(error)}") from None
 
 
 def model_folder(url: str) -> str:

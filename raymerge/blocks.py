@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raymerge import storage
 from raymerge.errors import ArtifactError, UserError
+from raymerge.redaction import without_credentials
 
 BLOCK_BYTES = 64 << 20
 DTYPES = {"F64": torch.float64, "F32": torch.float32}
@@ -66,7 +67,7 @@ class TensorFile:
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-            place = storage.without_credentials(url)
+            place = without_credentials(url)
             raise ArtifactError(f"{place} is not a safetensors file of F32 or F64 ({type(error).__name__})") from None
 
     def read(self, block: Block) -> Tensor:
@@ -79,7 +80,7 @@ class TensorFile:
             handle.seek(self._starts[block.name] + block.start * row)
             content = handle.read((block.stop - block.start) * row)
         if len(content) != found.numel() * dtype.itemsize:
-            raise ArtifactError(f"{storage.without_credentials(self._url)} is cut off; delete it and run again")
+            raise ArtifactError(f"{without_credentials(self._url)} is cut off; delete it and run again")
         if content:
             found.view(-1).copy_(torch.frombuffer(bytearray(content), dtype=dtype))
         return found

@@ -19,6 +19,7 @@ from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.deadline import Deadline
 from raymerge.errors import ConfigError, InputError
+from raymerge.filesystem import is_local
 from raymerge.formatting import describe, duration, gib
 from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe, is_file
@@ -83,7 +84,7 @@ def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
     for name in PLACES:
         value = given.get(name) or ()
         for url in (value,) if isinstance(value, str) else value:
-            if storage.is_local(url):
+            if is_local(url):
                 _refuse_relative(OPTIONS.get(name, name), url, url.removeprefix("file://"))
 
 
@@ -98,7 +99,7 @@ def _refuse_relative(option: str, url: str, path: str | Path) -> None:
 def _configuration(given: Mapping[str, Any], working_dir: str | None) -> Config:
     """What the job will be configured by; its mistakes are found here."""
     recipe = given["recipe"] or default_recipe(given.get("log"))
-    if is_file(recipe) and storage.is_local(recipe):
+    if is_file(recipe) and is_local(recipe):
         if working_dir is None or os.path.isabs(recipe):
             raise InputError(
                 f"{recipe} would not travel: give --working-dir FOLDER, and --recipe relative to that folder"
@@ -161,7 +162,7 @@ def _where_runs_are(tracking: str | None, output: str) -> str:
     if tracking:
         return redact(tracking)
     theirs = "the server that MLFLOW_TRACKING_URI of the cluster names"
-    return f"{theirs}, else {default_uri(output)}" if storage.is_local(output) else theirs
+    return f"{theirs}, else {default_uri(output)}" if is_local(output) else theirs
 
 
 def _pairs(metadata: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
 from raymerge.evaluation import reported
+from raymerge.redaction import without_credentials
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source
 from raymerge.tracking.record import newest_place
@@ -116,5 +117,5 @@ def find_report(url: str) -> str:
     places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
     found = [place for place in places if storage.exists(place)]
     if not found:
-        raise InputError(f"there is no report at {storage.without_credentials(url)}; `raymerge run` makes one")
+        raise InputError(f"there is no report at {without_credentials(url)}; `raymerge run` makes one")
     return max(found, key=storage.modified)

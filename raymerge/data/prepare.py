@@ -32,8 +32,9 @@ from raymerge.data.sequences import Items, Sequences, read_items, write_items, w
 from raymerge.data.spill import Spill
 from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import InputError
+from raymerge.redaction import without_credentials
 from raymerge.settings_checks import check_choices, check_ranges
-from raymerge.storage import join, list_files, without_credentials
+from raymerge.storage import join, list_files
 
 Core = Literal["iterated", "once"]
 Tell = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from raymerge import storage
 from raymerge.errors import ArtifactError, InputError
-from raymerge.redaction import redact
+from raymerge.redaction import redact, without_credentials
 
 FOLDER = "runs"
 
@@ -73,7 +73,7 @@ def read_all(output: str) -> list[Record]:
     """The records of all commands that worked in an output; InputError if there are none."""
     urls = _urls(output)
     if not urls:
-        raise InputError(f"{storage.without_credentials(output)} is no output of raymerge that a command has worked in")
+        raise InputError(f"{without_credentials(output)} is no output of raymerge that a command has worked in")
     return [read(output, url) for url in urls]
 
 

@@ -17,9 +17,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from typing_extensions import Self
 
-from raymerge import storage
 from raymerge.events import Event
-from raymerge.redaction import redact
+from raymerge.filesystem import is_local
+from raymerge.redaction import redact, without_credentials
 from raymerge.tracking import store
 from raymerge.tracking.store import call, flatten, metric_name
 
@@ -252,12 +252,12 @@ def _condition(tags: Mapping[str, str]) -> str:
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
     """The input data set as the sources of `mlflow.data` write it, without reading the data."""
     source = str(dataset["source"])
-    scheme = "local" if storage.is_local(source) else source.partition("://")[0].replace("https", "http")
+    scheme = "local" if is_local(source) else source.partition("://")[0].replace("https", "http")
     entity = Dataset(
         name=str(dataset["name"]),
         digest=str(dataset["digest"])[:DATASET_DIGEST_LENGTH],
         source_type=scheme,
-        source=json.dumps({"url" if scheme == "http" else "uri": storage.without_credentials(source)}),
+        source=json.dumps({"url" if scheme == "http" else "uri": without_credentials(source)}),
         profile=json.dumps(dataset.get("counts", {})),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])

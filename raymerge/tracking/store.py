@@ -18,7 +18,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from raymerge import storage
 from raymerge.errors import ConfigError, TrackingError
-from raymerge.redaction import redact
+from raymerge.filesystem import is_local
+from raymerge.redaction import redact, without_credentials
 
 REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords each request may take it seconds
 PARAM_LENGTH, KEY_LENGTH = 6000, 250  # MLflow's limits
@@ -42,10 +43,10 @@ def resolve_uri(explicit: str | None, env: str | None, output_url: str) -> str:
     """
     uri = explicit or env
     if uri is None or not uri.strip():
-        if storage.is_local(output_url):
+        if is_local(output_url):
             return default_uri(output_url)
         raise ConfigError(
-            f"the output {storage.without_credentials(output_url)} is not on this machine and cannot hold MLflow's "
+            f"the output {without_credentials(output_url)} is not on this machine and cannot hold MLflow's "
             "database; give a server with --tracking-uri http://HOST:PORT (or MLFLOW_TRACKING_URI)"
         )
     if not uri.startswith(STORES):
