@@ -5,6 +5,8 @@ line with exit code 2, or 75 for what another try may cure. All survive pickling
 argument.
 """
 
+from raymerge.redaction import redact
+
 EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, 75, 130
 
 
@@ -59,3 +61,20 @@ def first_line(error: BaseException) -> str:
     ('no answer', 'TimeoutError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason(error: BaseException) -> str:
+    """One short line from an error, with no user, password or query in the URLs it names.
+
+    >>> reason(OSError("no answer from\\nhttps://me:secret@host/api?token=x"))
+    'no answer from https://host/api'
+    """
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return redact(text)[:200]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that led to all the others."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error

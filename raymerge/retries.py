@@ -18,8 +18,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from raymerge.errors import InputError, LostError, ResourceError, UserError
-from raymerge.redaction import redact, without_credentials
+from raymerge.errors import InputError, LostError, ResourceError, UserError, reason
+from raymerge.redaction import without_credentials
 
 RETRY_LIMIT_S, MAX_ATTEMPTS = 60.0, 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -132,13 +132,3 @@ def plain_errors(url: str) -> Iterator[None]:
         if isinstance(error, OSError) or {"BotoCoreError", "ClientResponseError"} & names:
             raise ResourceError(f"{place} cannot be used: {reason(error)}") from error
         raise
-
-
-def reason(error: BaseException) -> str:
-    """One short line from an error, with no user, password or query in the URLs it names.
-
-    >>> reason(OSError("no answer from\\nhttps://me:secret@host/api?token=x"))
-    'no answer from https://host/api'
-    """
-    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    return redact(text)[:200]

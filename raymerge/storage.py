@@ -11,10 +11,10 @@ from typing import IO, TypeVar
 
 import pyarrow.fs
 
-from raymerge.errors import InputError, LostError, MissingError
+from raymerge.errors import InputError, LostError, MissingError, reason
 from raymerge.filesystem import WEB, Store, is_local, refuse_secrets
 from raymerge.redaction import without_credentials
-from raymerge.retries import MISSING, plain_errors, reason
+from raymerge.retries import MISSING, plain_errors
 
 LAST_FILE = "manifest.json"  # written after all others: a folder without it is not finished
 AT_ONCE = 8  # requests under way to a store

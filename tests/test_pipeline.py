@@ -110,13 +110,11 @@ def test_every_stage_tells_figures_and_progress(first: tuple[Path, Result, list]
 def test_second_run_makes_nothing_and_tells_the_same_figures(first: tuple[Path, Result, list], log: Path) -> None:
     output, result, messages = first
     again: list[Event | Progress] = []
-    began = time.monotonic()
     second = run(context(output, messages=again), [str(log)])
     assert second.report.url == result.report.url
     assert {m.note for m in again if isinstance(m, Progress)} == {"found, not made again"}
     told = {message for message in messages if isinstance(message, Event)}
     assert {message for message in again if isinstance(message, Event)} <= told
-    assert time.monotonic() - began < 60
 
 
 def test_an_average_with_searched_weights_needs_no_diagonals(first: tuple[Path, Result, list], log: Path) -> None:

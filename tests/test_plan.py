@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from raymerge.capacity import Capacity, Node
 from raymerge.cluster_commands import run_plan
-from raymerge.config import Config
 from raymerge.data import demo
 from raymerge.data.prepare import PrepareConfig
 from raymerge.data.size import DataSize, measure
@@ -214,7 +213,6 @@ def test_demo_is_of_the_size_that_its_recipe_says() -> None:
 
 
 def test_plan_of_every_recipe_and_without_optional_stages() -> None:
-    assert isinstance(configure("demo"), Config)
     short = plan("base=null", "after_merge=null", "fisher.estimator=target")
     assert [stage.name for stage in short.stages] == [
         "prepare",

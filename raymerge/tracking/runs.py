@@ -17,6 +17,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from typing_extensions import Self
 
+from raymerge.errors import innermost, reason
 from raymerge.events import Event
 from raymerge.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
@@ -191,12 +192,12 @@ class Tracker:
 
     def _report_refusal(self, run: str, error: Exception) -> None:
         if run not in self._refused:
-            log.warning("MLflow at %s refuses run %s: %s", redact(self.uri), run, store.reason(error))
+            log.warning("MLflow at %s refuses run %s: %s", redact(self.uri), run, reason(innermost(error)))
         self._refused[run] = time.monotonic() + OUTAGE_INTERVAL_S
 
     def _report_outage(self, error: Exception) -> None:
         if not self._away:
-            log.warning("MLflow at %s: %s; figures are kept and sent later", redact(self.uri), store.reason(error))
+            log.warning("MLflow at %s: %s; figures are kept and sent later", redact(self.uri), reason(innermost(error)))
         self._away = True
         self._due = time.monotonic() + OUTAGE_INTERVAL_S
 

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from raymerge import storage
-from raymerge.errors import ConfigError, TrackingError
+from raymerge.errors import ConfigError, TrackingError, innermost, reason
 from raymerge.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
 
@@ -122,14 +122,6 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and error.error_code in OUTAGES
 
 
-def reason(error: BaseException) -> str:
-    """One short line from the innermost cause of an error."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return redact(text.splitlines()[0])[:200]
-
-
 @contextmanager
 def as_tracking_error(uri: str) -> Iterator[None]:
     """Turn whatever fails inside into one line that names the option to change."""
@@ -139,7 +131,7 @@ def as_tracking_error(uri: str) -> Iterator[None]:
         cure = "start that server or give another --tracking-uri"
         if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
             cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        raise TrackingError(f"MLflow at {redact(uri)} cannot be used: {reason(error)}; {cure}") from None
+        raise TrackingError(f"MLflow at {redact(uri)} cannot be used: {reason(innermost(error))}; {cure}") from None
 
 
 @contextmanager

@@ -28,12 +28,12 @@ from raymerge.artifacts import file_digest, load_model, load_tensors, save_tenso
 from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.sequences import read_partition
 from raymerge.deadline import Deadline
-from raymerge.errors import ArtifactError, LostError, MissingError, ResourceError, ScoreError, UserError
+from raymerge.errors import ArtifactError, LostError, MissingError, ResourceError, ScoreError, UserError, reason
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Emit, Event, Progress
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.retries import disk_errors, reason
+from raymerge.retries import disk_errors
 from raymerge.runtime import POLL_S
 from raymerge.training.config import TrainingConfig
 from raymerge.training.event_log import EventLog, Mistake
