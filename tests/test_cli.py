@@ -13,6 +13,7 @@ import ray
 import torch
 import yaml
 from mlflow import MlflowClient
+from tracking.examples import example_report
 
 from raymerge import command_context, commands, recipes
 from raymerge.artifacts import Key, Output, load_model, open_artifact, save_model, save_tensors
@@ -24,7 +25,6 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig
 from raymerge.stages.inputs import model_digest
 from raymerge.tracking.record import Record
-from tests.tracking.examples import example_report
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

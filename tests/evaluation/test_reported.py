@@ -6,10 +6,10 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from tracking.examples import example_report
 
 from raymerge.errors import ArtifactError
 from raymerge.evaluation.reported import loads
-from tests.tracking.examples import example_report
 
 
 def test_a_report_survives_its_file() -> None:

@@ -1,11 +1,11 @@
 """A small prepared log and a context for stages, both without Ray."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from random_models import random_model
+from stages.contexts import SMALL, MakeContext
 
 from raymerge.artifacts import Artifact, Output
 from raymerge.data import demo
@@ -16,16 +16,6 @@ from raymerge.recipes import configure
 from raymerge.stages.context import Context
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.prepare import prepare
-
-SMALL = (
-    "encoder.max_length=10",
-    "encoder.dim=16",
-    "encoder.feed_forward=32",
-    "prepare.partitions=3",
-    "training.epochs=3",
-    "cluster.base_workers=1",
-)
-MakeContext = Callable[..., Context]
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from partitions import concatenate
 from processes import named
+from stages.contexts import MakeContext
 
 import raymerge.fisher
 from raymerge.artifacts import Artifact, Key, load_diagonal, load_model
@@ -23,7 +24,6 @@ from raymerge.events import Event, Progress
 from raymerge.stages.context import Context, Making
 from raymerge.stages.fisher import fisher
 from raymerge.stages.inputs import partitions_of
-from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
 

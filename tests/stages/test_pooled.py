@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, Key
 from raymerge.commands import run_report
@@ -18,7 +19,6 @@ from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.prepare import prepare
 from raymerge.stages.report import Entry, report
-from tests.stages.conftest import MakeContext
 
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
 SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs

@@ -14,6 +14,7 @@ import pytest
 import torch
 from partitions import concatenate
 from processes import named
+from stages.contexts import MakeContext
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, Key, load_diagonal, load_model, save_model
@@ -36,7 +37,6 @@ from raymerge.stages.markets import divide
 from raymerge.stages.merge import merge as merge_stage
 from raymerge.stages.prepare import prepare
 from raymerge.stages.train import Training, seeded, train, train_base
-from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stages.contexts import MakeContext
 
 import raymerge.fisher
 from raymerge.artifacts import Artifact, load_model
@@ -13,7 +14,6 @@ from raymerge.events import Event, Progress
 from raymerge.fisher.study import Study
 from raymerge.stages.context import Context
 from raymerge.stages.study import fisher_study
-from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
 

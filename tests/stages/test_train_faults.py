@@ -10,6 +10,7 @@ import torch
 from hungry import HUNGRY, Hungry
 from processes import named
 from safetensors import safe_open
+from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, Key, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
@@ -22,7 +23,6 @@ from raymerge.stages.context import Context, Making
 from raymerge.stages.train import Training, train
 from raymerge.training import loop
 from raymerge.training.config import TrainingConfig
-from tests.stages.conftest import MakeContext
 
 pytestmark = [pytest.mark.usefixtures("capacity"), pytest.mark.chaos]
 

@@ -1,16 +1,12 @@
-"""A real MLflow server, one for the whole run, and trackers and models for it."""
+"""A real MLflow server, one for the whole run, and trackers for it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-import torch
 from mlflow_server import Server
+from tracking.examples import CONFIGURATION, DATASET
 
-from raymerge.artifacts import save_model
-from raymerge.data.sequences import Items, write_items
-from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.tracking.runs import Tracker
 
 
@@ -30,19 +26,6 @@ def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-CONFIGURATION = {
-    "recipe": "demo",
-    "training": {"epochs": 3, "objectives": ["bert4rec", "duorec"]},
-    "input": {"url": "s3://reader:hunter2@bucket/log.parquet?token=hunter2", "password": "hunter2"},
-}
-DATASET = {
-    "name": "demo",
-    "digest": "0123456789abcdef",
-    "source": "https://reader:hunter2@example.org/log.csv?token=hunter2",
-    "counts": {"users": 20, "items": 9, "interactions": 180},
-}
-
-
 @pytest.fixture
 def new_tracker(server: Server, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
     """Makes trackers of one pipeline, as a driver that is started again does; one experiment a test."""
@@ -52,15 +35,3 @@ def new_tracker(server: Server, request: pytest.FixtureRequest) -> Callable[...,
         return Tracker(server.uri, request.node.name, **(settings | changes))  # type: ignore[arg-type]
 
     return make
-
-
-def save_random_model(folder: Path, item_ids: list[int] | list[str], *, seed: int = 0) -> Path:
-    """A small model of random weights as the pipeline leaves it on disk."""
-    torch.manual_seed(seed)
-    folder.mkdir(parents=True)
-    counts = torch.ones(len(item_ids), dtype=torch.int64)
-    write_items(Items(pa.array(item_ids), counts), folder / "catalogue.parquet")
-    config = EncoderConfig(max_length=5, dim=8, blocks=1, heads=1, feed_forward=8)
-    save_model(SequenceEncoder(len(item_ids), config), folder, items_url=str(folder / "catalogue.parquet"))
-    (folder / "catalogue.parquet").unlink()
-    return folder

@@ -1,7 +1,19 @@
-"""A report and a score such as a run has."""
+"""A configuration, a data set, a report and a score such as a run has."""
 
 from raymerge.evaluation.reported import Comparison, Kind, Measured, Report, Row
 from raymerge.tracking.registration import Score
+
+CONFIGURATION = {
+    "recipe": "demo",
+    "training": {"epochs": 3, "objectives": ["bert4rec", "duorec"]},
+    "input": {"url": "s3://reader:hunter2@bucket/log.parquet?token=hunter2", "password": "hunter2"},
+}
+DATASET = {
+    "name": "demo",
+    "digest": "0123456789abcdef",
+    "source": "https://reader:hunter2@example.org/log.csv?token=hunter2",
+    "counts": {"users": 20, "items": 9, "interactions": 180},
+}
 
 
 def measured(mean: float) -> Measured:

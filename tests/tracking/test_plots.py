@@ -5,12 +5,12 @@ import struct
 import numpy as np
 import pytest
 import torch
+from tracking.examples import example_report
 
 from raymerge.evaluation.reported import Interpolation, Overlap
 from raymerge.merging.methods import shares as merge_shares
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.tracking import plots
-from tests.tracking.examples import example_report
 
 HISTORIES = {
     "bert4rec": [{"epoch": epoch, "loss": 6.0 / epoch, "ndcg": 0.1 - 0.01 * abs(epoch - 2)} for epoch in (1, 2, 3)],

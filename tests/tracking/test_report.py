@@ -5,10 +5,10 @@ import re
 from html.parser import HTMLParser
 
 from rich.console import Console
+from tracking.examples import comparison, example_report
 
 from raymerge.evaluation.reported import Report
 from raymerge.tracking import plots, report
-from tests.tracking.examples import comparison, example_report
 
 
 def printed(content: Report, width: int = 120) -> str:

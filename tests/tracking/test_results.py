@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from random_models import save_random_model
+from tracking.examples import example_report, scored
 
 from raymerge.artifacts import Artifact, Key, Output, load_model, save_tensors
 from raymerge.evaluation.reported import Report
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
-from tests.tracking.conftest import save_random_model
-from tests.tracking.examples import example_report, scored
 
 MEMBERS = ("bert4rec", "duorec")
 

@@ -9,14 +9,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow_server import Server
+from random_models import save_random_model
+from tracking.examples import DATASET, scored
 
 from raymerge.errors import TrackingError
 from raymerge.events import Event
 from raymerge.tracking import runs, store
 from raymerge.tracking.registration import register
 from raymerge.tracking.runs import Tracker
-from tests.tracking.conftest import DATASET, save_random_model
-from tests.tracking.examples import scored
 
 NewTracker = Callable[..., Tracker]
 

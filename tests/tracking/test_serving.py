@@ -14,14 +14,15 @@ import torch
 from mlflow import MlflowClient, pyfunc
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from mlflow_server import Server
+from random_models import save_random_model
+from tracking.examples import scored
 
 import raymerge
 from raymerge.errors import InputError
 from raymerge.events import Event
 from raymerge.tracking.registration import register, save_pyfunc
 from raymerge.tracking.runs import Tracker
-from tests.tracking.conftest import Server, save_random_model
-from tests.tracking.examples import scored
 
 NewTracker = Callable[..., Tracker]
 ITEMS = [30, 10, 20, 50, 40, 60, 80, 70]
