@@ -1,7 +1,7 @@
-"""Tensors that need not fit into memory twice: safetensors files read and written block by block, by URL.
+"""Safetensors files read and written block by block, so that tensors need not fit into memory twice.
 
 The format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of a JSON header, the header,
-and the tensors one after the other, little-endian, row by row. So a block of rows is one run of bytes.
+and the tensors one after the other, little-endian, row by row. A block of rows is therefore contiguous.
 """
 
 import json
@@ -26,19 +26,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `start` to before `stop` of a tensor; one without dimensions is a single row."""
+    """Rows `start` up to but not including `stop` of a tensor; a scalar is a single row."""
 
     name: str
     start: int
     stop: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The rows, as they are in a tensor at hand."""
+        """The same rows of a tensor in memory."""
         return tensor[self.start : self.stop] if tensor.ndim else tensor
 
 
 def blocks(shapes: Shapes, *, most_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """All rows of all tensors in the order of their names, cut into blocks of about `most_bytes` in float64."""
+    """All rows of all tensors, sorted by name, in blocks of about `most_bytes` in float64."""
     for name in sorted(shapes):
         rows, width = _rows(shapes[name])
         step = max(1, most_bytes // max(1, width * 8))
@@ -47,12 +47,12 @@ def blocks(shapes: Shapes, *, most_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
 
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Number of rows and values in each."""
+    """Number of rows, and of values per row."""
     return (shape[0], prod(shape[1:])) if shape else (1, 1)
 
 
 class TensorFile:
-    """A safetensors file at a URL, of which blocks can be read; ArtifactError if it is not one."""
+    """A safetensors file at a URL that is read in blocks; ArtifactError if it is not one."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -71,7 +71,7 @@ class TensorFile:
             raise ArtifactError(f"{place} is not a safetensors file of F32 or F64 ({type(error).__name__})") from None
 
     def read(self, block: Block) -> Tensor:
-        """The rows of a block, in the shape that slicing the tensor gives."""
+        """The rows of a block, in the shape of the sliced tensor."""
         shape, dtype = self.shapes[block.name], self._dtypes[block.name]
         _, width = _rows(shape)
         row = width * dtype.itemsize
@@ -80,21 +80,21 @@ class TensorFile:
             handle.seek(self._starts[block.name] + block.start * row)
             content = handle.read((block.stop - block.start) * row)
         if len(content) != found.numel() * dtype.itemsize:
-            raise ArtifactError(f"{without_credentials(self._url)} is cut off; delete it and run again")
+            raise ArtifactError(f"{without_credentials(self._url)} is truncated; delete it and run again")
         if content:
             found.view(-1).copy_(torch.frombuffer(bytearray(content), dtype=dtype))
         return found
 
 
 def write_blocks(file: Path, shapes: Shapes, dtype: torch.dtype, content: Iterable[Tensor]) -> None:
-    """Write a safetensors file of one type; `content` are its blocks, in the order of `blocks`."""
+    """Write a safetensors file with one dtype; `content` holds its blocks in the order of `blocks`."""
     header, end = {}, 0
     for name in sorted(shapes):
         size = prod(shapes[name]) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     with file.open("wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for block in content:

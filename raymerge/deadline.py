@@ -1,4 +1,4 @@
-"""When the work is given up."""
+"""The time limit of a command."""
 
 import time
 
@@ -6,7 +6,7 @@ from raymerge.errors import ResourceError
 
 
 class Deadline:
-    """A moment after which the work is given up, in seconds of a monotonic clock."""
+    """A moment, by the monotonic clock, after which work is given up."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -14,11 +14,11 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left, 0 once it has passed."""
+        """Seconds left; 0 once it has passed."""
         return max(0.0, self._end - time.monotonic())
 
     def check(self, doing: str) -> None:
-        """ResourceError once the time is over."""
+        """Raise ResourceError once it has passed."""
         if time.monotonic() > self._end:
             raise ResourceError(
                 f"{doing} was not done within {self.seconds / 3600:g} hours; run the same command again to resume, "

@@ -1,8 +1,7 @@
-"""What a user can do wrong, one class each.
+"""Errors that a user can fix, one class per kind.
 
-Each takes one message that says what is wrong, the value found and what to change. The command prints it as one
-line with exit code 2, or 75 for what another try may cure. All survive pickling, because the message is their only
-argument.
+Each takes one message that says what is wrong, the value found and what to change. The command prints it as one line
+and exits with code 2, or 75 if a retry may help. All can be pickled, because the message is their only argument.
 """
 
 from raymerge.redaction import redact
@@ -11,7 +10,7 @@ EXIT_USER_ERROR, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 2, 75, 130
 
 
 class UserError(ValueError):
-    """Base of all mistakes that the user can correct."""
+    """Base of all errors that the user can fix."""
 
 
 class ConfigError(UserError):
@@ -19,11 +18,11 @@ class ConfigError(UserError):
 
 
 class UnknownNameError(ConfigError):
-    """A name that no registry knows: recipe, objective, estimator, merge method, format."""
+    """A name that is not registered: recipe, objective, estimator, merge method, format."""
 
 
 class InputError(UserError):
-    """An interaction log, a history or an option that cannot be read as what it should be."""
+    """An interaction log, a history or an option that cannot be used as given."""
 
 
 class MissingError(InputError):
@@ -31,7 +30,7 @@ class MissingError(InputError):
 
 
 class ArtifactError(UserError):
-    """An artifact that is missing, truncated, altered, or not one of ours."""
+    """An artifact that is missing, truncated, altered, or not raymerge's."""
 
 
 class MergeError(UserError):
@@ -43,19 +42,19 @@ class ScoreError(UserError):
 
 
 class ResourceError(UserError):
-    """More CPUs, GPUs, memory or disk than there are, or a deadline that has passed."""
+    """Too few CPUs or GPUs, too little memory or disk space, or a deadline that has passed."""
 
 
 class LostError(ResourceError):
-    """What a cluster or a store failed to do several times, though it could: the same command may succeed later."""
+    """A cluster or store that failed several times: the same command may succeed later."""
 
 
 class TrackingError(UserError):
-    """A tracking server that cannot be reached, or that does not accept us."""
+    """A tracking server that cannot be reached or refuses access."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its type where it says nothing.
+    """The first line of an error's message, or its type if it has none.
 
     >>> first_line(OSError("no answer\\nand a long trace")), first_line(TimeoutError())
     ('no answer', 'TimeoutError')
@@ -74,7 +73,7 @@ def reason(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The error that led to all the others."""
+    """The error that caused all the others in a chain."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return error

@@ -1,4 +1,4 @@
-"""What stages say while they work: plain values that any process can send and the driver alone records and shows."""
+"""Messages of stages: plain values that any process can send; only the driver records and shows them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Event:
-    """One figure of one run, recorded once by (run, key, step).
+    """One figure of one run, recorded once per (run, key, step).
 
-    `run` names the stage and model it belongs to ("prepare", "train/duorec", "merge"), "" the pipeline as a whole;
-    `key` the figure ("loss", "ndcg@10"); `step` the epoch or trial, from 1, or 0 where there is only one.
+    `run` is its stage and model ("prepare", "train/duorec", "merge"), or "" for the pipeline as a whole; `key` names
+    the figure ("loss", "ndcg@10"); `step` is the epoch or trial, from 1, or 0 if there is only one.
     """
 
     run: str
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of `total` units, and in `note` what a person wants to know besides."""
+    """How far a run is: `done` of `total` units, with a `note` for the reader."""
 
     run: str
     done: float
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the artifact of a run lies, or will lie once it is committed."""
+    """URL of the artifact of a run, which need not be committed yet."""
 
     run: str
     url: str

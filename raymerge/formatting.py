@@ -1,4 +1,4 @@
-"""Times, memory and machines as a person reads them."""
+"""Times, memory and machines for people to read."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from raymerge.costs import GIB
 
 
 def gib(size_bytes: float) -> str:
-    """Memory as a person reads it.
+    """Memory in GiB.
 
     >>> gib(700 * 2**20), gib(12.4 * 2**30)
     ('0.7 GiB', '12.4 GiB')
@@ -16,7 +16,7 @@ def gib(size_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as rough as an estimate is.
+    """A rounded time, for an estimate.
 
     >>> duration(41), duration(250), duration(9000), duration(400_000)
     ('41 s', '4 min', '2.5 h', '4.6 days')

@@ -1,4 +1,4 @@
-"""What a person sees while stages work: bars on a terminal, a line a stage and a line a minute in a log."""
+"""Progress display: bars on a terminal; in a log, lines per stage and a line per minute."""
 
 import threading
 import time
@@ -16,12 +16,12 @@ START_AFTER_S, TICK_S = 2.0, 0.5
 
 
 def display(console: Console) -> "BarDisplay | LineDisplay":
-    """Bars where there is a terminal, lines elsewhere."""
+    """Bars on a terminal, lines elsewhere."""
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
 class BarDisplay:
-    """A bar for each run: how far, how long yet, and the figures of interest."""
+    """One bar per run: progress, remaining time, and a note."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
@@ -46,7 +46,7 @@ class BarDisplay:
         self._bars.stop()
 
     def __call__(self, message: Message) -> None:
-        """Move the bar of the run that the message is about."""
+        """Update the bar of the message's run."""
         if not isinstance(message, Progress):
             return
         if message.run not in self._tasks:
@@ -57,7 +57,7 @@ class BarDisplay:
 
 @dataclass
 class _Run:
-    """What a line about a run says: when it started with how much done already, when last, and the latest message."""
+    """A run: when it started, how much was done by then, when it was last printed, its latest message."""
 
     started: float
     found: float
@@ -68,8 +68,8 @@ class _Run:
 class LineDisplay:
     """A line when a run has started, once a minute while it works, and when it is done.
 
-    A thread sees to it that a line comes each minute, also from a run that has nothing new to say. A run that is done
-    within `START_AFTER_S` has one line only.
+    A thread prints the minute's line even if a run has no news. A run that finishes within `START_AFTER_S` gets one
+    line only.
     """
 
     def __init__(self, console: Console, *, every_s: float = LINE_EVERY_S) -> None:
@@ -93,7 +93,7 @@ class LineDisplay:
         self._ticker.join()
 
     def __call__(self, message: Message) -> None:
-        """Take note of how far a run is; print its last line when it is done."""
+        """Record how far a run is; print its last line when it is done."""
         if not isinstance(message, Progress):
             return
         with self._lock:
@@ -106,7 +106,7 @@ class LineDisplay:
                 self._print(self._runs.pop(message.run), finished=True)
 
     def tick(self) -> None:
-        """Print the lines that are due by now."""
+        """Print the lines that are due."""
         with self._lock:
             now = time.monotonic()
             for run in self._runs.values():
@@ -125,9 +125,9 @@ class LineDisplay:
         if finished:
             state = f"done in {_clock(seconds)}"
         elif run.printed is None:
-            state = f"{message.done / message.total:4.0%} found, goes on" if run.found else "started"
+            state = f"{message.done / message.total:4.0%} found, resumed" if run.found else "started"
         elif not made:
-            state = f"begun {_clock(seconds)} ago"
+            state = f"started {_clock(seconds)} ago"
         else:
             left = seconds * (message.total - message.done) / made
             state = f"{message.done / message.total:4.0%}, about {_clock(left)} left"
@@ -137,7 +137,7 @@ class LineDisplay:
 
 
 def _clock(seconds: float) -> str:
-    """Minutes and seconds, hours where there are any.
+    """Minutes and seconds, with hours if there are any.
 
     >>> _clock(75), _clock(3723)
     ('1:15', '1:02:03')

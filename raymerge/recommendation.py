@@ -1,4 +1,4 @@
-"""What a model recommends, in the user's own item ids."""
+"""Recommendations of a model, in the user's own item ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from raymerge.models.encoder import SequenceEncoder
 def recommend(
     module: SequenceEncoder, items: Items, histories: Sequence[Sequence[int | str]], *, top_k: int, exclude_seen: bool
 ) -> list[dict[str, list[Any]]]:
-    """The next items of each history of own ids, oldest first: `{"items": own ids, "scores": logits}`, best first.
+    """The next items for each history of own ids (oldest first): `{"items": own ids, "scores": logits}`, best first.
 
-    The model looks at the last `max_length` items; `exclude_seen` leaves out the whole history, and the catalogue what
-    is not on offer. Where fewer than `top_k` items are left, there are fewer. InputError names an empty history or an
-    item that is not in the catalogue.
+    The model reads the last `max_length` items; `exclude_seen` leaves out all items of the history. Items that are not
+    on offer are left out too, so there may be fewer than `top_k`. InputError names an empty history or an item that is
+    not in the catalogue.
     """
     for position, history in enumerate(histories):
         if len(history) == 0:

@@ -1,4 +1,4 @@
-"""Named choices: an objective, an estimator or a merge method is added where it is defined."""
+"""Named choices: objectives, estimators and merge methods are registered where they are defined."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps names to entries of one kind; refuses duplicates; an unknown name is answered with those known.
+    """Maps names to entries of one kind. Duplicates are refused; the error for an unknown name lists the known ones.
 
     >>> colours = Registry[str]("colour")
     >>> colours.add("red", "#f00")
@@ -26,7 +26,7 @@ class Registry(Generic[T]):
     def add(self, name: str, entry: T) -> T:
         """Add an entry under a new name and return it."""
         if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered already")
+            raise ValueError(f"{self.kind} {name!r} is already registered")
         self._entries[name] = entry
         return entry
 

@@ -1,4 +1,4 @@
-"""Ray: start or join it, and know what it has."""
+"""Ray: start or join it, and find out what it has."""
 
 import io
 import json
@@ -19,19 +19,19 @@ from raymerge.errors import ResourceError, first_line
 
 POLL_S = 0.25
 WORKER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # waiting in a loop made steps of processes that share CPUs 2 to 7 times slower
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that was given no GPU sees none
+    "OMP_WAIT_POLICY": "PASSIVE",  # busy waiting made steps 2 to 7 times slower where processes share CPUs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process without a GPU share sees no GPU
 }
-JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the driver of a submitted job, by Ray itself
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def session(config: ClusterConfig) -> Iterator[Capacity]:
-    """Join the cluster named, or start Ray on this machine for the length of the block.
+    """Join the configured cluster, or start Ray on this machine for the duration of the block.
 
-    A Ray started here wants a random token, which is kept in this process' environment only. What Ray prints goes to
-    the log of this module instead of the terminal, at level DEBUG: print results after the block.
+    A Ray started here requires a random token, which is kept in this process's environment only. Standard output inside
+    the block goes to this module's log at level DEBUG, since Ray prints to it: print results after the block.
     """
     if ray.is_initialized():
         yield cluster_capacity(config)
@@ -42,7 +42,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     if address:
         arguments |= {"address": address, "runtime_env": {"env_vars": _unset_by_job(WORKER_ENVIRONMENT)}}
     else:
-        # "local": Ray would otherwise join whatever another head on this machine has left a note of
+        # "local": otherwise Ray may join another head that has run on this machine
         arguments |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ |= WORKER_ENVIRONMENT | os.environ  # inherited by the workers
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
@@ -54,7 +54,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ResourceError(f"cannot {where}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own in its place, which ends without a word
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it by a handler that exits silently
     try:
         with redirect_stdout(_LogStream()):
             yield cluster_capacity(config)
@@ -63,7 +63,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
 
 
 def _unset_by_job(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that the job was not submitted with: Ray refuses one that both set, even alike."""
+    """The variables that the job does not set itself: Ray refuses one set by both, even with the same value."""
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}")).get("runtime_env") or {}
     return {name: value for name, value in environment.items() if name not in job.get("env_vars", {})}
 
@@ -78,14 +78,14 @@ class _LogStream(io.TextIOBase):
 
 
 def cluster_capacity(config: ClusterConfig) -> Capacity:
-    """What the cluster has; ResourceError if it is less than the configuration asks for."""
+    """What the cluster has; ResourceError if that is less than the configuration requires."""
     capacity = Capacity(tuple(cluster_nodes()))
     capacity.check(config)
     return capacity
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the present session that are alive, those with GPUs and many CPUs first."""
+    """The live nodes of the current session, those with the most GPUs, then CPUs, first."""
     here = ray.get_runtime_context().get_node_id()
     found = [(node["Resources"], node["NodeID"] == here) for node in ray.nodes() if node["Alive"]]
     nodes = [

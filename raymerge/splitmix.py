@@ -1,7 +1,7 @@
 """The hash behind all draws and keys: splitmix64 on int64 tensors, modulo 2^64.
 
-A draw that is a hash of what it is for, and not the next number of a generator, is the same on one worker or on a
-hundred. Each room's `draws.py` says how it hashes. Steele, Lea and Flood, "Fast splittable pseudorandom number
+A draw that is a hash of its purpose, rather than the next number of a generator, is the same on one worker or on a
+hundred. Each package's `draws.py` says what it hashes. Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What numbers are for: two purposes never share a number."""
+    """What numbers are drawn for: two purposes never share a number."""
 
     RANKED_NEGATIVES = 1
     BOOTSTRAP = 2
@@ -32,7 +32,7 @@ class Stream(IntEnum):
 
 
 def signed(value: int) -> int:
-    """The int64 that has the last 64 bits of an integer.
+    """The int64 with the low 64 bits of an integer.
 
     >>> signed(2**64 - 1), signed(5)
     (-1, 5)
@@ -46,7 +46,7 @@ _MULTIPLIERS = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
 
 def shifted(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 words: torch's own copies the sign."""
+    """Logical right shift of int64 words; torch's own shift copies the sign bit."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a worker process has read and keeps for its next piece of work: models, histories, items on offer."""
+"""What a worker process keeps between pieces of work: models, histories, items on offer."""
 
 from functools import lru_cache
 
@@ -15,23 +15,23 @@ MODELS_KEPT = 8
 
 @lru_cache(maxsize=MODELS_KEPT)
 def model_at(url: str) -> SequenceEncoder:
-    """The model at a URL, on this process' GPU where it has one; kept between pieces of work."""
+    """The model at a URL, on this process's GPU if it has one."""
     return load_model(url).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @lru_cache(maxsize=2)
 def sequences_at(partition: str) -> Sequences:
-    """The histories of a partition; the last ones are kept between pieces of work."""
+    """The histories of a partition."""
     return read_partition(partition)
 
 
 @lru_cache(maxsize=2)
 def examples_of(partition: str, split: Split, max_length: int, *, everyone: bool = False) -> Examples:
-    """`examples` of a partition; the last ones are kept between pieces of work."""
+    """`examples` of a partition."""
     return examples(sequences_at(partition), split, max_length, everyone=everyone)
 
 
 @lru_cache(maxsize=8)
 def offered_in(catalogue: str | None) -> Tensor | None:
-    """Which items of a catalogue are on offer, bool[V]; None for no catalogue."""
+    """Which items of a catalogue are on offer, bool[V]; None without a catalogue."""
     return None if catalogue is None else read_items(catalogue).offered

@@ -56,7 +56,7 @@ def test_long_run_says_each_minute_how_far_it_is_and_how_long_yet(clock: Clock) 
     first, second = Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s")
     printed = shown(clock, (0, first), (100, second), (300, Progress("fisher/duorec", 4, 4)))
     assert "started" in printed[0]
-    assert "begun 1:02 ago" in printed[1]
+    assert "started 1:02 ago" in printed[1]
     assert "25%, about" in printed[2]
     assert printed[2].endswith("120 users/s")
     assert len(printed) == 6  # a start, one each minute although no message came, an end
@@ -75,7 +75,7 @@ def test_lines_come_without_any_message() -> None:
 def test_what_was_found_does_not_count_as_fast_work(clock: Clock) -> None:
     messages = [Progress("fisher/duorec", done, 8, "90 users/s") for done in (6, 7, 8)]
     printed = shown(clock, (0, messages[0]), (10, messages[1]), (100, messages[2]))
-    assert "75% found, goes on" in printed[0]
+    assert "75% found, resumed" in printed[0]
     assert "88%, about 1:02 left" in printed[1]
 
 
