@@ -1,7 +1,7 @@
-"""What lies between stages: a folder with a manifest, committed whole or not at all, found again by its digest.
+"""Results of stages: a folder with a manifest, committed whole or not at all, and found again by its digest.
 
-An artifact lies under `<output>/<stage>/<digest>`; the digest is taken over the stage's inputs and configuration, so
-several configurations live in one output folder and nothing that is there is ever computed again.
+An artifact is stored in `<output>/<stage>/<digest>`; the digest is that of the stage's inputs and configuration, so
+several configurations share one output folder and nothing is computed twice.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.redaction import without_credentials
 from raymerge.retries import disk_errors
 
-FORMAT = 4  # raised when a change of the numerics or of the files makes older artifacts another thing
+FORMAT = 4  # raised when a change of numerics or files invalidates older artifacts
 MARKER = "raymerge.json"
 
 
@@ -64,19 +64,19 @@ class Key:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed folder: where it lies and what its manifest says."""
+    """A committed folder: its URL and its manifest."""
 
     url: str
     manifest: Mapping[str, Any] = field(repr=False)
 
     @property
     def digest(self) -> str:
-        """Digest over the inputs and the configuration."""
+        """Digest of the inputs and the configuration."""
         return str(self.manifest["digest"])
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What the stage said about its result."""
+        """What the stage reported about its result."""
         return dict(self.manifest["counts"])
 
     def file(self, *parts: str) -> str:
@@ -88,7 +88,7 @@ class Artifact:
         return json.loads(storage.read_bytes(self.file(*parts)))
 
     def verify(self) -> "Artifact":
-        """Check each file against the manifest; ArtifactError names the first that is missing or altered."""
+        """Check all files against the manifest; ArtifactError names the first that is missing or altered."""
         storage.at_once(self._verify, self.manifest["files"].items())
         return self
 
@@ -106,11 +106,11 @@ class Artifact:
 
 
 def open_artifact(url: str, *stages: str) -> Artifact:
-    """The committed artifact at a URL, verified; ArtifactError if there is none, or none of the stages named."""
+    """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
     url = storage.absolute(url)
     content = _manifest_at(url)
     if content is None:
-        raise ArtifactError(f"no artifact of raymerge at {without_credentials(url)} (no manifest.json)")
+        raise ArtifactError(f"no raymerge artifact at {without_credentials(url)} (no manifest.json)")
     try:
         manifest = json.loads(content)
         found, *_ = (manifest[key] for key in ("stage", "digest", "counts", "files"))
@@ -132,37 +132,37 @@ def _manifest_at(url: str) -> bytes | None:
 
 @dataclass
 class Draft:
-    """An artifact in the making: put files into `folder`, say what there is in `counts`."""
+    """An artifact in the making: files go into `folder`, figures into `counts`."""
 
     folder: Path
     counts: dict[str, Any] = field(default_factory=dict)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file that a person can read; ArtifactError for numbers that are not finite, which JSON lacks."""
+        """Write an indented JSON file; ArtifactError for numbers that are not finite, which JSON cannot hold."""
         try:
             text = json.dumps(value, indent=1, allow_nan=False)
         except ValueError as error:
-            raise ArtifactError(f"{name} would hold a number that is not finite ({error})") from None
+            raise ArtifactError(f"{name} would contain a number that is not finite ({error})") from None
         (self.folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 class Output:
-    """The folder that holds everything that raymerge makes for somebody."""
+    """An output folder, which holds all artifacts of its runs."""
 
     def __init__(self, url: str) -> None:
         self.url = storage.absolute(url)
         self._opened = False
 
     def check(self) -> None:
-        """Refuse a place that cannot be written or a non-empty folder that is not ours."""
+        """Refuse a file, or a non-empty folder that is no output of raymerge."""
         if is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
         names = storage.list_folder(self.url)
-        if MARKER not in names and any(not name.startswith(MARKER) for name in names):  # one may have been cut off
-            raise InputError(f"{self.url} is not empty and not an output of raymerge; choose another --output")
+        if MARKER not in names and any(not name.startswith(MARKER) for name in names):  # a partly written marker
+            raise InputError(f"{self.url} is not empty and not a raymerge output; choose another --output")
 
     def open(self) -> "Output":
-        """Mark the folder as ours and clear what dead processes of this machine left in staging, the first time."""
+        """Once, mark the folder as raymerge's and clear what dead processes of this machine left in staging."""
         if self._opened:
             return self
         self.check()
@@ -185,9 +185,9 @@ class Output:
 
     @contextmanager
     def stage(self, key: Key) -> Iterator[Draft]:
-        """Make an artifact: the folder counts only once the block has ended without an error.
+        """Make an artifact, which is committed once the block has ended without an error.
 
-        After an error, or a full disk, the staging folder is removed and everything committed before stays.
+        After an error the staging folder is removed; what was committed before stays.
         """
         url = self.open().locate(key)
         folder = self._staging_folder()
@@ -212,7 +212,7 @@ class Output:
 
     @property
     def _staging(self) -> Path:
-        """Where artifacts are made: in the output, so that a rename commits them; for a store, on this machine."""
+        """Where artifacts are made: in a local output, so that a rename commits them; else a temporary folder."""
         return Path(self.url, ".staging") if is_local(self.url) else Path(tempfile.gettempdir())
 
     def _staging_folder(self) -> Path:
@@ -225,7 +225,7 @@ class Output:
 
 
 def _name_here() -> str:
-    """How the names of what processes of this machine have in staging begin; the process id is next."""
+    """Prefix of the names of this machine's staging folders; the process id follows."""
     return f"raymerge-{socket.gethostname()}"
 
 
@@ -242,7 +242,7 @@ def _clear_staging(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs, be it ours or somebody else's."""
+    """Whether a process of this machine is running, whoever owns it."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -253,7 +253,7 @@ def _alive(pid: int) -> bool:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors; the bytes depend on names and values only."""
+    """Write tensors as safetensors; equal names and values give equal bytes."""
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     file.write_bytes(safetensors.torch.save(contiguous))
 
@@ -276,9 +276,9 @@ def save_model(module: SequenceEncoder, folder: Path, *, items_url: str) -> None
 
 
 def load_model(url: str) -> SequenceEncoder:
-    """Load a model in eval mode from its folder, or from the artifact around it, which is then verified.
+    """Load a model in eval mode from its folder, or from its artifact, which is then verified.
 
-    Raises ArtifactError where there is no model, or it was altered, or its tensors do not fit its configuration.
+    Raises ArtifactError if there is no model, it was altered, or its tensors do not fit its configuration.
     """
     url = model_folder(url)
     try:
@@ -295,7 +295,7 @@ def load_model(url: str) -> SequenceEncoder:
 
 
 def model_folder(url: str) -> str:
-    """The folder with the model files: the URL itself or `model/` of the artifact there; an artifact is verified."""
+    """The folder with the model files: the URL itself, or `model/` of the artifact there, which is verified."""
     url = storage.absolute(url)
     for artifact in (url, url.rpartition("/")[0]):
         if storage.exists(storage.join(artifact, storage.LAST_FILE)):
@@ -304,8 +304,8 @@ def model_folder(url: str) -> str:
 
 
 def load_diagonal(url: str) -> dict[str, Tensor]:
-    """Load a Fisher diagonal from its artifact: float32 by parameter name, the mean over users, of no other scale.
+    """Load a Fisher diagonal from its artifact: float32 by parameter name, the mean over users, not scaled further.
 
-    Raises ArtifactError if there is none or a file of it was altered.
+    Raises ArtifactError if there is none or a file was altered.
     """
     return load_tensors(open_artifact(url, "fisher").file("diagonal.safetensors"))

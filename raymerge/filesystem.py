@@ -1,9 +1,9 @@
-"""File systems of fsspec, made safe: whole operations, tried again in an outage. The only module that imports fsspec.
+"""fsspec's file systems, made safe: whole operations, retried in an outage. The only module that imports fsspec.
 
-Object stores take credentials and endpoints from the environment of each process, never from a URL. S3: from
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE, else the role of the machine; another
-server than Amazon's from AWS_ENDPOINT_URL_S3 (or FSSPEC_S3_ENDPOINT_URL, or `{"s3": {"endpoint_url": "…"}}` in a JSON
-file in ~/.config/fsspec). Google's: from GOOGLE_APPLICATION_CREDENTIALS, else the machine's account.
+Object stores take credentials and endpoints from the environment of each process, never from a URL. S3 uses
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE, else the role of the machine; a server
+other than Amazon's is set by AWS_ENDPOINT_URL_S3 (or FSSPEC_S3_ENDPOINT_URL, or `{"s3": {"endpoint_url": "…"}}` in a
+JSON file in ~/.config/fsspec). Google Cloud uses GOOGLE_APPLICATION_CREDENTIALS, else the machine's account.
 """
 
 import io
@@ -30,14 +30,14 @@ from raymerge.retries import MISSING, plain_errors, retried
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
-CONNECT_TIMEOUT_S, SILENCE_S = 30.0, 60.0  # of a web server, however long its files take
-BLOCK_BYTES = 8 << 20  # of a file that is read in pieces
-ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # they are counted here, not in three layers
-logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that has no right to ask what a bucket is
+CONNECT_TIMEOUT_S, SILENCE_S = 30.0, 60.0  # of a web server; a download may take any time
+BLOCK_BYTES = 8 << 20  # of files that are read in pieces
+ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # retries are counted here, not in three layers
+logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at each call without permission to look up the bucket
 
 
 def is_local(url: str) -> bool:
-    """Whether the URL names a place on this machine.
+    """Whether the URL is on this machine.
 
     >>> is_local("data/log.csv"), is_local("file:///data"), is_local("s3://bucket/log.csv")
     (True, True, False)
@@ -46,28 +46,28 @@ def is_local(url: str) -> bool:
 
 
 def refuse_secrets(url: str) -> None:
-    """InputError for a password in a URL, or a query where only web servers take one.
+    """Raise InputError for a password in a URL, or for a query in a URL that is not http(s).
 
-    They are refused, not hidden: a URL travels into commands, manifests and messages of other libraries, and a store
-    has its environment for credentials. The query of a signed http(s) URL is kept, and left out of all that is shown.
+    They are refused, not hidden: a URL ends up in commands, manifests and messages of other libraries, and credentials
+    of a store belong into the environment. The query of a signed http(s) URL is kept, but never shown.
     """
     if is_local(url):
         return
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"not a URL that can be read: {redact(url)} ({error})") from None
+        raise InputError(f"cannot parse URL {redact(url)} ({error})") from None
     query = "=" in parts.query and parts.scheme not in WEB
-    user = parts.netloc.rpartition("@")[0] if parts.scheme in WEB else credentials_in(url)  # these have no ports
+    user = parts.netloc.rpartition("@")[0] if parts.scheme in WEB else credentials_in(url)  # stores have no ports
     if query or ":" in user:
         raise InputError(
-            f"{without_credentials(url)} was given with {'a query' if query else 'a password'} in its URL; "
-            "take it out and set credentials in the environment"
+            f"{without_credentials(url)} has {'a query' if query else 'a password'} in its URL; "
+            "remove it and set credentials in the environment"
         )
 
 
 def _limit_silence(filesystem: Any) -> None:
-    """Have a web server's silence ended, not its downloads, to all of which aiohttp by itself gives 300 s."""
+    """Limit a web server's silence instead of its downloads, to which aiohttp gives 300 s by default."""
     from aiohttp import ClientTimeout
 
     limit = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
@@ -75,10 +75,10 @@ def _limit_silence(filesystem: Any) -> None:
 
 
 class Store:
-    """A file system of fsspec whose every operation is whole, tried again in an outage, and never served from a cache.
+    """A file system of fsspec whose operations are whole, retried in an outage, and never served from a cache.
 
-    Missing files raise FileNotFoundError; what else goes wrong is a UserError. Travels to other processes as its URL,
-    and takes their credentials there. What is called as in fsspec is so for Arrow's FSSpecHandler, which asks for it.
+    Missing files raise FileNotFoundError; all other failures are a UserError. Pickled as its URL, it uses the
+    credentials of the process that it arrives in. Methods named as in fsspec are what Arrow's FSSpecHandler calls.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,16 +87,16 @@ class Store:
         self.protocol = url.partition("://")[0] if "://" in url else "file"
         options = ONE_ATTEMPT if self.protocol in ("s3", "s3a") else {}
         try:
-            if is_local(url):  # as it is: to url_to_fs a :: in it would be a chain of stores
+            if is_local(url):  # url_to_fs would read :: in a path as a chain of stores
                 self._filesystem, self.path = filesystem("file"), os.path.abspath(url.removeprefix("file://"))
             else:
                 self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             raise InputError(
-                f"no support for {self.protocol}:// is installed ({error}); pip install 'raymerge[s3,gcs]'"
+                f"no support for {self.protocol}:// is installed ({error}); run pip install 'raymerge[s3,gcs]'"
             ) from None
         except ValueError as error:
-            raise InputError(f"not a URL that can be read: {without_credentials(url)} ({error})") from None
+            raise InputError(f"cannot parse URL {without_credentials(url)} ({error})") from None
         if options:
             self._filesystem.retries = 1
         if self.protocol in WEB:
@@ -106,7 +106,7 @@ class Store:
         return Store, (self._url,)
 
     def __eq__(self, other: object) -> bool:
-        """Whether paths mean the same; fsspec's own file systems differ from thread to thread."""
+        """Whether paths mean the same; fsspec's own file systems differ between threads."""
         return (
             isinstance(other, Store)
             and type(other._filesystem) is type(self._filesystem)
@@ -123,11 +123,11 @@ class Store:
             return function(*args, **kwargs) if is_local(self._url) else retried(function, *args, **kwargs)
 
     def info(self, path: str) -> dict[str, Any]:
-        """Name, `type` (file or directory) and size; FileNotFoundError if nothing lies there."""
+        """Name, `type` (file or directory) and size; FileNotFoundError if there is nothing."""
         return dict(self._whole(self._web_info, path) if self.protocol in WEB else self._call("info", path))
 
     def _web_info(self, path: str) -> Any:
-        """Of a web server; fsspec calls every answer but the one that was wanted a missing file."""
+        """Of a web server; fsspec reports every failed request as a missing file."""
         try:
             return self._filesystem.info(path)
         except FileNotFoundError as error:
@@ -137,26 +137,26 @@ class Store:
             raise cause from None
 
     def kind(self, path: str) -> str | None:
-        """`file`, `directory`, or None if nothing lies there; fsspec's own `isfile` says no in an outage."""
+        """`file`, `directory`, or None if there is nothing; fsspec's own `isfile` is False in an outage."""
         try:
             return str(self.info(path)["type"])
         except MISSING:
             return None
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder lies there."""
+        """Whether there is a file or folder."""
         return self.kind(path) is not None
 
     def isfile(self, path: str) -> bool:
-        """Whether a file lies there."""
+        """Whether there is a file."""
         return self.kind(path) == "file"
 
     def isdir(self, path: str) -> bool:
-        """Whether a folder lies there."""
+        """Whether there is a folder."""
         return self.kind(path) == "directory"
 
     def ls(self, path: str) -> list[str]:
-        """Paths directly below a folder; FileNotFoundError if there is none."""
+        """Paths directly below a folder; FileNotFoundError if there is no such folder."""
         return list(self._call("ls", path, detail=False))
 
     def find(self, path: str, **options: Any) -> Any:
@@ -164,10 +164,10 @@ class Store:
         return self._call("find", path, **options)
 
     def glob(self, pattern: str) -> list[str]:
-        """Files that a pattern stands for.
+        """Files that match a pattern.
 
-        In an object store those of all below the folder before its first sign: in an outage fsspec's own `glob`
-        leaves out, without a word, what lies in the folders that it could not list.
+        In an object store, by listing everything below the pattern's fixed part: during an outage fsspec's own `glob`
+        silently omits folders it could not list.
         """
         if self.protocol not in OBJECT_STORES:
             return [name for name in self._call("glob", pattern, on_error="raise") if self.isfile(name)]
@@ -176,14 +176,14 @@ class Store:
         return [name for name in self.find(folder) if matches(name)]
 
     def mkdir(self, path: str, create_parents: bool = True) -> None:
-        """Make a folder; an object store has none, and asked for one it would make a bucket."""
+        """Make a folder, unless in an object store, which has none and would make a bucket."""
         if self.protocol not in OBJECT_STORES:
             self._call("makedirs", path, exist_ok=True)
 
     def rm(self, path: str, recursive: bool = False) -> None:
-        """Delete a file, or a folder with all that is in it; one that is gone by the second attempt is no error.
+        """Delete a file, or a folder with its contents; it is no error if it does not exist.
 
-        File by file in an object store, whose `rm` would take a name with [, * or ? for a pattern.
+        In an object store file by file: its `rm` would read [, * or ? in a name as a pattern.
         """
         with suppress(*MISSING):
             if self.protocol not in OBJECT_STORES:
@@ -197,11 +197,11 @@ class Store:
         return float(self._call("modified", path).timestamp())
 
     def read(self, path: str) -> bytes:
-        """Whole content of a file."""
+        """Content of a file."""
         return bytes(self._call("cat_file", path))
 
     def put(self, file: Path, path: str) -> None:
-        """Copy a file of this machine to its place, where it appears whole or not at all."""
+        """Copy a file of this machine into the store, where it appears whole or not at all."""
         self.mkdir(path.rpartition("/")[0])
         if not is_local(self._url):
             self._call("put_file", str(file), path)
@@ -220,7 +220,7 @@ class Store:
         self._call("get_file", path, str(file))
 
     def open(self, path: str, mode: str = "rb") -> Any:
-        """A binary file to read (`rb`), or one that is put to its place when it is closed (`wb`)."""
+        """A binary file for reading (`rb`), or one that is stored when it is closed (`wb`)."""
         if mode == "wb":
             return _Whole(self, path)
         if self.protocol in WEB:
@@ -230,13 +230,13 @@ class Store:
         return io.BufferedReader(_Pieces(self, path), BLOCK_BYTES)
 
     def piece(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `start` to before `end` of a file that has them."""
+        """Bytes `start` up to but not including `end` of a file."""
         return bytes(self._whole(self._piece, path, start, end))
 
     def _piece(self, path: str, start: int, end: int) -> bytes:
         found = bytes(self._filesystem.cat_file(path, start=start, end=end))
         if len(found) != end - start:
-            raise ConnectionError(f"{len(found)} bytes came instead of {end - start}")
+            raise ConnectionError(f"{len(found)} bytes received instead of {end - start}")
         return found
 
     def url_of(self, path: str) -> str:
@@ -246,7 +246,7 @@ class Store:
 
 @cache
 def _copy_of(url: str) -> Path:
-    """A file of a web server, which need not give parts of it, as it was when this process first asked for it."""
+    """A local copy of a web server's file, made once per process: the server may not serve parts of it."""
     store, file = Store(url), Path(_copies().name) / uuid.uuid4().hex
     store.get(store.path, file)
     return file
@@ -254,12 +254,12 @@ def _copy_of(url: str) -> Path:
 
 @cache
 def _copies() -> tempfile.TemporaryDirectory[str]:
-    """Goes with the process."""
+    """A folder that is removed with the process."""
     return tempfile.TemporaryDirectory(prefix="raymerge-")
 
 
 class _Pieces(io.RawIOBase):
-    """A file of an object store, read in pieces, each of which is asked for again when its connection breaks."""
+    """A file of an object store, read in pieces, each retried when its connection breaks."""
 
     def __init__(self, store: Store, path: str) -> None:
         self._store, self._path, self._at = store, path, 0
@@ -297,7 +297,7 @@ class _Pieces(io.RawIOBase):
 
 
 class _Whole(io.FileIO):
-    """A temporary file of this machine that is put to its place when it is closed without an error."""
+    """A temporary file of this machine that is stored when it is closed without an error."""
 
     def __init__(self, store: Store, path: str) -> None:
         handle, self._temporary = tempfile.mkstemp(prefix="raymerge-")

@@ -1,6 +1,6 @@
-"""Which errors of a store pass, how often is tried again, and how the rest reads: in one line.
+"""Which errors of a store are temporary, how often a call is retried, and how errors are reported: in one line.
 
-Errors of the clients of object stores are known by name, because none of those clients need be installed.
+Errors of object store clients are recognised by name, because the clients need not be installed.
 """
 
 import errno
@@ -34,7 +34,7 @@ PASSING = frozenset(
         "ClientPayloadError",
         "IncompleteRead",  # urllib3
         "Timeout",  # requests
-        "HttpError",  # gcsfs: what its own attempts did not mend
+        "HttpError",  # gcsfs: after its own retries
     }
 )
 PASSING_ERRNOS = {
@@ -60,10 +60,10 @@ log = logging.getLogger(__name__)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same call may well succeed a moment later."""
+    """Whether the same call may succeed a moment later."""
     if isinstance(error, UserError):
         return False
-    if "ClientResponseError" in _names(error):  # aiohttp: an answer, if not the one that was wanted
+    if "ClientResponseError" in _names(error):  # aiohttp: the server has answered
         return getattr(error, "status", 0) in PASSING_STATUSES
     return bool(PASSING & _names(error)) or (isinstance(error, OSError) and error.errno in PASSING_ERRNOS)
 
@@ -73,9 +73,9 @@ def _names(error: BaseException) -> set[str]:
 
 
 def retried(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The function's result; called again while its errors pass, with growing random pauses, for about a minute.
+    """The function's result; retried on temporary errors, with growing random pauses, for about a minute.
 
-    The function must be a whole operation, which leaves nothing wrong when it fails and may be done twice.
+    The function must be safe to repeat after a failure.
     """
     attempts = Retrying(
         retry=retry_if_exception(is_passing),
@@ -94,25 +94,25 @@ def _note(state: RetryCallState) -> None:
 
 @contextmanager
 def disk_errors(url: str) -> Iterator[None]:
-    """Turn a full or forbidden place into one clear line, a ResourceError; all else stays as it is."""
+    """Turn errors of a full disk or missing permissions into a one-line ResourceError."""
     try:
         yield
     except OSError as error:
         place, number = without_credentials(url), error.errno
         if number in FULL:
             raise ResourceError(
-                f"no space left for {place} ({reason(error)}); free some or choose another place"
+                f"no space left for {place} ({reason(error)}); free some or choose another location"
             ) from error
         if number in FORBIDDEN or isinstance(error, PermissionError):
             raise ResourceError(
-                f"no permission at {place} ({reason(error)}); choose another place or other credentials"
+                f"no permission for {place} ({reason(error)}); choose another location or other credentials"
             ) from error
         raise
 
 
 @contextmanager
 def plain_errors(url: str) -> Iterator[None]:
-    """Turn what a disk or an object store says into one clear line; what is missing stays a FileNotFoundError."""
+    """Turn errors of a disk or an object store into one-line errors; a missing file stays a FileNotFoundError."""
     try:
         with disk_errors(url):
             yield
@@ -127,7 +127,7 @@ def plain_errors(url: str) -> Iterator[None]:
             ) from error
         if is_passing(error):
             raise LostError(
-                f"{place} did not answer ({reason(error)}); give the same command again once it does"
+                f"{place} did not answer ({reason(error)}); run the same command again once it does"
             ) from error
         if isinstance(error, OSError) or {"BotoCoreError", "ClientResponseError"} & names:
             raise ResourceError(f"{place} cannot be used: {reason(error)}") from error

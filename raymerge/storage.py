@@ -1,4 +1,4 @@
-"""Files by URL, on this machine or in any store that fsspec knows; `filesystem` says what a store is trusted with."""
+"""Files by URL, on this machine or in any store that fsspec supports; `filesystem` says what is asked of a store."""
 
 import fcntl
 import os
@@ -16,17 +16,17 @@ from raymerge.filesystem import WEB, Store, is_local, refuse_secrets
 from raymerge.redaction import without_credentials
 from raymerge.retries import MISSING, plain_errors
 
-LAST_FILE = "manifest.json"  # written after all others: a folder without it is not finished
-AT_ONCE = 8  # requests under way to a store
+LAST_FILE = "manifest.json"  # written last: a folder without it is incomplete
+AT_ONCE = 8  # concurrent requests to a store
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 def absolute(url: str) -> str:
-    """The URL such that it means the same in any working directory: local paths become absolute.
+    """The URL in a form that does not depend on the working directory: local paths become absolute.
 
-    InputError for a URL with a secret in it, see `refuse_secrets`.
+    InputError for a URL that contains a secret, see `refuse_secrets`.
     """
     refuse_secrets(url)
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://"))) if is_local(url) else url.rstrip("/")
@@ -39,7 +39,7 @@ def join(url: str, *parts: str) -> str:
 
 @contextmanager
 def open_file(url: str) -> Iterator[IO[bytes]]:
-    """Open a file to be read; MissingError if there is none."""
+    """Open a file for reading; MissingError if it does not exist."""
     store = Store(url)
     with _found(url):
         handle = store.open(store.path)
@@ -48,14 +48,14 @@ def open_file(url: str) -> Iterator[IO[bytes]]:
 
 
 def read_bytes(url: str) -> bytes:
-    """Whole content of a file; MissingError if there is none."""
+    """Content of a file; MissingError if it does not exist."""
     store = Store(url)
     with _found(url):
         return store.read(store.path)
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Write a small file, which appears whole or not at all."""
+    """Write a small file atomically."""
     store = Store(url)
     with _writable(url), store.open(store.path, "wb") as file:
         file.write(content)
@@ -81,7 +81,7 @@ def _writable(url: str) -> Iterator[None]:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder lies there."""
+    """Whether there is a file or folder."""
     store = Store(url)
     return store.exists(store.path)
 
@@ -93,9 +93,9 @@ def modified(url: str) -> float:
 
 
 def list_folder(url: str) -> list[str]:
-    """Names directly below a folder, sorted; empty if there is none.
+    """Sorted names of a folder's direct contents; empty if there is no such folder.
 
-    What consoles of object stores make for an empty folder, an object named `folder/`, is not in it.
+    The object `folder/`, with which consoles of object stores mark a folder, is not one of them.
     """
     store = Store(url)
     try:
@@ -106,17 +106,17 @@ def list_folder(url: str) -> list[str]:
 
 
 def list_files(url: str) -> list[str]:
-    """Files that a file, folder or glob stands for, sorted; hidden and underscored names in folders are left out."""
+    """Sorted files of a file, folder or glob; in folders, hidden and underscored names are left out."""
     store = Store(url)
     if store.isfile(store.path):
         return [url]
     with suppress(*MISSING):
-        if store.protocol in WEB:  # lists nothing, and what looks like a pattern may be its query
+        if store.protocol in WEB:  # cannot be listed, and what looks like a pattern may be the query
             found = []
         elif any(mark in store.path for mark in "*?[") and not store.isdir(store.path):
             found = store.glob(store.path)
         else:
-            files = (name for name in store.find(store.path) if not name.endswith("/"))  # an empty folder's object
+            files = (name for name in store.find(store.path) if not name.endswith("/"))  # object that marks a folder
             found = [name for name in files if not _hidden(name, below=store.path)]
         if found:
             return [store.url_of(name) for name in sorted(found)]
@@ -128,23 +128,23 @@ def _hidden(name: str, *, below: str) -> bool:
 
 
 def make_folder(url: str) -> None:
-    """Make a folder with those above it, where the store has folders."""
+    """Make a folder and its parents, if the store has folders."""
     store = Store(url)
     with _writable(url):
         store.mkdir(store.path)
 
 
 def remove_folder(url: str) -> None:
-    """Delete a folder with all that is in it; nothing happens if there is none."""
+    """Delete a folder and its contents, if it exists."""
     store = Store(url)
     store.rm(store.path, recursive=True)
 
 
 @contextmanager
 def claimed(url: str) -> Iterator[None]:
-    """Make a folder and hold it against other processes of this machine; LostError if one of them has it.
+    """Make a folder and lock it against other processes of this machine; LostError if one of them holds the lock.
 
-    The claim ends with the block or the process. Stores and network file systems without locks know no claims.
+    The lock ends with the block or the process. Object stores, and file systems without locks, are not locked.
     """
     if not is_local(url):
         yield
@@ -156,9 +156,9 @@ def claimed(url: str) -> Iterator[None]:
     except BlockingIOError:
         os.close(folder)
         raise LostError(
-            f"another command is at work in {url}: wait until it has ended, or give another --output"
+            f"another command is at work in {url}: wait until it has ended, or choose another --output"
         ) from None
-    except OSError:  # no locks here
+    except OSError:  # a file system without locks
         pass
     try:
         yield
@@ -167,10 +167,10 @@ def claimed(url: str) -> Iterator[None]:
 
 
 def commit_folder(staging: Path, url: str) -> None:
-    """Move a finished local folder to its place, so that readers see all of it or nothing.
+    """Move a finished local folder to its URL, so that readers see all of it or nothing.
 
-    On this machine by one rename within a file system; in an object store by uploading `manifest.json` last. A folder
-    with a manifest, committed by somebody else in the meantime, is left as it is; one without is replaced.
+    On this machine by one rename within a file system; in an object store by uploading `manifest.json` last. If
+    another process has committed the folder meanwhile, so that it has a manifest, it is kept; else it is replaced.
     """
     with _writable(url):
         if is_local(url):
@@ -184,7 +184,7 @@ def _move(staging: Path, target: Path) -> None:
     if (target / LAST_FILE).exists():
         return
     with tempfile.TemporaryDirectory(dir=staging.parent) as aside:
-        with suppress(FileNotFoundError):  # what is there was deleted in part
+        with suppress(FileNotFoundError):  # a partly deleted folder
             os.rename(target, Path(aside, "incomplete"))
         os.rename(staging, target)
 
@@ -195,26 +195,26 @@ def _upload(staging: Path, url: str) -> None:
 
 
 def put_files(folder: Path, url: str, files: Iterable[Path]) -> None:
-    """Copy files below a local folder to the same places below a URL, several at once; each appears whole."""
+    """Copy files below a local folder to the same paths below a URL, several at once; each appears whole."""
     store = Store(url)
     with _writable(url):
         at_once(lambda file: store.put(file, join(store.path, file.relative_to(folder).as_posix())), files)
 
 
 def fetch_folder(url: str, target: Path) -> Path:
-    """Copy of a folder on this machine."""
+    """Copy a folder to this machine."""
     store = Store(url)
     at_once(lambda name: store.get(name, target / os.path.relpath(name, store.path)), store.find(store.path))
     return target
 
 
 def at_once(function: Callable[[S], T], values: Iterable[S]) -> list[T]:
-    """The function's results, in order; a store is slow to answer, but answers several requests at the same time."""
+    """The function's results, in order, computed by threads: a store answers slowly, but many requests at once."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return list(threads.map(function, values))
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The store of a URL as a file system of Arrow, and the path in it, for libraries that want those."""
+    """The store of a URL as an Arrow file system, and the path in it, for libraries that need those."""
     store = Store(url)
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store)), store.path

@@ -34,7 +34,7 @@ def commit(output: Output, text: str = "content") -> artifacts.Artifact:
 
 
 def test_a_number_that_is_not_finite_is_refused_before_the_artifact_is_committed(output: Output) -> None:
-    refused = pytest.raises(ArtifactError, match="report.json would hold a number that is not finite")
+    refused = pytest.raises(ArtifactError, match="report.json would contain a number that is not finite")
     with refused, output.stage(KEY) as draft:
         draft.write_json("report.json", {"rows": [{"difference": float("nan")}]})
     assert output.find(KEY) is None
@@ -94,7 +94,7 @@ def test_folder_whose_marker_was_cut_off_can_be_used(tmp_path: Path) -> None:
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(InputError, match="not an output of raymerge"):
+    with pytest.raises(InputError, match="not a raymerge output"):
         Output(str(tmp_path)).open()
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.doc"]
 

@@ -138,13 +138,13 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "members.cl4srec.settings={augmentations: 5}"], "augmentations must be a list of some of"),
         (["run", "--set", "members.cl4srec.settings={projection: nope}"], "projection must be true or false, got"),
         (["run", "--set", "tracking.model_name=shop.v2"], "tracking.model_name: string should match pattern"),
-        (["run", "--input", "http://[x/y"], "not a URL that can be read"),
+        (["run", "--input", "http://[x/y"], "cannot parse URL"),
         (["run", "--nope"], "(see raymerge run --help)"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "there is no report at"),
         (["log", "nowhere"], "is no output of raymerge that a command has worked in"),
-        (["evaluate", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
-        (["fisher-study", "--data", "nowhere", "--model", "x"], "no artifact of raymerge at"),
+        (["evaluate", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
+        (["fisher-study", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "many"], "'many' is not a valid integer"),
         (["fisher-study", "--data", "x", "--model", "x", "--set", "study.samples=[0]"], "study.samples must be"),
@@ -191,7 +191,7 @@ def test_foreign_output_folder_is_left_alone(capsys: pytest.CaptureFixture[str],
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").write_text("years of work")
     line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "mine")
-    assert "not an output of raymerge" in line
+    assert "not a raymerge output" in line
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.doc"]
 
 

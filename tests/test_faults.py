@@ -100,7 +100,7 @@ def test_store_that_does_not_answer_at_all_is_asked_again(output: Output, faults
 
 def test_forbidden_place_is_one_line(output: Output, faults: Faults) -> None:
     faults.plan("403", concerns=lambda request: request[0] == "PUT")
-    with pytest.raises(ResourceError, match=r"no permission at s3://.*Access Denied"):
+    with pytest.raises(ResourceError, match=r"no permission for s3://.*Access Denied"):
         commit(output)
     assert faults.done == ["403"]
 
