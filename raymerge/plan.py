@@ -1,7 +1,7 @@
-"""What will run where, how long about, with how much memory, and what does not fit: worked out before anything starts.
+"""Estimate of what will run where, for how long and with how much memory, and of what does not fit.
 
 Times follow from multiply-adds and a few measured rates (`raymerge.costs`), memory from the shapes of what a process
-holds. Both are estimates.
+holds.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: so many processes at once, each with these resources and this memory; seconds of the whole stage."""
+    """A stage: number of concurrent processes, resources and memory of each, and seconds of the whole stage."""
 
     name: str
     processes: int
@@ -57,7 +57,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages in order, what does not fit, with what to change, and what a reader should know."""
+    """All stages in order; what does not fit, with the setting to change; and notes for the reader."""
 
     stages: tuple[Stage, ...]
     nodes: tuple[Node, ...]
@@ -66,17 +66,17 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all stages, one after the other."""
+        """Total of all stages, which run one after the other."""
         return sum(stage.seconds for stage in self.stages)
 
     def check(self) -> None:
-        """ResourceError with all that does not fit, in one line."""
+        """Raise ResourceError with all that does not fit, in one line."""
         if self.problems:
             raise ResourceError("this does not fit: " + "; ".join(self.problems))
 
 
 def make_plan(config: Config, size: DataSize, nodes: Sequence[Node]) -> Plan:
-    """The plan of a whole run on data of this size and a cluster of these nodes."""
+    """The plan of a whole run for this size of data on these nodes."""
     planner = _Planner(config, size, Capacity(tuple(nodes)))
     stages = tuple(planner.stages())
     problems = [*_unschedulable(config, planner.capacity), *_too_large(stages, nodes)]
@@ -90,7 +90,7 @@ def make_plan(config: Config, size: DataSize, nodes: Sequence[Node]) -> Plan:
 
 
 class _Planner:
-    """The stages of a run, one method each."""
+    """Plans the stages of a run, with one method each."""
 
     def __init__(self, config: Config, size: DataSize, capacity: Capacity) -> None:
         self.config, self.size, self.capacity = config, size, capacity
@@ -103,7 +103,7 @@ class _Planner:
         self.data_bytes = INTERACTION_BYTES * size.interactions + USER_BYTES * size.users
 
     def stages(self) -> list[Stage]:
-        """In the order in which they run."""
+        """Stages in the order in which they run."""
         config, cluster = self.config, self.config.cluster
         workers = self.capacity.base_workers(cluster)
         members = [(one, config.member_training) for one in config.all_members.values()]
@@ -132,12 +132,12 @@ class _Planner:
 
     def notes(self) -> list[str]:
         """Where the figures come from, and what they leave out."""
-        notes = [f"estimates, from rates measured on {RATES.source} and scaled by cores; other work makes it longer"]
+        notes = [f"estimates from rates measured on {RATES.source}, scaled by cores; other jobs make it slower"]
         if self.gpus:
-            notes.append(f"no rate was measured on a GPU: each counts as {RATES.gpu_cores:g} CPU cores; expect less")
+            notes.append(f"no rate was measured on a GPU: each counts as {RATES.gpu_cores:g} CPU cores, so expect less")
         size, pieces = self._pool_size(), self.config.prepare.partitions
         if size > pieces:
-            notes.append(f"evaluation keeps {pieces} of {size} processes at work: raise prepare.partitions to use them")
+            notes.append(f"evaluation uses only {pieces} of {size} processes: raise prepare.partitions to use all")
         return notes
 
     def _prepare(self) -> Stage:
@@ -164,13 +164,13 @@ class _Planner:
         return Stage(name, at_once * workers, resources, memory, seconds)
 
     def _training_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
-        """Seconds of one core for all epochs, the validation after each included."""
+        """Seconds of one core for all epochs, with validation after each."""
         windows = 1.0 if training.windows == "all" else min(1.0, self.size.users * self.length / max(1, self.tokens))
         cost = self._token_work(objective, training) * self.tokens * windows / RATES.training
         return training.epochs * (cost + self._ranking_work(self.validating))
 
     def _token_work(self, objective: ObjectiveConfig, training: TrainingConfig) -> float:
-        """Multiply-adds of one token: its encoding, once more for each contrastive view, and its scores."""
+        """Multiply-adds per token: its encoding, once more per contrastive view, and its scores."""
         encoder, settings = self.config.encoder, objective.resolved()
         views = 2 if isinstance(settings, ContrastiveSettings) else 0
         scored = settings.mask_rate if encoder.cloze else 1.0
@@ -178,7 +178,7 @@ class _Planner:
         return (1 + views) * encoding(encoder, self.length) + scored * items * encoder.dim
 
     def _softmax_items(self, settings: SoftmaxSettings, targets: float) -> float:
-        """Items over which the loss of a batch with so many targets takes its softmax."""
+        """Items in the softmax of a batch with this many targets."""
         return min(self.size.items, settings.negatives + targets) if settings.loss == "sampled" else self.size.items
 
     def _training_bytes(self, objective: ObjectiveConfig, training: TrainingConfig, workers: int) -> float:
@@ -205,7 +205,7 @@ class _Planner:
         return Stage(name, processes, resources, PROCESS_BYTES + memory + self._partition_bytes(), seconds)
 
     def _partition_bytes(self) -> float:
-        """Of the two partitions that a process keeps, with their padded histories."""
+        """Bytes of the two partitions that a process keeps, with their padded histories."""
         users = self.size.users / self.config.prepare.partitions
         padded = PADDED_BYTES * users * self.config.encoder.max_length
         return 2 * (self.data_bytes / self.config.prepare.partitions + padded)
@@ -219,7 +219,7 @@ class _Planner:
         return self._pool("fisher", work, models * partitions, memory, start=True)
 
     def _fisher_work(self, settings: FisherConfig) -> float:
-        """Multiply-adds of one user."""
+        """Multiply-adds per user."""
         encoder, estimator = self.config.encoder, ESTIMATORS[settings.estimator]
         probes = min(encoder.dim, settings.samples or estimator.passes(0, encoder.dim))
         products = encoder.dim if estimator.eigenvectors else SCORE_PASSES + probes
@@ -233,13 +233,13 @@ class _Planner:
         trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals)) + models_on_lines(models)
         diagonals = self._diagonals()
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
-        kept = min(models, MODELS_KEPT) if diagonals else 0  # by the same processes for the diagonals
+        kept = min(models, MODELS_KEPT) if diagonals else 0  # kept by the same processes for the diagonals
         memory = 4.0 * self.parameters * (models + diagonals + 1 + kept) + SCORES_BYTES
         stage = self._pool("merge", work, self.config.prepare.partitions, memory, start=False)
         return replace(stage, seconds=stage.seconds + trials * RATES.trial_s)
 
     def _evaluate(self) -> Stage:
-        members = len(self.config.all_members)  # each alone and all together in the ensemble; then base and merges
+        members = len(self.config.all_members)  # each alone and all in the ensemble; then base and merges
         rivals = len(self.config.rivals)
         models = 2 * members + 3 + rivals + (2 + rivals if self.config.after_merge else 0)
         models += self.config.rounds - 1 + (self.config.markets is not None)
@@ -249,7 +249,7 @@ class _Planner:
         )
 
     def _ranking_work(self, users: int) -> float:
-        """Seconds of one core to rank a target of each of so many users."""
+        """Seconds of one core to rank one target of each of `users` users."""
         encoder = self.config.encoder
         user = self.length * encoding(encoder, self.length) + self.size.items * encoder.dim
         return users * user / RATES.ranking
@@ -264,7 +264,7 @@ def _unschedulable(config: Config, capacity: Capacity) -> list[str]:
 
 
 def _too_large(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
-    """Stages whose processes need more memory than the nodes have that Ray may put them on."""
+    """Stages whose processes need more memory than the nodes have that Ray may place them on."""
     problems = []
     for stage in stages:
         for node in nodes:
@@ -280,7 +280,7 @@ def _too_large(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
 
 
 def _on(node: Node, stage: Stage) -> int:
-    """Processes of a stage that Ray may put on one node; what takes no CPU is the driver's own work."""
+    """Processes of a stage that Ray may place on one node; a stage that takes no CPU runs in the driver."""
     kind = "GPU" if "GPU" in stage.resources else "CPU"
     share, room = stage.resources[kind], node.gpus if kind == "GPU" else node.cpus
     if not share:
@@ -300,7 +300,7 @@ def _remedy(stage: Stage, nodes: Sequence[Node]) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """One line for the start of a run."""
+    """One line to show at the start of a run."""
     longest = sorted(plan.stages, key=lambda stage: -stage.seconds)[:3]
     parts = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in longest)
-    return f"about {duration(plan.seconds)} on {describe(plan.nodes)} by estimate ({parts}); `raymerge plan` says more"
+    return f"estimate: {duration(plan.seconds)} on {describe(plan.nodes)} ({parts}); `raymerge plan` shows the details"

@@ -1,4 +1,4 @@
-"""Pieces of work on Ray: each done by whichever process is free, and its result taken exactly once."""
+"""Pieces of work on Ray: each is done by whichever process is free, and its result is taken exactly once."""
 
 import logging
 import time
@@ -20,24 +20,24 @@ from raymerge.runtime import POLL_S
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
 BEAT_S, SILENCE_S = 10.0, 120.0
-"""A process at work is asked for a sign of life every so often; one that gives none for so long is taken to be gone."""
+"""How often a busy process is asked for a sign of life, and after what silence it is considered dead."""
 PATIENCE, PATIENCE_S = 20, 600.0
-"""A process that takes so many times as long as the slowest piece yet, and so many seconds, is taken to hang."""
+"""A process that takes both this many times as long as the slowest piece so far and this long is considered hung."""
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs functions for the driver. A plain class: only `Pool` makes an actor of it."""
+    """Runs functions for the driver. A plain class, which `Pool` makes an actor."""
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
     def started(self) -> None:
-        """Answers once the process is there."""
+        """Returns once the process has started."""
 
     @ray.method(concurrency_group="beat")
     def beat(self) -> None:
-        """Answers at once, in a thread of its own, whatever `run` is at."""
+        """Returns at once, in a thread of its own, whatever `run` is doing."""
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...], smaller: bool) -> tuple[Any, float]:
         """The function's result, in chunks of the usual size or smaller ones, and the seconds it took."""
@@ -52,14 +52,14 @@ class _Call:
 
     key: str
     actor: Any
-    began: float  # seconds of a monotonic clock, at which a process that was there already was given the piece
+    began: float  # by the monotonic clock, when a running process was given the piece
     asked: float  # when its process was last asked for a sign of life
-    beat: Any = None  # the sign, where it has not given it yet
-    ended: str | None = None  # what it was ended for, if it was
+    beat: Any = None  # the pending sign of life
+    ended: str | None = None  # why it was killed, if it was
 
 
 class _Work:
-    """The pieces of one `Pool.run`: those that wait and those under way, and how long the slowest yet took."""
+    """The pieces of one `Pool.run`: waiting and under way, and the time of the slowest so far."""
 
     def __init__(
         self, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]], doing: str, smaller: set[str]
@@ -73,7 +73,7 @@ class _Work:
         self._slowest_s = 0.0
 
     def give(self, actor: Any) -> None:
-        """Have an actor compute the next piece."""
+        """Let an actor compute the next piece."""
         key = self.waiting.popleft()
         self._attempts[key] += 1
         reference = actor.run.remote(self._function, self._pieces[key], key in self._smaller)
@@ -81,11 +81,11 @@ class _Work:
         self.under_way[reference] = _Call(key, actor, began=now, asked=now)
 
     def took(self, seconds: float) -> None:
-        """Note how long a piece took its process: the driver may have come to its result only later."""
+        """Record how long a piece took, as its process measured it: the driver may have been busy meanwhile."""
         self._slowest_s = max(self._slowest_s, seconds)
 
     def again(self, call: _Call, error: RayError) -> None:
-        """Let a piece whose process is gone wait again; LostError if that has happened too often."""
+        """Queue a piece whose process is gone again; LostError if that has happened too often."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
             raise LostError(
                 f"{self.doing}: {call.key} was given up after {MAX_ATTEMPTS} attempts; its last process "
@@ -94,24 +94,24 @@ class _Work:
         self.waiting.appendleft(call.key)
 
     def in_smaller_chunks(self, call: _Call, error: RayError, *, own: bool) -> None:
-        """Let a piece that ran out of memory wait again, to be done in smaller chunks.
+        """Queue a piece that ran out of memory again, in smaller chunks.
 
-        ResourceError if it was and the memory was its `own` to ask for, or what others took was missing too often.
+        ResourceError if it had smaller chunks already and its `own` request failed, or if Ray has killed it too often.
         """
         if call.key in self._smaller and (own or self._attempts[call.key] >= MAX_ATTEMPTS):
             reason = first_line(getattr(error, "cause", error))
             raise ResourceError(
-                f"{self.doing}: {call.key} ran out of memory, in chunks of 1/{chunking.SMALLER} of their size too "
+                f"{self.doing}: {call.key} ran out of memory even in chunks of 1/{chunking.SMALLER} of the usual size "
                 f"({reason}); lower cluster.actors, or use larger machines"
             ) from error
-        log.warning("%s: %s ran out of memory; it is done again in smaller chunks", self.doing, call.key)
+        log.warning("%s: %s ran out of memory; it is retried in smaller chunks", self.doing, call.key)
         self._smaller.add(call.key)
         self.waiting.appendleft(call.key)
 
     def end_hanging(self, most_s: float) -> None:
-        """End processes that are silent, or take far too long for their piece, or longer than `most_s`.
+        """Kill processes that are silent, or take far too long for their piece, or longer than `most_s`.
 
-        Not those whose result is there: the driver may have been busy with another one for as long.
+        One whose result has arrived is left alone, however long the driver was busy with others.
         """
         limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
         self._listen()
@@ -125,14 +125,14 @@ class _Work:
             elif now - call.began > limit_s:
                 call.ended = f"had no result in {limit_s:.0f} s: raise cluster.piece_hours if it needs longer"
             if call.ended:
-                log.warning("%s: the process for %s %s; it is done again", self.doing, call.key, call.ended)
+                log.warning("%s: the process for %s %s; the piece is retried", self.doing, call.key, call.ended)
                 ray.kill(call.actor)
 
     def _listen(self) -> None:
-        """Take the signs of life that were given, and ask for the next where it is time."""
+        """Collect the signs of life that have arrived, and ask for the next where it is time."""
         asked = {call.beat: call for call in self.under_way.values() if call.beat is not None}
         for beat in ray.wait([*asked], num_returns=len(asked), timeout=0)[0] if asked else ():
-            with suppress(RayError):  # of a process that is gone: its piece says so, too
+            with suppress(RayError):  # a process that is gone: its piece fails, too
                 ray.get(beat)
             asked[beat].beat = None
         now = time.monotonic()
@@ -144,24 +144,23 @@ class _Work:
 class Pool:
     """Actors that compute pieces of work, each taken once by its key.
 
-    One piece is under way per actor: the next is handed over before the last one's result is dealt with, so an actor
-    waits for a message and no more, and no more than one result an actor waits to be taken. An actor that dies or hangs
-    is replaced and its piece is done again, up to `MAX_ATTEMPTS` times; one that ran out of memory is done again in
-    smaller chunks (`raymerge.chunking`). A mistake of the user that a worker found is raised here as it is. A function
-    therefore returns a value for its piece, or commits it under its key, and changes nothing else. The actors live as
-    long as the block, so what a function caches is kept.
+    One piece is under way per actor: it gets the next one before its last result is processed, so that it is never idle
+    for long and at most one result per actor waits. An actor that dies or hangs is replaced and its piece retried, up
+    to `MAX_ATTEMPTS` times; one that ran out of memory is retried in smaller chunks (`raymerge.chunking`). A UserError
+    in a worker is raised here unchanged. Since pieces may be repeated, a function returns a value for its piece, or
+    commits it under its key, and changes nothing else. Actors live as long as the block, so functions may cache.
     """
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
         self.size = capacity.actors(config)
         resources = capacity.share(config, self.size, threads=config.actor_threads)
         options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "concurrency_groups": {"beat": 1}}
-        self._kind: Any = ray.remote(**options)(Worker)  # type: ignore[call-overload] # no annotation has the groups
+        self._kind: Any = ray.remote(**options)(Worker)  # type: ignore[call-overload] # its annotations lack the groups
         self._config = config
         self._deadline = deadline
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._smaller: set[str] = set()  # pieces that ran out of memory, of any work
+        self._smaller: set[str] = set()  # pieces that ran out of memory, in any `run`
         self._failed_starts = 0
 
     def __enter__(self) -> "Pool":
@@ -188,7 +187,7 @@ class Pool:
     ) -> None:
         """Compute `function(*arguments)` for each piece; `on_result(key, value)` is called in order of completion.
 
-        Whoever sums results up must do it in the order of the keys.
+        Sums of results must be taken in the order of the keys, to be reproducible.
         """
         work = _Work(function, pieces, doing, self._smaller)
         try:
@@ -209,7 +208,7 @@ class Pool:
                 ray.kill(call.actor)
 
     def _hand_out(self, work: _Work) -> None:
-        """Give pieces to idle actors; start as many more as there is work and room for."""
+        """Give pieces to idle actors; start more as far as there is work and room."""
         while work.waiting and self._idle:
             work.give(self._idle.pop())
         room = self.size - len(work.under_way) - len(self._idle)
@@ -224,40 +223,40 @@ class Pool:
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= MAX_ATTEMPTS:
-                what = f"{MAX_ATTEMPTS} processes died at their start ({first_line(error)})"
+                what = f"{MAX_ATTEMPTS} processes died while starting ({first_line(error)})"
                 raise LostError(f"{doing}: {what}") from error
         else:
             self._failed_starts = 0
             self._idle.append(actor)
 
     def _take(self, work: _Work, reference: Any) -> list[tuple[str, Any]]:
-        """Key and result of a finished piece; nothing if its process is gone and the piece waits again."""
+        """Key and result of a finished piece; nothing if the piece has to be retried."""
         call = work.under_way.pop(reference)
         try:
             result, seconds = ray.get(reference)
         except RayTaskError as error:
             if chunking.is_exhausted(error.cause):
-                ray.kill(call.actor)  # what it still holds would be missing again
+                ray.kill(call.actor)  # to free what it still holds
                 work.in_smaller_chunks(call, error, own=True)
                 return []
             self._idle.append(call.actor)
             raise _cause(error) from error
-        except OutOfMemoryError as error:  # Ray ended it before the machine had none left
+        except OutOfMemoryError as error:  # Ray killed it before the machine ran out
             work.in_smaller_chunks(call, error, own=False)
             return []
-        except RayError as error:  # the actor or its node died, cannot be reached, or was ended because it hung
+        except RayError as error:  # the actor or its node died, cannot be reached, or hung and was killed
             ray.kill(call.actor)
             if not call.ended:
-                self._end_idle()  # they may be gone with its node, and a piece has only so many attempts
+                self._end_idle()  # they may be gone with its node, and attempts are limited
             work.again(call, error)
             return []
         work.took(seconds)
-        if not call.ended:  # one that was ended just before its result came is no more
+        if not call.ended:  # else it was killed just before its result arrived
             self._idle.append(call.actor)
         return [(call.key, result)]
 
 
 def _cause(error: RayTaskError) -> Exception:
-    """The mistake of the user that ended a task, or the failure of the task itself."""
+    """The UserError that ended a task, or else the task's failure itself."""
     cause = error.cause
     return cause if isinstance(cause, UserError) else error

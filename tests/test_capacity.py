@@ -44,7 +44,7 @@ def test_shares_fit_on_the_nodes(
 @pytest.mark.parametrize(("cpus", "gpus"), [([2], [0]), ([2, 0], [1, 8])])
 def test_more_processes_than_nodes_can_hold_are_refused(cpus: list[float], gpus: list[float]) -> None:
     capacity = Capacity(tuple(Node(*sizes, memory_bytes=2**34) for sizes in zip(cpus, gpus, strict=True)))
-    with pytest.raises(ResourceError, match=r"hold [29]00 processes at most, 1,000 were asked for; lower cluster"):
+    with pytest.raises(ResourceError, match=r"hold [29]00 processes at most, 1,000 were requested; lower cluster"):
         capacity.share(ClusterConfig(), 1000)
 
 

@@ -117,7 +117,7 @@ def test_work_that_runs_out_of_memory_is_done_again_in_smaller_chunks(capacity: 
 
 @pytest.mark.chaos
 def test_work_that_runs_out_of_memory_in_smaller_chunks_too_is_given_up(capacity: Capacity, tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"squares: a ran out of memory, in chunks of 1/8 .*cluster.actors"):
+    with pytest.raises(ResourceError, match=r"squares: a ran out of memory even in chunks of 1/8 .*cluster.actors"):
         collect(capacity, take_memory, {"a": (1 << 34, str(tmp_path))}, actors=1)
     assert len(list(tmp_path.iterdir())) == 2
 

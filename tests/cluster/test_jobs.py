@@ -347,7 +347,7 @@ def test_whole_pipeline_as_ray_job_submit_runs_it(head: Head, log: Path, tmp_pat
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "out").glob("report/*/report.json"))
-    assert "by estimate" in done.stdout
+    assert "estimate: " in done.stdout
     assert "fine-tuned" in done.stdout
     wrong = subprocess.run(
         [*command, "--set", "training.epoch=1"],
