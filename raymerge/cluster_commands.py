@@ -1,4 +1,4 @@
-"""The commands that prepare work for a cluster elsewhere: check all that can be known here, then hand it over."""
+"""Commands for a cluster elsewhere: check all that can be checked here, then hand the work over."""
 
 import os
 import re
@@ -28,9 +28,9 @@ from raymerge.runtime import cluster_nodes, session
 from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 
-JOB_GRACE_S = 60.0  # that a job is left to end by its own deadline, and to say so itself
+JOB_GRACE_S = 60.0  # for a job to end by its own deadline, and to report that itself
 PLACES = ("output", "log", "data", "models", "model", "start", "diagonals")
-OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # that are called otherwise
+OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # whose parameters have other names
 ELSEWHERE = re.compile(r"https?://(?!(localhost|127\.[\d.]+|\[::1\])([:/]|$))")  # servers that are not on loopback
 
 
@@ -45,7 +45,7 @@ def run_submit(
     metadata: Sequence[str],
     retries: int,
 ) -> int:
-    """`raymerge submit`: the exit code of the job. `given` are the parsed `arguments` of the command to submit."""
+    """`raymerge submit`; returns the job's exit code. `given` are the parsed `arguments` of the submitted command."""
     check_travels(arguments, given)
     config = _configuration(given, working_dir)
     catalogue = config.prepare.catalogue
@@ -71,12 +71,12 @@ def run_submit(
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal, beside the log of the job, which is on stdout."""
+    """Print a message on stderr; stdout has the job's log."""
     click.echo(f"raymerge: {text}", err=True)
 
 
 def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Refuse what would not mean the same on the cluster, or would be shown there to everybody."""
+    """Refuse arguments that mean something else on the cluster, or secrets that its dashboard would show."""
     for argument in arguments:
         _refuse_credentials(argument)
     if given["address"]:
@@ -97,19 +97,19 @@ def _refuse_relative(option: str, url: str, path: str | Path) -> None:
 
 
 def _configuration(given: Mapping[str, Any], working_dir: str | None) -> Config:
-    """What the job will be configured by; its mistakes are found here."""
+    """The job's configuration; its errors are found here."""
     recipe = given["recipe"] or default_recipe(given.get("log"))
     if is_file(recipe) and is_local(recipe):
         if working_dir is None or os.path.isabs(recipe):
             raise InputError(
-                f"{recipe} would not travel: give --working-dir FOLDER, and --recipe relative to that folder"
+                f"{recipe} would not be uploaded: give --working-dir FOLDER, and --recipe relative to that folder"
             )
         recipe = os.path.join(working_dir, recipe)
     return configure(recipe, given["overrides"])
 
 
 def runtime_env(working_dir: str | None, requirements: str | None) -> dict[str, Any]:
-    """What travels with a job: this package; a folder, without what its .gitignore names; and versions to install."""
+    """What is sent with a job: this package; a folder, without files matched by its .gitignore; and requirements."""
     package = Path(raymerge.__file__).parent
     environment: dict[str, Any] = {}
     if working_dir is not None:
@@ -124,11 +124,11 @@ def runtime_env(working_dir: str | None, requirements: str | None) -> dict[str, 
 
 
 def _requirements(file: str) -> list[str]:
-    """Lines of a file of requirements; Ray itself is left out, since a job runs on the cluster's."""
+    """Lines of a requirements file, without Ray itself: a job runs on the cluster's."""
     try:
         lines = storage.read_bytes(file).decode("utf-8").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"--requirements {file} is not text in UTF-8") from None
+        raise InputError(f"--requirements {file} is not UTF-8 text") from None
     wanted = [line.partition("#")[0].strip() for line in lines]
     for line in wanted:
         _refuse_credentials(line)
@@ -139,15 +139,15 @@ def _refuse_credentials(argument: str) -> None:
     found = "a user or password" if credentials_in(argument) else "the query of a URL" if query_in(argument) else None
     if found:
         raise ConfigError(
-            f"{redact(argument)} holds {found}, which the cluster's dashboard would show; "
+            f"{redact(argument)} contains {found}, which the cluster's dashboard would show; "
             "leave it out and set credentials in the environment of the cluster's processes"
         )
 
 
 def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
-    """The store that is named here, else the server of the environment.
+    """The tracking URI that is configured here, else the server of the environment.
 
-    That must mean the same on the cluster, and hold no credentials, for a command line shows it.
+    The latter is used only if it means the same on the cluster and has no credentials, since a command line shows it.
     """
     _refuse_credentials(config.tracking.uri or "")
     named = given["tracking_uri"] or config.tracking.uri
@@ -161,7 +161,7 @@ def _tracking(config: Config, given: Mapping[str, Any]) -> str | None:
 def _where_runs_are(tracking: str | None, output: str) -> str:
     if tracking:
         return redact(tracking)
-    theirs = "the server that MLFLOW_TRACKING_URI of the cluster names"
+    theirs = "the server in MLFLOW_TRACKING_URI of the cluster"
     return f"{theirs}, else {default_uri(output)}" if is_local(output) else theirs
 
 
@@ -176,11 +176,11 @@ def _pairs(metadata: Sequence[str]) -> dict[str, str]:
 def run_plan(
     log: str | None, data: str | None, *, recipe: str | None, overrides: Sequence[str], address: str | None
 ) -> None:
-    """`raymerge plan`: print what a run would do; ResourceError if it does not fit."""
+    """`raymerge plan`: print the plan of a run; ResourceError if it does not fit."""
     changes = [*overrides, *([f"cluster.address={address}"] if address else [])]
     config = configure(recipe or default_recipe(log or data), changes)
     size = _size(config, log, data)
-    with session(ClusterConfig(address=config.cluster.address)):  # whatever it has, to be planned for
+    with session(ClusterConfig(address=config.cluster.address)):  # all that it has is planned for
         nodes = cluster_nodes()
     plan = make_plan(config, size, nodes)
     click.echo(f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions on {describe(nodes)}")
@@ -197,7 +197,7 @@ def _size(config: Config, log: str | None, data: str | None) -> DataSize:
         return measure(storage.list_files(storage.absolute(log)), config.prepare)
     known = RECIPES[config.recipe].size if config.recipe in RECIPES else None
     if known is None:
-        raise InputError(f"recipe {config.recipe} needs data to plan for: name a log with --input or prepared --data")
+        raise InputError(f"recipe {config.recipe} needs data to plan for: give a log with --input, or prepared --data")
     return known
 
 

@@ -1,4 +1,4 @@
-"""What commands work in: a checked configuration, a display, a run in MLflow with its record, and Ray."""
+"""The context of commands: a checked configuration, a display, a run in MLflow with its record, and Ray."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from raymerge.tracking.store import resolve_uri
 
 
 class Announcer:
-    """Hands what stages say to the display and, once there are any, to the tracker and the record."""
+    """Passes messages of stages to the display and, if set, to the tracker and the record."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -34,7 +34,7 @@ class Announcer:
         self.record: Record | None = None
 
     def __call__(self, message: Message) -> None:
-        """Show the message; record a figure, where an artifact lies, and that a run is done."""
+        """Show the message; track figures, URLs of artifacts, and ends of runs."""
         self.display(message)
         if self.record and isinstance(message, Place):
             self.record.note(message.run, message.url)
@@ -46,7 +46,7 @@ class Announcer:
 
 @dataclass(frozen=True)
 class Work(Context):
-    """The context of stages that a command runs."""
+    """A stage context whose emitter is an `Announcer`."""
 
     emit: Announcer
 
@@ -55,9 +55,9 @@ class Work(Context):
 def working(
     *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
 ) -> Iterator[Work]:
-    """A context for stages: the configuration is resolved, the output folder is ours and MLflow's server answers.
+    """A context for stages, once the configuration is valid, the output usable and MLflow's server answering.
 
-    Otherwise nothing was touched, and no log was read or fetched.
+    If one of these fails, nothing has been changed, and no log read or downloaded.
     """
     changes = [*overrides]
     changes += [f"cluster.address={address}"] if address else []
@@ -75,9 +75,9 @@ def working(
 def tracked(
     context: Work, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
 ) -> Iterator[Tracker]:
-    """A run in MLflow around stages; an unreachable server is refused before any of them starts.
+    """A run in MLflow around stages; an unreachable server is an error before any of them starts.
 
-    It continues that of the same command on the same data and on the artifacts that are `given` beside them.
+    It continues the run of the same command on the same data and `given` artifacts.
     """
     config, announcer = context.config, context.emit
     uri = _tracking_uri(config, context.output)
@@ -104,7 +104,7 @@ def _tracking_uri(config: Config, output: Output) -> str:
 
 
 def tracker_of(record: Record, uri: str) -> Tracker:
-    """What sends the runs of a command to a server."""
+    """The tracker that sends the runs of a command to a server."""
     experiment = record.configuration["tracking"]["experiment"]
     return Tracker(
         uri,
@@ -118,6 +118,6 @@ def tracker_of(record: Record, uri: str) -> Tracker:
 
 @contextmanager
 def working_pool(context: Work, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
-    """A run in MLflow, a session of Ray and actors around a stage that starts from prepared data."""
+    """A run in MLflow, a Ray session and actors around a stage that starts from prepared data."""
     with tracked(context, command, dataset_of(data), given), session(context.config.cluster), context.pool() as pool:
         yield pool

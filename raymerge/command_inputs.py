@@ -1,4 +1,4 @@
-"""What commands are given: logs, prepared data, models, reports. Opened and checked before anything starts."""
+"""Inputs of commands: logs, prepared data, models, reports. They are opened and checked before anything starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +21,7 @@ MODEL_STAGES = ("train", "merge")
 
 
 def log_files(context: Context, log: str | None) -> list[str]:
-    """Files of the log that was given or that the recipe makes; each opens with the columns configured."""
+    """Files of the given log or the recipe's; each is checked for the configured columns."""
     markets = context.config.markets
     if markets is not None and markets.by == "column" and context.config.prepare.market is None:
         raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
@@ -46,23 +46,21 @@ def dataset_of(data: Artifact) -> dict[str, Any]:
 
 
 def dataset_of_models(models: Sequence[Artifact]) -> dict[str, Any]:
-    """Models as `Tracker` records them, where there are no data."""
+    """Models as `Tracker` records them, if there are no data."""
     digest = digest_of([model.digest for model in models])
     return {"name": "models", "digest": digest, "source": models[0].url, "counts": {}}
 
 
 def open_data(url: str, *, tests: bool = False) -> Artifact:
-    """Prepared data, of a whole log or of one market, which has none of the items that test the whole; verified."""
+    """Prepared data, verified: of a whole log or, unless `tests`, of one market, which has no test items."""
     artifact = open_artifact(url, *DATA_STAGES)
     if tests and artifact.manifest["stage"] == "markets":
-        raise InputError(
-            f"{url} are a part of other data and hold no test items: name the data that they are a part of"
-        )
+        raise InputError(f"{url} is one market's part of other data, without test items: name the whole data")
     return artifact
 
 
 def open_models(urls: Sequence[str]) -> dict[str, Artifact]:
-    """Artifacts of models by a name that tells them apart; each is verified."""
+    """Model artifacts, verified, by a unique name."""
     found = {}
     for url in urls:
         artifact = open_artifact(storage.absolute(url).removesuffix("/model"), *MODEL_STAGES)
@@ -73,7 +71,7 @@ def open_models(urls: Sequence[str]) -> dict[str, Artifact]:
 
 
 def open_start(context: Context, data: Artifact, url: str) -> Artifact:
-    """A model to train members from, of the data's catalogue and with the configured encoder."""
+    """A model to start members from, checked for the data's catalogue and the configured encoder."""
     models = open_models([url])
     check_catalogue(data, models)
     [start] = models.values()
@@ -85,7 +83,7 @@ def open_start(context: Context, data: Artifact, url: str) -> Artifact:
 
 
 def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
-    """Raise InputError unless each model's item indices mean the same items as the data's."""
+    """Raise InputError unless each model's item indices mean the same items as in the data."""
     ids = read_items(data.file(ITEMS_FILE)).ids
     for model in models.values():
         if not read_items(model.file("model", ITEMS_FILE)).ids.equals(ids):
@@ -95,7 +93,7 @@ def check_catalogue(data: Artifact, models: Mapping[str, Artifact]) -> None:
 
 
 def chosen_model(url: str) -> str:
-    """URL of a model: the one given, or of an output folder the one that its last run chose."""
+    """URL of a model: the given one or, for an output folder, the one that its last run chose."""
     url = storage.absolute(url)
     if not storage.exists(storage.join(url, "report")):
         return url
@@ -104,7 +102,7 @@ def chosen_model(url: str) -> str:
 
 
 def find_report(url: str) -> str:
-    """The report that a URL stands for: a file, a report's folder, or that of the last run of an output folder."""
+    """The report file of a URL: the file itself, a report's folder, or an output folder (its last run's report)."""
     url = storage.absolute(url)
     if url.endswith(".json"):
         return url
@@ -113,9 +111,9 @@ def find_report(url: str) -> str:
     place = newest_place(url, "report")
     if place is not None:
         return storage.join(url, place, "report.json")
-    folder = storage.join(url, "report")  # of an output that no command has worked in, the one that was written last
+    folder = storage.join(url, "report")  # without records of commands: the report written last
     places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
     found = [place for place in places if storage.exists(place)]
     if not found:
-        raise InputError(f"there is no report at {without_credentials(url)}; `raymerge run` makes one")
+        raise InputError(f"no report at {without_credentials(url)}; `raymerge run` makes one")
     return max(found, key=storage.modified)

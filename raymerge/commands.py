@@ -1,4 +1,4 @@
-"""What each command does: check everything first, then start Ray, run the stages, and say where the results lie."""
+"""What each command does: check everything, start Ray, run the stages, and print where the results are."""
 
 import csv
 import io
@@ -78,14 +78,14 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
 
 
 def _announce_plan(context: Work, files: Sequence[str]) -> None:
-    """How long it will take, and what might not fit: memory is an estimate, so that alone stops nothing here."""
+    """Print how long it will take and what may not fit: memory is an estimate, so the run is not refused."""
     plan = make_plan(context.config, measure(files, context.config.prepare), cluster_nodes())
     for line in (summary(plan), *(f"may not fit: {problem}" for problem in plan.problems)):
         context.emit.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _register(context: Context, tracker: Tracker, report: Artifact) -> str:
-    """Log what there is beside the figures and register the model; in words, what came of it."""
+    """Upload the report and register the model; returns the outcome in words."""
     try:
         registered = send_report(tracker, context.output.url, context.config.plain(), report)
     except TrackingError as error:
@@ -94,9 +94,9 @@ def _register(context: Context, tracker: Tracker, report: Artifact) -> str:
 
 
 def _not_yet(context: Context, tracker: Tracker, error: TrackingError) -> str:
-    """A server that is gone by now does not take the results away: they lie in the output folder."""
+    """What to do about a server that is gone by now: the results are in the output folder."""
     later = f"raymerge log {context.output.url} --tracking-uri {redact(tracker.uri)}"
-    return f"not yet: {error}; once it is there: {later}"
+    return f"not yet: {error}; once the server is up: {later}"
 
 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -113,7 +113,7 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
     with working(recipe=recipe or "default", **options) as context:
         if context.config.rounds > 1:
             raise ConfigError(
-                "train makes one round: --set rounds=1, and for each next one --start MERGED --set seed=another"
+                "train makes one round: --set rounds=1, and for each further round --start MERGED --set seed=OTHER"
             )
         prepared = open_data(data)
         check_division(context.config.markets, prepared)
@@ -159,7 +159,7 @@ def run_fisher_study(
 
 
 def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -> str:
-    """Log the study of a model; in words, where it is to be seen."""
+    """Log the study of a model; returns where it can be seen, in words."""
     try:
         studies.log_study(tracker, run_of(model), made)
     except TrackingError as error:
@@ -192,7 +192,7 @@ def run_merge(
 def _merge(
     context: Work, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
 ) -> Artifact:
-    """The merge, chosen on the validation split of the data if there is something to choose."""
+    """The merge; open settings are chosen on the validation split of the data."""
     settings, given = context.config.merge, [*members.values(), *diagonals.values()]
     if data is not None:
         prepared = open_data(data)
@@ -201,8 +201,8 @@ def _merge(
             return merge(context, pool, [prepared], members, diagonals, settings)
     if not settings.is_settled:
         raise InputError(
-            "merge chooses on the validation split of prepared data: name it with --data, or leave nothing to choose "
-            "by --set merge.coefficients=equal --set merge.normalise=none"
+            "merge chooses settings on the validation split of prepared data: give --data, or fix the settings with "
+            "--set merge.coefficients=equal --set merge.normalise=none"
         )
     with tracked(context, "merge", dataset_of_models([*members.values()]), given):
         return merge(context, None, [], members, diagonals, settings)
@@ -227,7 +227,7 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
     best = recommend(module, items, [_items_in(history)], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
-        table.add_row(Text(str(item)), f"{score:.3f}")  # as it is: an id may have what rich takes for markup
+        table.add_row(Text(str(item)), f"{score:.3f}")  # unchanged: an id may look like rich's markup
     Console().print(table)
 
 
@@ -256,7 +256,7 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
 
 def _report_runs(places: Sequence[str], html: str | None, json_file: str | None) -> None:
     if html is not None:
-        raise InputError(f"--html shows one run, got {len(places)}: leave it out for their table, or name one")
+        raise InputError(f"--html shows one run, got {len(places)}: leave it out to print their table, or name one run")
     pooled = pool_reports(places)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
@@ -264,13 +264,13 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
 
 
 def _items_in(history: str) -> list[str]:
-    """Own ids, separated as in CSV."""
+    """Own ids from a line of CSV."""
     [found] = csv.reader([" ".join(history.splitlines())], skipinitialspace=True)
     return [item.strip() for item in found if item.strip()]
 
 
 def _some_items(data: Artifact) -> str:
-    """The first of a catalogue, as a shell takes them for `--history`."""
+    """The first items of a catalogue, quoted for a shell, for `--history`."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(read_items(data.file(ITEMS_FILE)).ids[:3].to_pylist())
     return shlex.quote(line.getvalue())

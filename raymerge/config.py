@@ -1,7 +1,7 @@
-"""What can be configured: one frozen, typed tree; unknown keys are refused.
+"""The configuration: one frozen, typed tree that refuses unknown keys.
 
-The settings of each stage are defined beside the stage; here they are put together and checked against each other.
-Users read the comments beside fields: `raymerge config` prints them.
+The settings of each stage are defined with the stage; here they are put together and checked against each other.
+`raymerge config` prints the comments next to fields, so they are written for users.
 """
 
 import copy
@@ -26,40 +26,40 @@ from raymerge.models.objectives import ObjectiveConfig, check_objective
 from raymerge.redaction import redact
 from raymerge.training.config import TrainingConfig
 
-SEEDS_OF_A_RUN = 100_000  # how far apart the seeds of runs of seeds 0, 1, … are; each model of a run takes one
-RESERVED = ("base", "average", "fine-tuned", "control", "ceiling", "ensemble")  # rows of a report, beside the merges
+SEEDS_OF_A_RUN = 100_000  # between the seeds of runs with seeds 0, 1, …; each model takes one
+RESERVED = ("base", "average", "fine-tuned", "control", "ceiling", "ensemble")  # rows of a report, besides the merges
 
 
 class TrackingConfig(BaseModel):
-    """Where MLflow keeps what is logged, and under which names."""
+    """Where MLflow logs go, and under which names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str | None = None  # a server or database; without it MLFLOW_TRACKING_URI, else <output>/mlflow.db
+    uri: str | None = None  # server or database; null: MLFLOW_TRACKING_URI, else <output>/mlflow.db
     experiment: str = "raymerge"
-    model_name: str | None = Field(default=None, pattern=r"^[^/:.%\"']+$")  # in the model registry; else the recipe's
+    model_name: str | None = Field(default=None, pattern=r"^[^/:.%\"']+$")  # in the model registry; null: the recipe's
 
 
 class Config(BaseModel):
-    """A whole run. `raymerge config --recipe NAME` prints it resolved."""
+    """The configuration of a whole run. `raymerge config --recipe NAME` prints it resolved."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
-    seed: int = Field(default=0, ge=0, lt=2**31)  # of a whole run: all trainings of another one draw anew
+    seed: int = Field(default=0, ge=0, lt=2**31)  # of the whole run, all trainings included
     prepare: PrepareConfig = PrepareConfig()
     encoder: EncoderConfig = EncoderConfig()
-    markets: MarketsConfig | None = None  # parts of the log that do not meet: a member of each is trained on each
-    base: ObjectiveConfig | None = None  # what the common encoder learns first; without it members start from scratch
+    markets: MarketsConfig | None = None  # parts of the log that share no data: each member is trained on each part
+    base: ObjectiveConfig | None = None  # of the common encoder; null: members start from scratch
     training: TrainingConfig = TrainingConfig()  # of the base, or of members that start from scratch
     members: dict[str, ObjectiveConfig] = Field(min_length=1)
     fine_tuning: TrainingConfig = TrainingConfig()  # of each member from the base
     rounds: int = Field(default=1, ge=1, le=1000)  # of fine-tuning and merging, each from the last merge
     fisher: FisherConfig = FisherConfig()
-    study: StudyConfig = StudyConfig()  # of the estimators; no part of a run
+    study: StudyConfig = StudyConfig()  # of the estimators (raymerge fisher-study); not part of a run
     merge: MergeConfig = MergeConfig()
-    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # merges by other diagonals, a row of the report each
-    after_merge: TrainingConfig | None = None  # of merged models; and of the control, which has all rounds' epochs, too
+    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # merges by other diagonals, each a row of the report
+    after_merge: TrainingConfig | None = None  # of merged models, and of the control (plus the epochs of all rounds)
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -72,15 +72,15 @@ class Config(BaseModel):
             settings.check_model(dim=self.encoder.dim)
         for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
-                raise ConfigError(f"members and rivals are named by letters, digits, - and _, got {name!r}")
+                raise ConfigError(f"names of members and rivals consist of letters, digits, - and _, got {name!r}")
         if self.rivals and not self.merge.needs_diagonals:
-            raise ConfigError(f"rivals are other diagonals, which merge.method {self.merge.method} takes none of")
+            raise ConfigError(f"rivals are merges by other diagonals, but merge.method {self.merge.method} takes none")
         if self.markets is not None and self.after_merge is not None:
-            raise ConfigError("after_merge trains on all data, which markets keep apart: set after_merge=null")
+            raise ConfigError("after_merge trains on all data, which markets do not share: set after_merge=null")
         if self.rounds > 1 and (self.base is None or self.rivals):
             raise ConfigError("rounds > 1 needs a base and does not allow rivals")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
-            raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or they would draw alike")
+            raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or their seeds would repeat")
         self._check_names()
         return self
 
@@ -94,7 +94,7 @@ class Config(BaseModel):
 
     @property
     def all_members(self) -> dict[str, ObjectiveConfig]:
-        """The models to merge by name: where there are markets, one of each kind for each of them."""
+        """The models to merge, by name: with markets, one of each member per market."""
         if self.markets is None:
             return self.members
         labels = self.markets.labels
@@ -102,17 +102,17 @@ class Config(BaseModel):
 
     @property
     def member_training(self) -> TrainingConfig:
-        """How members are trained in one round: from the base, or from scratch."""
+        """Training of members in one round: from the base, or from scratch."""
         return self.fine_tuning if self.base else self.training
 
     @property
     def ceiling_training(self) -> TrainingConfig:
-        """How the one model of all markets' data is trained: as long as members are in all rounds."""
+        """Training of the one model of all markets' data: for as many epochs as members have in all rounds."""
         return replace(self.member_training, epochs=self.rounds * self.member_training.epochs)
 
     @property
     def control_training(self) -> TrainingConfig:
-        """How a member of the first round is trained on, for as long as all that comes after it."""
+        """Further training of a first-round member, for as many epochs as all that comes after it."""
         assert self.after_merge is not None, "without it there is no control"
         epochs = self.after_merge.epochs + (self.rounds - 1) * self.member_training.epochs
         return replace(self.after_merge, epochs=epochs)
@@ -122,24 +122,24 @@ class Config(BaseModel):
         return self.model_copy(update={"fisher": self.rivals[name]})
 
     def plain(self) -> dict[str, Any]:
-        """As JSON and YAML can hold it."""
+        """As plain values for JSON and YAML."""
         return self.model_dump(mode="json")
 
     def determining(self) -> dict[str, Any]:
-        """The same without what only says where the work is done and recorded."""
+        """The same without the settings that only say where the work is done and recorded."""
         return self.model_dump(mode="json", exclude={"cluster", "tracking"})
 
 
-KINDS = ("float", "int", "bool", "str")  # how a validator tells the choices of a type apart; no keys
-SHARED = ("training", "fisher")  # settings that several sections are made of call themselves so
+KINDS = ("float", "int", "bool", "str")  # pydantic's names for the alternatives of a type; not keys
+SHARED = ("training", "fisher")  # names that settings use in messages although several sections consist of them
 PLAIN = (
     (r"a valid (tuple|list)", "a list, such as [1, 2]"),
-    (r"a (valid )?dictionary.*", "a section: change the keys below it"),
+    (r"a (valid )?dictionary.*", "a section: set the keys below it"),
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """As YAML 1.2 has them, 1e-3 and 1.5e3 are numbers; to 1.1 they are text."""
+    """Reads 1e-3 and 1.5e3 as numbers, as in YAML 1.2; in 1.1 they are text."""
 
 
 EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -147,7 +147,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """What a YAML document holds; raises yaml.YAMLError."""
+    """Content of a YAML document; raises yaml.YAMLError."""
     try:
         return yaml.load(text, Loader=_Loader)
     except ValueError as error:  # such as of the date 2024-13-01
@@ -171,7 +171,7 @@ def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
 
 
 def _refuse_booleans(given: Any, taken: Any, path: str) -> None:
-    """ConfigError for true or false where a number is wanted, which pydantic takes for 1 or 0."""
+    """Raise ConfigError for true or false in place of a number: pydantic takes them for 1 or 0."""
     if isinstance(given, dict) and isinstance(taken, dict):
         for key in given.keys() & taken.keys():
             _refuse_booleans(given[key], taken[key], f"{path}.{key}")
@@ -192,7 +192,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
             if tree.get(section, {}) is not None or section not in tree:
                 known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
                 cure = (
-                    f"; to name all anew: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
+                    f"; to replace all: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
                 )
                 raise ConfigError(
                     f"unknown section {section!r} in --set {redact(override)}; known: {known or 'none'}{cure}"
@@ -203,12 +203,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree[last] = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(
-            f"the value in --set {redact(override)} cannot be read; put text with special signs in quotes"
+            f"the value in --set {redact(override)} cannot be parsed; quote text with special characters"
         ) from None
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first thing wrong, where it is, what was found, and what would be right."""
+    """One line for the first error: where it is, what was expected and what was found."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"] if str(part) not in KINDS and "[" not in str(part))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -217,7 +217,7 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "value_error":
         section, dot, rest = message.partition(".")
         return f"{where}.{rest}" if dot and where and section in SHARED else message
-    if first["type"] == "missing":  # what was found is all the rest
+    if first["type"] == "missing":  # the input would be the whole section
         return f"{where}: {message[0].lower()}{message[1:]}"
     if first["type"] == "too_short":
         return f"{where}: at least one is needed, got none"

@@ -1,4 +1,4 @@
-"""A configuration as YAML in which each setting says what it does and what it may be: as its class says it."""
+"""`raymerge config`: a configuration as YAML, with the comments and choices that classes declare for settings."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ def print_config(
 ) -> None:
     """`raymerge config`."""
     if (objective or estimator) and (listing or overrides):
-        raise ConfigError("--objective and --estimator go with any recipe: leave out --list and --set")
+        raise ConfigError("--objective and --estimator cannot be combined with --list or --set")
     if listing:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")
@@ -34,13 +34,13 @@ def print_config(
     elif estimator:
         entry = ESTIMATORS[estimator]
         click.echo(f"{inspect.getdoc(entry.build)}\nformula: {entry.formula}\nsource: {entry.source}")
-        click.echo(f"unbiased: {'yes' if entry.unbiased else 'no'}\nn: {entry.samples or 'it has none'}")
+        click.echo(f"unbiased: {'yes' if entry.unbiased else 'no'}\nn: {entry.samples or 'none'}")
     else:
         click.echo(explained(configure(recipe, overrides)), nl=False)
 
 
 def explained(config: Config) -> str:
-    """The whole configuration; what `--recipe` takes."""
+    """The whole configuration as commented YAML, which `--recipe` accepts."""
     return _explained(config.plain(), Config)
 
 
@@ -50,7 +50,7 @@ def _explained(values: Mapping[str, Any], kind: Any) -> str:
 
 def _lines(values: Mapping[str, Any], kind: Any, indent: str) -> Iterator[str]:
     for key, value in values.items():
-        inner = _annotations(kind).get(key, kind)  # a name that is no field is the user's, such as a member's
+        inner = _annotations(kind).get(key, kind)  # a name that is not a field is the user's, such as a member's
         comment = f"  # {_notes(kind)[key]}" if key in _notes(kind) else ""
         if isinstance(value, Mapping) and value:
             yield f"{indent}{_yaml(key)}:{comment}"
@@ -60,7 +60,7 @@ def _lines(values: Mapping[str, Any], kind: Any, indent: str) -> Iterator[str]:
 
 
 def _yaml(value: Any) -> str:
-    """On one line."""
+    """As YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
@@ -75,7 +75,7 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 @cache
 def _notes(kind: Any) -> dict[str, str]:
-    """What stands beside each field of a class, after the values that it may have if these are few."""
+    """The comment of each field of a class, after its choices if it has any."""
     notes: dict[str, str] = {}
     for one in reversed(kind.__mro__ if inspect.isclass(kind) else ()):
         if one.__module__.startswith("raymerge."):

@@ -31,7 +31,7 @@ class Result:
 
     @property
     def final(self) -> Artifact:
-        """The model to serve: the merged one, trained on after the merge or not, whichever validates better."""
+        """The model to serve: the merged model that validates best, fine-tuned or not."""
         models = {entry.name: entry.model for entry in self.entries if entry.model}
         return models[self.report.json("report.json")["final"]]
 
@@ -45,7 +45,7 @@ class Round:
 
 
 def run(context: Context, log: Sequence[str]) -> Result:
-    """From the files of a log to the report; each stage finds its artifact if an earlier run has made it."""
+    """Run the pipeline from the files of a log to the report; stages reuse artifacts of earlier runs."""
     data = prepare(context, log)
     parts = divide(context, data)
     check_samples(context.config, parts.validation)
@@ -91,7 +91,7 @@ def _evaluate_all(
 
 
 def _round(context: Context, parts: TrainingData, start: Artifact | None, number: int) -> Round:
-    """An early round: the members of the next one start from its merge."""
+    """Members of an early round, and their merge, from which the next round starts."""
     suffix, settings = f"-round-{number}", context.config.merge
     members = train_members(context, parts.members, start, after=number - 1, suffix=suffix)
     with context.pool() as pool:
@@ -113,9 +113,9 @@ def _rivals(context: Context, pool: Pool, parts: TrainingData, members: Mapping[
 def _own_diagonals(
     context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact], suffix: str = ""
 ) -> dict[str, Artifact]:
-    """The Fisher diagonal of each member, on the histories that it learned from; none if the method takes none.
+    """The Fisher diagonal of each member, on the data that it was trained on; none if the method takes none.
 
-    The suffix is for their runs' names.
+    The suffix is appended to the names of their runs.
     """
     if not context.config.merge.needs_diagonals:
         return {}

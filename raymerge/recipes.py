@@ -23,7 +23,7 @@ from raymerge.registry import Registry
 from raymerge.training.config import TrainingConfig
 
 Source = Callable[[Path], Path]
-"""Makes or fetches an interaction log below a local folder and gives its path."""
+"""Makes or fetches an interaction log in a local folder and returns its path."""
 
 
 ML_1M_SIZE = DataSize(users=6040, items=3416, interactions=999_611)
@@ -32,12 +32,12 @@ ML_1M_CLEANING = PrepareConfig(user="user_id", item="item_id", core="once", min_
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration, what it is for, and the log that it takes when no `--input` is given."""
+    """A configuration, its purpose, and the source of its log if there is no `--input`."""
 
     about: str
     config: Callable[[], Config]
     source: Source | None
-    size: DataSize | None  # of what the source gives, as prepared
+    size: DataSize | None  # of the source's log, as prepared
 
 
 RECIPES = Registry[Recipe]("recipe")
@@ -46,7 +46,7 @@ RECIPES = Registry[Recipe]("recipe")
 def recipe(
     name: str, about: str, *, source: Source | None = None, size: DataSize | None = None
 ) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
-    """Register a function that gives a complete configuration."""
+    """Register a function that returns a complete configuration."""
 
     def add(config: Callable[[], Config]) -> Callable[[], Config]:
         RECIPES.add(name, Recipe(about, config, source, size))
@@ -57,12 +57,12 @@ def recipe(
 
 @recipe(
     "demo",
-    "a simulated log, made on the spot: see everything work in a few minutes",
+    "a simulated log: see everything work in a few minutes",
     source=demo.write,
     size=DataSize(users=3500, items=593, interactions=92_037),
 )
 def demo_config() -> Config:
-    """A rate that is kept up, so that members differ and their merge gains; small enough for two CPUs."""
+    """Small enough for two CPUs. A constant rate keeps members apart, so that merging gains."""
     settings = {"weight": 0.05}
     return Config(
         recipe="demo",
@@ -80,14 +80,14 @@ def demo_config() -> Config:
     )
 
 
-@recipe("default", "for a log of your own: columns user, item, timestamp (or see --set prepare.…)")
+@recipe("default", "for your own log: columns user, item, timestamp (others: --set prepare.…)")
 def default_config() -> Config:
-    """A causal encoder, next items at every position, and two contrastive members beside the plain one.
+    """A causal encoder that predicts the next item at each position; two members are contrastive, one is not.
 
-    Members train on at the base's own rate, which keeps them apart; the merged model ends on a falling one. No more
-    users validate than it takes to choose, so that of most the newest item but one trains.
+    Members continue at the base's rate, which keeps them apart; the merged model ends with a falling one. Only as many
+    users validate as the choices need, so that the second-to-last item of most users is trained on.
     """
-    settings = {"weight": 0.005}  # ten times more pulled a well-trained base down
+    settings = {"weight": 0.005}  # ten times more made a well-trained base worse
     return Config(
         recipe="default",
         prepare=PrepareConfig(validation_users=5000),
@@ -102,22 +102,22 @@ def default_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=6),
-        merge=MergeConfig(coefficients="equal"),  # no search of λ held for users who did not choose
+        merge=MergeConfig(coefficients="equal"),  # no searched λ was better for users who were not part of the search
         after_merge=TrainingConfig(epochs=4, learning_rate=3e-4, schedule="linear"),
     )
 
 
 @recipe(
     "ml-1m",
-    "MovieLens-1M: fetched from GroupLens unless --input names a copy",
+    "MovieLens-1M, downloaded from GroupLens unless --input names a copy",
     source=movielens.fetch,
     size=ML_1M_SIZE,
 )
 def ml_1m_config() -> Config:
-    """As `default`, with long histories, and the field's usual cleaning: items with 5 interactions, then users with 3.
+    """As `default`, with long histories and the usual cleaning: items with 5 interactions, then users with 3.
 
-    Small batches take many steps in few epochs; the merged model's rate falls from the base's own. A second round
-    validates better than one.
+    Small batches give many steps in few epochs; the merged model's rate falls from the base's rate. Two rounds validate
+    better than one.
     """
     config = default_config()
     return config.model_copy(
@@ -135,17 +135,17 @@ def ml_1m_config() -> Config:
 
 @recipe(
     "paper",
-    "MovieLens-1M as in arXiv 2307.05476: every row of its table, and what it lacks; hours",
+    "MovieLens-1M as in arXiv 2307.05476: each row of its table, and more; takes hours",
     source=movielens.fetch,
     size=ML_1M_SIZE,
 )
 def paper_config() -> Config:
-    """The paper's setting and estimators, fine-tuned or not, beside the exact diagonal, the average and the control.
+    """The paper's setting and estimators, fine-tuned or not, and the exact diagonal, the average and the control.
 
-    One deviation: cross-entropy at each position of windows, instead of at the last one of every prefix, which says
-    nearly the same in a fortieth of the time. A batch has some 750 targets so, there 256; when fine-tuning twice as
-    many, since the contrastive terms take the other windows of a batch as negatives. Seen items are not filtered, as
-    there.
+    One deviation: cross-entropy at each position of windows instead of the last position of each prefix, which gives
+    nearly the same in a fortieth of the time. A batch then has about 750 targets instead of 256, twice as many in
+    fine-tuning, because contrastive terms use the other windows of a batch as negatives. As in the paper, seen items
+    are not filtered.
     """
     contrast = {"weight": 0.1, "similarity": "dot", "temperature": 1.0}
     fine_tuning = TrainingConfig(epochs=5, batch_size=32, learning_rate=1e-4)
@@ -176,7 +176,7 @@ def paper_config() -> Config:
     )
 
 
-@recipe("beauty", "Amazon Beauty as `user item item …` a line; --input names the file")
+@recipe("beauty", "Amazon Beauty, lines of `user item item …`; --input names the file")
 def beauty_config() -> Config:
     """As `default`, with more dropout for a sparser log."""
     config = default_config()
@@ -190,11 +190,11 @@ def beauty_config() -> Config:
     size=ML_1M_SIZE,
 )
 def markets_config() -> Config:
-    """Members of one objective, each on its own market's data, from a base of older data; merges that share none.
+    """Members of one objective, each on its own market's data, from a base of older data; merges share no data.
 
-    Three rounds validate better than one with as many epochs. Nothing of a merge is chosen: no market sees how well it
-    does on what the others have.
-    Other logs: --set prepare.user=… and so on; how it is divided: --set markets.…
+    Three rounds validate better than one with as many epochs. Merges have no searched settings, because no market sees
+    how well a merge does on the others' data.
+    For other logs: --set prepare.user=… etc.; to divide differently: --set markets.…
     """
     config = default_config()
     return config.model_copy(
@@ -213,19 +213,19 @@ def markets_config() -> Config:
 
 
 def default_recipe(log: str | None) -> str:
-    """The recipe where none is named."""
+    """The recipe if none is named."""
     return "default" if log else "demo"
 
 
 def is_file(name: str) -> bool:
-    """Whether a recipe is named by the file that it stands in."""
+    """Whether the name of a recipe is a file."""
     return name.endswith((".yaml", ".yml", ".json"))
 
 
 def configure(name: str, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a recipe, or of a YAML file that `raymerge config` printed, with overrides applied.
 
-    Raises UnknownNameError for a recipe that does not exist and ConfigError for what does not fit.
+    Raises UnknownNameError for an unknown recipe and ConfigError for invalid settings.
     """
     if not is_file(name):
         return resolve(RECIPES[name].config().plain(), overrides)
@@ -234,5 +234,5 @@ def configure(name: str, overrides: Iterable[str] = ()) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} must hold a mapping, as `raymerge config` prints it")
+        raise ConfigError(f"{name} must contain a mapping, as printed by `raymerge config`")
     return resolve(values, overrides)

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, through its jobs API: submit, follow, try again what the cluster lost, stop.
+"""Jobs on a Ray cluster, through its jobs API: submit, follow, resubmit what the cluster lost, stop.
 
 The token is Ray's own setting (RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH) and goes into requests only.
 """
@@ -34,21 +34,25 @@ from raymerge.redaction import redact
 from raymerge.retries import PASSING_STATUSES, is_passing
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # what Ray looks at first, before any argument
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # overrides any argument of Ray's client
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 60.0, 1.0, 20.0
-LOG_CONNECTION_S = 120.0  # after which a log is asked for anew: a connection can be gone without a word
+LOG_CONNECTION_S = 120.0  # then the log is requested again: a connection can be lost silently
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
-FINAL_CODES = (0, EXIT_USER_ERROR)  # done, and a mistake of the user's, which another try would repeat
+FINAL_CODES = (0, EXIT_USER_ERROR)  # success, and a user error, which a retry would repeat
 EXIT_LOST, EXIT_STOPPED = 1, EXIT_INTERRUPTED
-CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # each has a level
+CHATTY_LOGGERS = (
+    "ray",
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+)  # each has a level of its own
 NO_ANSWER = (OSError, aiohttp.ClientError)
-UNKNOWN_JOB = "status code 404"  # Ray's client says no more of an answer than this
+UNKNOWN_JOB = "status code 404"  # all that Ray's client reports of an answer
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command for the cluster, with the environment that it runs in and what is noted beside it."""
+    """A command for the cluster, with its environment and metadata."""
 
     entrypoint: str
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
@@ -57,19 +61,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its exit code, why, and whether the cluster rather than the job is to blame."""
+    """How a job ended: its exit code, the reason, and whether the cluster lost it."""
 
     exit_code: int
     reason: str
     lost: bool
-    silent: bool = False  # nobody knows whether it has ended
+    silent: bool = False  # the cluster does not answer, so the job may still run
 
 
 def outcome_of(status: JobStatus, exit_code: int | None, message: str | None) -> Outcome:
-    """What the jobs API says of a job that has ended.
+    """The outcome of a job that has ended, from what the jobs API reports.
 
-    A job without an exit code never ran or was lost with its node. One that ended by itself with another code than
-    0 and 2 (killed, or failed by what it did not foresee) is worth another try, since it goes on where it was.
+    A job without an exit code never ran or was lost with its node. One that ended with a code other than 0 and 2
+    (killed, or an unforeseen failure) is worth a retry, since it resumes where it was.
     """
     reason = (message or status.value).strip().splitlines()[0]
     if status == JobStatus.STOPPED:
@@ -78,25 +82,25 @@ def outcome_of(status: JobStatus, exit_code: int | None, message: str | None) ->
         return Outcome(0, reason, lost=False)
     if exit_code is None:
         return Outcome(EXIT_LOST, reason, lost=True)
-    code = 128 - exit_code if exit_code < 0 else exit_code  # ended by a signal, as a shell says it
+    code = 128 - exit_code if exit_code < 0 else exit_code  # ended by a signal: the code that a shell would report
     return Outcome(code, f"exit code {code}", lost=code not in FINAL_CODES)
 
 
 def run_job(
     job: Job, *, address: str, retries: int, deadline: Deadline, write: Say, say: Say, wait_s: float = FIRST_WAIT_S
 ) -> int:
-    """Run a job to its end and give its exit code; `write` gets its log as it comes, `say` what happens to it.
+    """Run a job to its end and return its exit code; `write` gets its log, `say` what happens to it.
 
-    A cluster that does not answer is asked again, and what it loses is submitted again, up to `retries` times, after
-    `wait_s` doubled each time and jittered. An interrupt stops the job on the cluster. Raises LostError where no
-    cluster ever answered, and ResourceError where what answers is none or does not let us in, and for a passed
-    deadline, after which the job is stopped.
+    If the cluster does not answer or loses the job, it is contacted or the job submitted again, up to `retries` times,
+    with exponential backoff from `wait_s`, jittered. An interrupt stops the job on the cluster. Raises LostError if no
+    cluster ever answered; ResourceError if the server is not a cluster or refuses access, or if the deadline passes,
+    after which the job is stopped.
     """
 
     def announce(state: RetryCallState) -> None:
         assert state.outcome is not None and state.next_action is not None
         what = state.outcome.exception() or f"the job was lost ({state.outcome.result().reason})"
-        say(f"{what}; try {state.attempt_number} of {retries} again in {state.next_action.sleep:.0f} s")
+        say(f"{what}; retry {state.attempt_number} of {retries} in {state.next_action.sleep:.0f} s")
         deadline.check("the job")
 
     attempts = Retrying(
@@ -122,15 +126,15 @@ def run_job(
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's jobs API.
 
-    LostError where nobody answers, as while a head starts; ResourceError where nobody ever will: no such host, an
-    answer that is not a cluster's, or a wrong token.
+    Raises LostError if there is no answer, as while a head starts; ResourceError if a retry cannot help: no such host,
+    a server that is not a cluster, or a wrong token.
     """
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         where = urlsplit(address)
         port = where.port or (443 if where.scheme == "https" else 80)
-    except ValueError:  # no number, or none that a port can have
+    except ValueError:  # not a valid port
         port = 0
     if not port or where.scheme not in ("http", "https") or not where.hostname:
         raise ConfigError(
@@ -149,7 +153,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever for an answer. An upload may take its time."""
+    """Ray's client with a time limit for answers, except to uploads; by default it waits for ever."""
 
     def _do_request(self, method: str, *args: Any, **kwargs: Any) -> Any:
         limit = None if method == "PUT" else ANSWER_TIMEOUT_S
@@ -158,7 +162,7 @@ class _Client(JobSubmissionClient):
 
 @contextlib.contextmanager
 def _address(address: str) -> Iterator[None]:
-    """Make an address count: Ray's client lets RAY_ADDRESS overrule its argument."""
+    """Make Ray's client use an address: RAY_API_SERVER_ADDRESS and RAY_ADDRESS would override its argument."""
     before = os.environ.get(ADDRESS_VARIABLE)
     os.environ[ADDRESS_VARIABLE] = address
     try:
@@ -170,14 +174,14 @@ def _address(address: str) -> Iterator[None]:
 
 
 class _Submission:
-    """A job and the name that the cluster has it by: a try after a silence goes on with the job that is there.
+    """A job and its name on the cluster: a retry after a silence continues to follow the job if it is there.
 
-    Two jobs at work in one output would take each other's checkpoints away.
+    Two jobs that work in one output would remove each other's checkpoints.
     """
 
     def __init__(self, address: str, job: Job, deadline: Deadline, write: Say, say: Say) -> None:
         self._address, self._job, self._deadline, self._write, self._say = address, job, deadline, write, say
-        self._sent = False  # whether there may be a job of the name below
+        self._sent = False  # whether there may be a job of this name
         self._rename()
 
     @cached_property
@@ -205,20 +209,20 @@ class _Submission:
             _stop(self._client, self._name, self._say)
 
     def _is_there(self) -> bool:
-        """Whether the cluster has the job; one that it lost is to be submitted by another name."""
+        """Whether the cluster has the job; one that it lost has to be submitted under another name."""
         try:
             found = self._client.get_job_info(self._name)
         except RuntimeError as error:
             if UNKNOWN_JOB in str(error):
                 return False
-            raise ConnectionError(first_line(error)) from error  # something that stands in front of the cluster
+            raise ConnectionError(first_line(error)) from error  # an answer of a proxy in front of the cluster
         lost = found.status.is_terminal() and outcome_of(found.status, found.driver_exit_code, found.message).lost
         if lost:
             self._rename()
         return not lost
 
     def _submit(self) -> None:
-        self._follower = _Follower(self._client, self._name, self._deadline, self._write)  # a new job, a new log
+        self._follower = _Follower(self._client, self._name, self._deadline, self._write)  # a new job has a new log
         self._sent = True
         try:
             self._client.submit_job(
@@ -231,7 +235,7 @@ class _Submission:
             if any(f"status code {status}" in str(error) for status in PASSING_STATUSES):
                 raise ConnectionError(first_line(error)) from error
             self._sent = False
-            raise ResourceError(f"the cluster does not take the job: {first_line(error)}") from error
+            raise ResourceError(f"the cluster refuses the job: {first_line(error)}") from error
 
 
 def _silence(error: BaseException) -> Outcome:
@@ -240,13 +244,13 @@ def _silence(error: BaseException) -> Outcome:
 
 def _wants_token(address: str, error: BaseException) -> ResourceError:
     return ResourceError(
-        f"the Ray cluster at {address} wants its token ({first_line(error)}); set RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        f"the Ray cluster at {address} requires its token ({first_line(error)}); set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that contains it"
     )
 
 
 def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
-    """Stop a job and wait until it has ended, so that the next one finds no other at work in the same output."""
+    """Stop a job and wait until it has ended, so that no other is at work in the output when the next one starts."""
     try:
         client.stop_job(name)
         end = time.monotonic() + STOP_TIMEOUT_S
@@ -255,20 +259,20 @@ def _stop(client: JobSubmissionClient, name: str, say: Say) -> None:
         found, then = "is stopped", ""
         if not ended:
             found, then = f"has not ended in {STOP_TIMEOUT_S:.0f} s", f"once `ray job status {name}` says STOPPED, "
-        say(f"job {name} {found}; {then}the same command goes on where it was")
+        say(f"job {name} {found}; {then}run the same command again to resume it")
     except (*NO_ANSWER, RuntimeError, AuthenticationError) as error:
         say(f"job {name} could not be stopped ({first_line(error)}): ray job stop {name}")
 
 
 class _Follower:
-    """Copies a job's log as it is written, through losses of the connection, until the job has ended."""
+    """Copies a job's log as it is written, across lost connections, until the job has ended."""
 
     def __init__(self, client: JobSubmissionClient, name: str, deadline: Deadline, write: Say) -> None:
         self._client, self._name, self._deadline, self._write = client, name, deadline, write
-        self._shown = 0  # characters of the log; a new connection gives it from its beginning
+        self._shown = 0  # characters of the log; a new connection starts from its beginning
 
     async def follow(self) -> Outcome:
-        """The end of the job, or that the cluster has not answered for `OUTAGE_S`."""
+        """The outcome of the job, a silent one if the cluster has not answered for `OUTAGE_S`."""
         answered = time.monotonic()
         while True:
             self._deadline.check("the job")

@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow beside its figures, at its end or, by `raymerge log`, at any time after."""
+"""What is logged to MLflow besides figures, at the end of a run or, by `raymerge log`, at any time later."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from raymerge.tracking.store import resolve_uri, ui_command
 
 
 def run_log(url: str, *, tracking_uri: str | None) -> None:
-    """`raymerge log`: what all commands left in an output folder, as far as it is committed."""
+    """`raymerge log`: send what all commands have committed in an output folder."""
     output = storage.absolute(url)
     uri = resolve_uri(tracking_uri, os.environ.get("MLFLOW_TRACKING_URI"), output)
     records = read_all(output)
@@ -41,7 +41,7 @@ def run_log(url: str, *, tracking_uri: str | None) -> None:
 
 
 def _send(record: Record, tracker: Tracker) -> dict[str, Any]:
-    """Everything of one command; TrackingError as soon as the server does not take it."""
+    """Send everything of one command; TrackingError as soon as the server fails."""
     artifacts = {run: artifact for run, place in record.places.items() if (artifact := _committed(record, place))}
     sent: dict[str, Any] = {"runs": len(artifacts)}
     for run, artifact in artifacts.items():
@@ -50,8 +50,8 @@ def _send(record: Record, tracker: Tracker) -> dict[str, Any]:
         tracker.finish(run)
         if not tracker.flush():
             raise TrackingError(
-                f"MLflow at {redact(tracker.uri)} did not take the figures of {run} (why stands above); "
-                "give the same command again"
+                f"MLflow at {redact(tracker.uri)} did not accept the figures of {run} (see the log above); "
+                "run the same command again"
             )
     for run, artifact in artifacts.items():
         if artifact.manifest["stage"] == "study":
@@ -68,7 +68,7 @@ def _committed(record: Record, place: str) -> Artifact | None:
 
 
 def default_name(recipe: str) -> str:
-    """What a model is called in the registry, which takes some characters in no name.
+    """Default name of a registered model, without the characters that the registry refuses.
 
     >>> default_name("recipes/shop v2.1.yaml"), default_name("ml-1m")
     ('raymerge-shop v2-1', 'raymerge-ml-1m')
@@ -77,7 +77,7 @@ def default_name(recipe: str) -> str:
 
 
 def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any], report: Artifact) -> RegisteredVersion:
-    """Upload the report of a run, its configuration and plots, and register the model that it chose."""
+    """Upload the report of a run, its configuration and plots, and register its final model."""
     content = reported.read(report.file("report.json"))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
     protocol = content["protocol"]

@@ -76,7 +76,7 @@ def test_mlflow_that_is_gone_leaves_results_that_are_sent_when_it_is_back(
     driver = start_and_lose_server(log, output, server, after="train")
     table, progress = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, progress
-    assert f"once it is there: raymerge log {output} --tracking-uri {server.uri}" in table
+    assert f"once the server is up: raymerge log {output} --tracking-uri {server.uri}" in table
     assert report_in(output) == expected
     server.start()
     run_log(str(output), tracking_uri=server.uri)

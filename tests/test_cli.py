@@ -81,8 +81,11 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--set", "merge.method=average", "--set", "members={weighted-average: {name: next_item}}"],
             "two models of the run would be named 'weighted-average'",
         ),
-        (["run", "--set", "rivals={a b: {estimator: target}}"], "named by letters, digits, - and _, got 'a b'"),
-        (["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"], "takes none of"),
+        (["run", "--set", "rivals={a b: {estimator: target}}"], "consist of letters, digits, - and _, got 'a b'"),
+        (
+            ["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"],
+            "merge.method average takes none",
+        ),
         (["run", "--set", "rounds=2", "--set", "base=null"], "rounds > 1 needs a base and does not allow rivals"),
         (
             ["train", "--recipe", "markets", "--set", "rounds=2", "--data", "none"],
@@ -132,7 +135,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "rivals={t: {estimator: model, samples: 0}}"], "rivals.t.samples must be"),
         (["run", "--set", "merge.epsilon=abc"], "merge.epsilon: input should be a valid number"),
         (["run", "--set", "evaluation.ks=10"], "evaluation.ks: input should be a list, such as [1, 2], got 10"),
-        (["run", "--set", "training=3"], "training: input should be a section: change the keys below it, got 3"),
+        (["run", "--set", "training=3"], "training: input should be a section: set the keys below it, got 3"),
         (["run", "--set", "members={}"], "members: at least one is needed, got none"),
         (["run", "--set", "evaluation.confidence=0.01"], "evaluation.confidence must be at least .5 and below 1"),
         (["run", "--set", "members.cl4srec.settings={augmentations: 5}"], "augmentations must be a list of some of"),
@@ -141,7 +144,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--input", "http://[x/y"], "cannot parse URL"),
         (["run", "--nope"], "(see raymerge run --help)"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
-        (["report", "nowhere"], "there is no report at"),
+        (["report", "nowhere"], "no report at"),
         (["log", "nowhere"], "is no output of raymerge that a command has worked in"),
         (["evaluate", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
         (["fisher-study", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
@@ -226,7 +229,7 @@ def test_models_merge_without_data_where_nothing_is_to_be_chosen(
         for part in ("--model", str(pair[0]), "--diagonal", pair[1])
     ]
     output = ["--output", str(tmp_path / "out")]
-    assert "nothing to choose" in mistake(capsys, "merge", *arguments, *output)
+    assert "merge chooses settings on the validation split" in mistake(capsys, "merge", *arguments, *output)
     settled = ["--set", "merge.coefficients=equal", "--set", "merge.normalise=none"]
     cli(["merge", *arguments, *output, *settled], standalone_mode=False)
     merged = load_model(json.loads(capsys.readouterr().out)["url"])
@@ -380,7 +383,7 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
 def test_text_that_yaml_cannot_make_a_value_of_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str
 ) -> None:
-    assert "put text with special signs in quotes" in mistake(capsys, "config", "--set", f"prepare.user={value}")
+    assert "quote text with special characters" in mistake(capsys, "config", "--set", f"prepare.user={value}")
     (tmp_path / "own.yaml").write_text(f"prepare: {{user: {value}}}")
     assert "own.yaml is not YAML" in mistake(capsys, "config", "--recipe", tmp_path / "own.yaml")
 

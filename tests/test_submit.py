@@ -52,11 +52,11 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             "Ray cluster at http://head.invalid",
         ),
         (["--address", "ray://me:secret@head", "run", "--output", "/out"], "must be that of the dashboard"),
-        (["run", "--output", "s3://me:secret@host/out"], "s3://host/out holds a user or password"),
-        (["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"], "https://host/a.csv holds the query"),
-        (["--metadata", "see=https://me:secret@host/", "run", "--output", "/out"], "see=https://host/ holds a user"),
+        (["run", "--output", "s3://me:secret@host/out"], "s3://host/out contains a user or password"),
+        (["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"], "https://host/a.csv contains the query"),
+        (["--metadata", "see=https://me:secret@host/", "run", "--output", "/out"], "see=https://host/ contains a user"),
         (["run", "--output", "/out", "--recipe", "nope"], "unknown recipe 'nope'"),
-        (["run", "--output", "/out", "--recipe", "mine.yaml"], "would not travel: give --working-dir"),
+        (["run", "--output", "/out", "--recipe", "mine.yaml"], "would not be uploaded: give --working-dir"),
         (["run", "--output", "/out", "--set", "training.epoch=3"], "unknown configuration key training.epoch"),
         (["run", "--output", "/out", "--nope"], "No such option"),
         (["recommend"], "'recommend' is not one of"),
@@ -147,7 +147,7 @@ def test_a_cluster_that_does_not_answer_is_asked_again_and_what_is_no_cluster_is
     options = {"deadline": Deadline(60), "write": said.append, "say": said.append, "wait_s": 0.01}
     with pytest.raises(LostError, match="no Ray cluster at http://127.0.0.1:9 .*; start one or give --address"):
         run_job(Job("train"), address=NOWHERE, retries=2, **options)
-    assert ["try 1 of 2 again in" in said[0], "try 2 of 2 again in" in said[1]] == [True, True] and len(said) == 2
+    assert ["retry 1 of 2 in" in said[0], "retry 2 of 2 in" in said[1]] == [True, True] and len(said) == 2
     handler = type("Handler", (Starting,), {"answers": [503, 404]})
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -188,14 +188,14 @@ def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
 def test_requirements_with_a_password_stay_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pins.txt").write_text("--extra-index-url https://me:secret@packages/simple\ntorch==2.13.0\n")
     line = mistake(capsys, "--requirements", tmp_path / "pins.txt", "run", "--output", "/out")
-    assert "--extra-index-url https://packages/simple holds a user or password" in line
+    assert "--extra-index-url https://packages/simple contains a user or password" in line
     assert "secret" not in line
 
 
 def test_requirements_that_are_no_text_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.txt").write_text("torch==2.13.0", encoding="utf-16")
     line = mistake(capsys, "--requirements", str(tmp_path / "r.txt"), "run", "--output", "/out")
-    assert f"--requirements {tmp_path / 'r.txt'} is not text in UTF-8" in line
+    assert f"--requirements {tmp_path / 'r.txt'} is not UTF-8 text" in line
 
 
 def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_tracking_of_this_machine_alone_does_not_stand_before_the_cluster_s(
     submit("run", "--output", "s3://bucket/out", "--tracking-uri", uri)
     assert sent[0][0].entrypoint == "python -m raymerge run --output s3://bucket/out"
     assert sent[1][0].entrypoint.endswith(f"--tracking-uri {uri}" if "[" not in uri else f"--tracking-uri '{uri}'")
-    assert "MLflow: the server that MLFLOW_TRACKING_URI of the cluster names" in capsys.readouterr().err
+    assert "MLflow: the server in MLFLOW_TRACKING_URI of the cluster" in capsys.readouterr().err
 
 
 def test_secret_of_the_environment_stays_here(

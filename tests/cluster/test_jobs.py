@@ -99,7 +99,7 @@ def test_submission_without_the_token_is_one_line(head: Head, change: dict[str, 
     submitted = head.run("-m", "raymerge", "submit", "--address", head.dashboard, "run", "--output", "/out", **change)
     assert submitted.returncode == 2
     line = submitted.stderr.strip().splitlines()[-1]
-    assert line.startswith(f"raymerge: the Ray cluster at {head.dashboard} wants its token")
+    assert line.startswith(f"raymerge: the Ray cluster at {head.dashboard} requires its token")
     assert head.environment["RAY_AUTH_TOKEN"] not in submitted.stderr
 
 
@@ -164,7 +164,7 @@ def test_failure_is_tried_again_as_often_as_asked(found: dict) -> None:
     code, log, said = found["failure"]
     assert code == 3
     assert log.count("\ntwice\n") == 2
-    assert [line for line in said if "the job was lost (exit code 3); try 1 of 1 again in" in line]
+    assert [line for line in said if "the job was lost (exit code 3); retry 1 of 1 in" in line]
 
 
 @pytest.mark.chaos
@@ -281,7 +281,7 @@ def test_stopped_job_leaves_nothing_behind_and_the_next_one_goes_on(
         assert stopped.returncode == 0, stopped.stderr
     text, said = first.communicate(timeout=40)
     assert first.returncode == 130, text + said
-    assert ("is stopped; the same command goes on where it was" if way == "Ctrl-C" else "it was stopped") in said
+    assert ("is stopped; run the same command again to resume it" if way == "Ctrl-C" else "it was stopped") in said
     wait_for(lambda: not head.workers(), 20, "processes of the job are left")
     assert not list(output.glob("train/*"))
     assert not list((output / ".staging").iterdir())
@@ -292,7 +292,7 @@ def test_stopped_job_leaves_nothing_behind_and_the_next_one_goes_on(
     history = json.loads(next(output.glob("train/*/history.json")).read_text())
     assert history[:2] == before[:2], "what the first job had trained, to its very seconds, was not trained again"
     assert len(before) < len(history) == int(SMALL["training.epochs"])
-    assert "MLflow: the server that MLFLOW_TRACKING_URI of the cluster names, else sqlite:///" in said
+    assert "MLflow: the server in MLFLOW_TRACKING_URI of the cluster, else sqlite:///" in said
     assert f"{head.dashboard}/#/jobs/raymerge-" in said
     lines = [line for line in text.splitlines() if "train/one" in line]
     assert 1 <= len(lines) <= 4, "a line at the start, one a minute, one at the end"
