@@ -128,6 +128,6 @@ def test_full_disk_is_one_line_and_once_there_is_room_the_same_command_goes_on(
     assert "no space left" in said.lower()
     assert "Traceback" not in said
     assert Path(f"{place}.left").read_text() == ""
-    assert "found, not made again" in Path(f"{place}.again").read_text()
+    assert "found, reused" in Path(f"{place}.again").read_text()
     Path(f"{place}.report").rename(tmp_path / "report")
     assert report_in(tmp_path) == expected

@@ -72,7 +72,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["run", "--input", "none.csv"], "no such file"),
         (["run", "--recipe", "nope"], "unknown recipe 'nope'; known: demo"),
-        (["run", "--recipe", "beauty"], "recipe beauty needs a log: name it with --input"),
+        (["run", "--recipe", "beauty"], "recipe beauty needs a log: give it with --input"),
         (["run", "--set", "training.epoch=3"], "unknown configuration key training.epoch; known there: epochs"),
         (["run", "--set", "trainin.epochs=3"], "unknown section 'trainin'"),
         (["run", "--set", "members={control: {name: next_item}}"], "two models of the run would be named 'control'"),
@@ -367,7 +367,7 @@ def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
         save_tensors({"x": torch.ones(1)}, draft.folder / "diagonal.safetensors")
     diagonal = output.locate(key)
     arguments = [part for folder in models for part in ("--model", str(folder), "--diagonal", diagonal)]
-    assert "of another model" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
+    assert "of a model other than" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))

@@ -59,7 +59,7 @@ def test_a_log_is_prepared_from_and_to_it(
         out, err = capsys.readouterr()
         assert ended.value.code == 0, err
         made.append(json.loads(out)["url"])
-    assert "found, not made again" in err
+    assert "found, reused" in err
     assert made[0] == made[1] and made[0].startswith(f"{bucket}/out/prepare/")
     data = open_artifact(made[0], "prepare")
     assert sum(len(read_partition(url).items) for url in partitions_of(data)) == data.counts["interactions"] > 2000

@@ -112,7 +112,7 @@ def test_second_run_makes_nothing_and_tells_the_same_figures(first: tuple[Path, 
     again: list[Event | Progress] = []
     second = run(context(output, messages=again), [str(log)])
     assert second.report.url == result.report.url
-    assert {m.note for m in again if isinstance(m, Progress)} == {"found, not made again"}
+    assert {m.note for m in again if isinstance(m, Progress)} == {"found, reused"}
     told = {message for message in messages if isinstance(message, Event)}
     assert {message for message in again if isinstance(message, Event)} <= told
 
@@ -204,7 +204,7 @@ def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, 
     output, first = markets
     told: list[Event | Progress] = []
     second = run(markets_context(output, 2, told), [str(log)])
-    found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, not made again"}
+    found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, reused"}
     assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}
     assert [entry.name for entry in second.entries if entry.kind == "round"] == ["fisher-round-1"]
     for name, member in second.members.items():
@@ -373,7 +373,7 @@ def assert_goes_on(log: Path, output: Path, expected: Result) -> None:
     again = start(log, output)
     table, progress = again.communicate(timeout=280)
     assert again.returncode == 0, progress
-    assert "found, not made again" in progress
+    assert "found, reused" in progress
     assert "fine-tuned" in table
     mine = report_in(output)
     assert mine == without_times(report_of(expected))

@@ -1,4 +1,4 @@
 """The stages of the pipeline: each finds its artifact in the output folder or makes it.
 
-Whatever is committed is never made again, so a run that was cut off goes on where it was by the same command.
+What is committed is never made again, so repeating the command of an interrupted run resumes it.
 """

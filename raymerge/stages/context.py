@@ -1,4 +1,4 @@
-"""What every stage does alike: find its artifact in the output folder or make it, and tell what it does in events."""
+"""What all stages have in common: find the artifact in the output folder or make it, and emit events."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ EVENTS = "events.json"
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage needs: the configuration, where artifacts go, whom to tell, and when to give up."""
+    """What every stage needs: the configuration, the output, the receiver of messages, and the deadline."""
 
     config: Config
     output: Output
@@ -26,7 +26,7 @@ class Context:
 
     @property
     def capacity(self) -> Capacity:
-        """What the cluster of the present session has."""
+        """What the cluster of the current session has."""
         return cluster_capacity(self.config.cluster)
 
     def pool(self) -> Pool:
@@ -34,23 +34,23 @@ class Context:
         return Pool(self.capacity, self.config.cluster, self.deadline)
 
     def find(self, run: str, key: Key) -> Artifact | None:
-        """The artifact if it is committed; its events are told again, for a tracker that has not seen them."""
+        """The artifact if it is committed; its events are emitted again, for a tracker that has not seen them."""
         self.emit(Place(run, self.output.locate(key)))
         artifact = self.output.find(key)
         if artifact is not None:
             for name, step, value in artifact.json(EVENTS):
                 self.emit(Event(run, name, step, value))
-            self.emit(Progress(run, 1, 1, "found, not made again"))
+            self.emit(Progress(run, 1, 1, "found, reused"))
         return artifact
 
     def committed(self, key: Key) -> Artifact:
-        """The artifact that was made just now."""
+        """The artifact that has just been made."""
         found = self.output.find(key)
-        assert found is not None, "it was committed just now"
+        assert found is not None, "it has just been committed"
         return found
 
     def make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
-        """Commit the artifact that `fill` makes; what `tell` is given is emitted and kept with it."""
+        """Commit the artifact that `fill` makes, with the events that it has emitted."""
         began = time.monotonic()
         with self.output.stage(key) as draft:
             making = Making(run, draft, self.emit, self.deadline)
@@ -60,12 +60,12 @@ class Context:
         return self.committed(key)
 
     def find_or_make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
-        """The artifact if it is committed, else made by `fill`."""
+        """The committed artifact, or else the one that `fill` makes."""
         return self.find(run, key) or self.make(run, key, fill)
 
 
 class Making:
-    """An artifact in the making, and the events that it makes."""
+    """An artifact in the making, with its events."""
 
     def __init__(self, run: str, draft: Draft, emit: Emit, deadline: Deadline) -> None:
         self.run, self.folder, self.counts, self.write_json = run, draft.folder, draft.counts, draft.write_json
@@ -73,12 +73,12 @@ class Making:
         self.events: list[Event] = []
 
     def tell(self, key: str, value: float, *, step: int = 0) -> None:
-        """Emit one figure of this run."""
+        """Emit one figure of this run and keep it."""
         self.events.append(Event(self.run, key, step, float(value)))
         self._emit(self.events[-1])
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        """Say how far it is; ResourceError if the time is over before it is done."""
+        """Emit progress; ResourceError if the deadline has passed and it is not done."""
         self._emit(Progress(self.run, done, total, note))
         if done < total:
             self._deadline.check(self.run)

@@ -1,4 +1,4 @@
-"""From models to the ranks of every user's test item."""
+"""From models to the ranks of each user's test item."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +14,12 @@ from raymerge.stages.inputs import model_digest, partitions_of, restricted_catal
 
 
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """Ranks of the test items of all users under each model, by name; one Parquet file a partition."""
+    """Ranks of all users' test items under each model, by name; one Parquet file per partition."""
     return {name: _evaluate(context, pool, data, name, [model]) for name, model in models.items()}
 
 
 def evaluate_together(context: Context, pool: Pool, data: Artifact, models: Sequence[Artifact]) -> Artifact:
-    """Ranks under the mean of the logits of several models."""
+    """Ranks under the mean of several models' logits."""
     return _evaluate(context, pool, data, "ensemble", models)
 
 
@@ -70,7 +70,7 @@ def metrics_of(ranks: Artifact) -> dict[str, float]:
 
 
 def _sums(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
-    """The number of users, and the sum over them of each metric of each ranking: `ranking.metric`."""
+    """Number of users, and sum over users of each metric of each ranking, by `ranking.metric`."""
     sums = {"users": float(len(ranks.keys))}
     for ranking, found in ranks.ranks.items():
         sums |= {f"{ranking}.{metric}": float(values.double().sum()) for metric, values in per_user(found, ks).items()}

@@ -18,16 +18,16 @@ from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 
 
 def check_samples(config: Config, data: Sequence[Artifact]) -> None:
-    """Raise ConfigError, before anything is trained, if an estimator draws more items than there are."""
+    """Raise ConfigError if an estimator draws more items than there are."""
     items = min(items_on_offer(one) for one in data)
     for settings in (config.fisher, *config.rivals.values()):
         settings.check_model(dim=config.encoder.dim, items=items)
 
 
 def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """Fisher diagonals of models on all histories up to the last item but one, by name.
+    """Fisher diagonals of models, by name, on all histories up to the second-to-last item.
 
-    Shards that are committed are used again; those of all models are made at the same time, partition by partition.
+    Committed shards are reused; the missing ones of all models are made in parallel, partition by partition.
     """
     done: dict[str, Artifact] = {}
     for name, model in models.items():
@@ -74,7 +74,7 @@ def _commit_diagonal(context: Context, data: Artifact, name: str, model: Artifac
 
 
 def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:
-    """Blocks of the diagonal in float32; the mean of each parameter is told on the way."""
+    """Blocks of the diagonal in float32; emits the mean over each parameter at the end."""
     sums = dict.fromkeys(sorted(total.shapes), 0.0)
     for block, mean in total.means():
         diagonal = mean.to(torch.float32)

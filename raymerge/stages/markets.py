@@ -1,4 +1,4 @@
-"""Who learns from what: all models from all data, or each from its own market."""
+"""Which data each model is trained on: all of them, or those of its own market."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ Part = Callable[[Sequences], Sequences]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data that each model learns from; `validation` are those by which a merge is chosen."""
+    """The data that each model is trained on; a merge is chosen on `validation`."""
 
     base: Artifact
     members: Mapping[str, Artifact]
@@ -29,11 +29,11 @@ class TrainingData:
 
 
 def divide(context: Context, data: Artifact) -> TrainingData:
-    """All data for every model, or a part of it for each market, as data of its own with the same catalogue.
+    """All data for every model, or a part for each market, as an artifact of its own with the same catalogue.
 
-    The items that a part has are those on offer there: a member that starts from a base learns to choose among them and
-    unlearns no others (unless by weight decay, which is on all rows).
-    What a market holds back of its part to validate is its own: a merge is chosen by sums that the markets tell.
+    The items in a part are those on offer there: a member that starts from a base learns to choose among them and does
+    not unlearn the others (except by weight decay, which is on all rows). Each market validates on items of its own: a
+    merge is chosen by sums that the markets report.
     """
     config, settings = context.config, context.config.markets
     if settings is None:
@@ -51,25 +51,25 @@ def divide(context: Context, data: Artifact) -> TrainingData:
 
 
 def check_division(settings: MarketsConfig | None, data: Artifact) -> None:
-    """Raise InputError unless the data can be divided: by a column, markets.names must be the markets of the log."""
+    """Raise InputError unless the data can be divided; by column, markets.names must be the markets of the log."""
     if settings is None:
         return
     if data.manifest["stage"] == "markets":
-        raise InputError(f"{data.url} are one market's data, which are not divided again: --set markets=null")
+        raise InputError(f"{data.url} is the data of one market, which cannot be divided again: --set markets=null")
     if settings.by != "column":
         return
     if MARKETS_FILE not in data.manifest["files"]:
-        raise InputError(f"{data.url} name no markets: prepare the log again with prepare.market, the column that does")
+        raise InputError(f"{data.url} has no markets: prepare the log again with prepare.market, their column")
     found, named = data.json(MARKETS_FILE), settings.own_names
     if set(found) != set(named):
         raise InputError(
-            f"the log has the markets {', '.join(found)}, markets.names lists {', '.join(named)}: "
-            "name those that it has, or leave the others' rows out of it"
+            f"the log has the markets {', '.join(found)}, but markets.names lists {', '.join(named)}: "
+            "list those of the log, or remove the rows of the others from it"
         )
 
 
 def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
-    """What `part` leaves of all partitions."""
+    """The data that `part` keeps of all partitions."""
     settings = context.config.markets
     assert isinstance(settings, MarketsConfig)
     run, inputs = f"markets/{name}", {"data": data.digest}

@@ -24,7 +24,7 @@ from raymerge.stages.inputs import model_digest, partitions_of, restricted_catal
 
 
 def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
-    """The uniform average of models, which a better merge has to beat."""
+    """The uniform average of models: the baseline of all merges."""
     settings = MergeConfig(method="average", coefficients="equal")
     return merge(context, pool, data, models, {}, settings, name="average")
 
@@ -39,10 +39,10 @@ def merge(
     *,
     name: str | None = None,
 ) -> Artifact:
-    """One model out of several; what the settings leave open is chosen on the validation split of all `data`.
+    """One model out of several; open settings are chosen on the validation split of all `data`.
 
-    No data are needed for settings that leave nothing open (`MergeConfig.is_settled`); the merge then has no score.
-    `name` is what its run is called, by default what the settings make of the members.
+    Without open settings (`MergeConfig.is_settled`) no data are needed; the merge then has no score. `name` is that of
+    the run, by default the settings' label.
     """
     run = f"merge/{name or settings.label}"
     uses = diagonals if settings.needs_diagonals else {}
@@ -83,7 +83,7 @@ def merge(
 def _chosen(
     making: Making, settings: MergeConfig, score: Callable[[MergeSetting, Point], FoldedScore], members: int
 ) -> Trial:
-    """The setting and the coefficients that validate best; the score of each trial is emitted and kept."""
+    """The setting and the coefficients that validate best; each trial's score is emitted and kept."""
     trials: list[dict[str, object]] = []
 
     def scored(setting: MergeSetting, point: Point) -> FoldedScore:
@@ -106,7 +106,7 @@ def _chosen(
 
 
 def _merged_items(models: Iterable[Artifact]) -> Items:
-    """The catalogue that the models share: on offer is what any of them has, counts are of the data of all of them."""
+    """The models' common catalogue: an item is on offer if it is for any model; counts are of all their data."""
     first, *others = catalogues = [read_items(model.file("model", ITEMS_FILE)) for model in models]
     same_data = all(torch.equal(items.counts, first.counts) for items in others)
     counts = first.counts if same_data else torch.stack([items.counts for items in catalogues]).sum(0)
@@ -115,19 +115,19 @@ def _merged_items(models: Iterable[Artifact]) -> Items:
 
 
 def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]) -> None:
-    """Raise MergeError unless catalogues and settings agree and each diagonal is of its model and like the others."""
+    """Raise MergeError unless catalogues and settings agree, and diagonals are of the models and comparable."""
     first = next(iter(models))
     catalogue = _catalogue(models[first])
     for name, model in models.items():
         if not _catalogue(model).equals(catalogue):
-            raise MergeError(f"{first} and {name} are of different catalogues: their item indices mean different items")
+            raise MergeError(f"{first} and {name} have different catalogues: their item indices mean different items")
         ours, theirs = models[first].json("model", "config.json"), model.json("model", "config.json")
         for key in ours:
             if ours[key] != theirs.get(key):
                 raise MergeError(f"{first} and {name} differ in encoder.{key}: {ours[key]} and {theirs.get(key)}")
     for name, diagonal in diagonals.items():
         if diagonal.manifest["inputs"]["model"] != model_digest(models[name]):
-            raise MergeError(f"{diagonal.url} is the diagonal of another model than {models[name].url}")
+            raise MergeError(f"{diagonal.url} is the diagonal of a model other than {models[name].url}")
         if _estimated_by(diagonal) != _estimated_by(diagonals[first]):
             raise MergeError(
                 f"the diagonals of {first} and {name} were estimated in different ways and cannot be compared"
@@ -135,7 +135,7 @@ def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Arti
 
 
 def _estimated_by(diagonal: Artifact) -> dict[str, Any]:
-    """What two diagonals that are compared have in common, whatever settings the manifest leaves at their defaults."""
+    """Settings that comparable diagonals share, with defaults for those that the manifest leaves out."""
     return FisherConfig(**diagonal.manifest["configuration"]).key
 
 

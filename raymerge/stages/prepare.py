@@ -1,4 +1,4 @@
-"""From an interaction log, given or made by the recipe, to user partitions."""
+"""From an interaction log, given or the recipe's own, to user partitions."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from raymerge.stages.context import Context, Making
 
 
 def source(context: Context, given: str | None) -> list[str]:
-    """Files of the interaction log: those that `--input` names, or the ones that the recipe makes or fetches."""
+    """Files of the interaction log: those of `--input`, or those that the recipe makes or downloads."""
     if given is not None:
         return storage.list_files(storage.absolute(given))
     name = context.config.recipe
     entry = recipes.RECIPES[name] if name in recipes.RECIPES else None
     if entry is None or entry.source is None:
-        raise InputError(f"recipe {name} needs a log: name it with --input, or try --recipe demo")
-    inputs = {"recipe": name, "made by": file_digest(inspect.getfile(entry.source))}  # another simulator, another log
+        raise InputError(f"recipe {name} needs a log: give it with --input, or try --recipe demo")
+    inputs = {"recipe": name, "made by": file_digest(inspect.getfile(entry.source))}  # other code may make another log
     write_log = entry.source
 
     def fetch(making: Making) -> None:
@@ -33,7 +33,7 @@ def source(context: Context, given: str | None) -> list[str]:
 
 
 def check_logs(context: Context, files: Sequence[str]) -> None:
-    """Raise InputError unless each file opens as a log with all that the configuration asks of it."""
+    """Raise InputError unless each file is a log with the configured columns."""
     for file in files:
         check_log(file, context.config.prepare)
 
@@ -46,7 +46,7 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
         settings = replace(settings, catalogue=storage.absolute(settings.catalogue))
         inputs["catalogue"] = [file_digest(catalogue_file(str(settings.catalogue)))]
     configuration = asdict(settings)
-    del configuration["catalogue"]  # it is an input
+    del configuration["catalogue"]  # it is among the inputs
 
     def fill(making: Making) -> None:
         passes = ["read", "sort", "filter", "write"]

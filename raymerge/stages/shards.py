@@ -1,4 +1,4 @@
-"""Shards of Fisher sums: those that are committed are found, the others made; and their sum, block by block."""
+"""Shards of Fisher sums: found if committed, else made; and their sum, block by block."""
 
 import time
 from collections import Counter
@@ -28,7 +28,7 @@ def plan_shard(
     users: int | None = None,
     double: bool = False,
 ) -> ShardPlan:
-    """A shard, found by the digests of what it is made of: the same ones in a data set that has been added to."""
+    """A shard, found by the digests of its inputs: data with added partitions share the old ones."""
     files, catalogue = data.manifest["files"], restricted_catalogue(data)
     inputs = {"model": model_digest(model), "partition": files[partition.removeprefix(data.url + "/")]}
     if catalogue is not None:
@@ -37,9 +37,9 @@ def plan_shard(
 
 
 class ShardGroups:
-    """Shards of several diagonals, found or made at the same time: group → key → plan.
+    """Shards of several diagonals, found or made in parallel: group → key → plan.
 
-    Keys differ between groups too; they are made in the order of their names, and summed in the order given.
+    Keys are unique across groups; shards are made in the order of their keys, and summed in the order given.
     """
 
     def __init__(self, output: Output, groups: Mapping[str, Mapping[str, ShardPlan]]) -> None:
@@ -50,7 +50,7 @@ class ShardGroups:
             if found is not None:
                 self._shards[key] = Shard(found.url, found.counts["users"], found.counts["seconds"])
         self.done = Counter({name: sum(key in self._shards for key in plans) for name, plans in groups.items()})
-        """How many shards of each group there are."""
+        """How many shards of each group exist."""
 
     def _plans(self) -> dict[str, ShardPlan]:
         return {key: plan for plans in self._groups.values() for key, plan in plans.items()}
@@ -63,7 +63,7 @@ class ShardGroups:
         on_shard: Callable[[str, Shard], None],
         on_group: Callable[[str, list[Shard]], None],
     ) -> None:
-        """Make what is missing; `on_shard(group, shard)` for each, and `on_group(group, shards)` once all are there."""
+        """Make missing shards: `on_shard(group, shard)` for each, `on_group(group, shards)` for complete groups."""
         owners = {key: name for name, plans in self._groups.items() for key in plans}
 
         def hand_on(name: str) -> None:
@@ -83,38 +83,38 @@ class ShardGroups:
 
 
 class ShardSum:
-    """The sum of shards, in the order given, of which no more than some blocks are ever in memory.
+    """The sum of shards, in the order given, with only a few blocks in memory.
 
-    `seconds_per_user` is that of the fastest shard: what else a machine does only adds to it. Raises InputError if they
-    hold no user.
+    `seconds_per_user` is that of the fastest shard, since other work on a machine only adds to it. Raises InputError if
+    there are no users.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.users = sum(shard.users for shard in shards)
         if not self.users:
-            raise InputError("there is no user with 3 items or more to predict: prepare a longer log")
+            raise InputError("no user has 3 items or more: prepare a longer log")
         self._files = [TensorFile(storage.join(shard.url, SUMS_FILE)) for shard in shards]
 
         self.seconds_per_user = min(shard.seconds / shard.users for shard in shards if shard.users)
 
     @property
     def shapes(self) -> Shapes:
-        """Of the parameters, by name."""
+        """Shapes of the parameters, by name."""
         return self._files[0].shapes
 
     def means(self) -> Iterator[tuple[Block, Tensor]]:
-        """Block by block the mean over users, in float64."""
+        """The mean over users in float64, block by block."""
         for block in blocks(self.shapes):
             yield block, tree_sum(file.read(block) for file in self._files) / self.users
 
 
 class Rate:
-    """Users a second, all processes together, since it was made."""
+    """Users per second, over all processes, since it was created."""
 
     def __init__(self) -> None:
         self._began, self._users = time.monotonic(), 0
 
     def note(self, users: int) -> str:
-        """The rate in words, after so many users more."""
+        """The rate in words, after `users` more users."""
         self._users += users
         return f"{self._users / (time.monotonic() - self._began):,.0f} users/s"

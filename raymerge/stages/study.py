@@ -24,15 +24,15 @@ EXACT_FILE = "diagonal.safetensors"
 
 
 def run_of(model: str) -> str:
-    """What the study of a model is called in events."""
+    """Name of the run that studies a model."""
     return f"fisher-study/{model}"
 
 
 def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model: Artifact) -> Artifact:
-    """Compare every registered estimator's diagonal with the exact one, on `fisher`'s histories: `study.json`.
+    """Compare each registered estimator's diagonal with the exact one, on `fisher`'s histories: `study.json`.
 
-    Each candidate is done partition by partition; once all its shards are there, what came of it is committed and
-    its shards are removed, so that the disk holds the shards of a few candidates at a time.
+    Each candidate is computed partition by partition; once all its shards exist, the result is committed and the shards
+    are removed, so that the disk holds those of a few candidates at a time.
     """
     task = _Task(context, pool, data, run_of(name), model)
     like = context.config.fisher
@@ -50,7 +50,7 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
 
 @dataclass(frozen=True)
 class _Task:
-    """One study: the users it takes, and the pieces it is made of."""
+    """One study: its users, and its pieces of work."""
 
     context: Context
     pool: Pool
@@ -70,7 +70,7 @@ class _Task:
 
     @cached_property
     def bounds(self) -> dict[str, int | None]:
-        """How many users of each partition; a bound is split evenly, as each is a random part of all."""
+        """Number of users per partition; a bound is split evenly, since partitions are random parts of all users."""
         partitions, users = partitions_of(self.data), self.context.config.study.users
         if users is None:
             return dict.fromkeys(partitions)
@@ -87,12 +87,12 @@ class _Task:
         }
 
     def key(self, stage: str, config: FisherConfig) -> Key:
-        """What a stage's result for a candidate is found by."""
+        """Key of a stage's result for a candidate."""
         return Key(stage, self.inputs, config.key | {"users": self.context.config.study.users})
 
 
 def _exact(task: _Task) -> Artifact:
-    """The exact diagonal in float64, with which all others are compared."""
+    """The exact diagonal in float64, to which all others are compared."""
     output, run = task.context.output, f"{task.run}/exact"
     config = FisherConfig(temperature=task.context.config.fisher.temperature)
     key = task.key("study-exact", config)
@@ -121,7 +121,7 @@ def _exact(task: _Task) -> Artifact:
 
 
 def _measure(task: _Task, exact: Artifact) -> list[Measured]:
-    """All candidates, those measured before included; the most expensive first, so that the time left is soon true."""
+    """All candidates, also those measured before; the most expensive first, so that the time left is soon right."""
     output, size = task.context.output, task.size
     configs = list(candidates(task.context.config.study, task.context.config.fisher, **size))
     found = {config: output.find(task.key(RESULT, config)) for config in configs}
@@ -155,7 +155,7 @@ def _title(config: FisherConfig) -> str:
 
 
 def _commit_result(task: _Task, config: FisherConfig, exact: Artifact, total: ShardSum) -> None:
-    """Compare the diagonal of a candidate with the exact one, block by block, and keep the comparison only."""
+    """Compare the diagonal of a candidate with the exact one, block by block; only the comparison is kept."""
     reference = TensorFile(exact.file(EXACT_FILE))
     agreement = dict.fromkeys(total.shapes, Agreement())
     for block, mean in total.means():
@@ -176,7 +176,7 @@ def _remove(shards: Sequence[Shard]) -> None:
 
 
 def _clear(output: Output, plans: Iterable[ShardPlan]) -> None:
-    """Remove what a killed command left of shards whose sum is committed."""
+    """Remove shards that a killed command has left although their sum is committed."""
     for plan in plans:
         storage.remove_folder(output.locate(plan.key))
 
@@ -198,7 +198,7 @@ def _content(task: _Task, measured: Sequence[Measured]) -> Study:
 
 
 def _tell(making: Making, content: Study) -> None:
-    """Figures of each line, by number of samples."""
+    """Emit the figures of each line, by number of samples."""
     for row in content["rows"]:
         line, step = row["line"], row["samples"] or 0
         for metric in ("error", "scaled_error", "cosine"):

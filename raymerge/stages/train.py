@@ -1,4 +1,4 @@
-"""From user partitions to models: the base, the members, and what is trained after the merge."""
+"""From user partitions to models: the base, the members, and those trained after the merge."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ from raymerge.training.state import EpochReport, TrainingState
 
 @dataclass(frozen=True)
 class Training:
-    """One model to train: what it learns, how, from where, and on how much of a cluster."""
+    """One model to train: objective, settings, data, start, and size on the cluster."""
 
     run: str
     objective: ObjectiveConfig
@@ -38,7 +38,7 @@ class Training:
             "encoder": asdict(config.encoder),
             "objective": {"name": self.objective.name, **complete_settings(self.objective)},
             "training": asdict(self.settings),
-            "filter_seen": config.evaluation.filter_seen,  # in validation, as a merge's, or they would not compare
+            "filter_seen": config.evaluation.filter_seen,  # in validation, so that scores compare with a merge's
             "workers": self.workers,
             "threads": self.threads,
         }
@@ -46,7 +46,7 @@ class Training:
 
 
 def train_base(context: Context, data: Artifact) -> Artifact | None:
-    """The common encoder that members start from, or None if they start from scratch."""
+    """The common encoder that members start from; None if they start from scratch."""
     config = context.config
     if config.base is None:
         return None
@@ -58,9 +58,9 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
 def train_members(
     context: Context, data: Mapping[str, Artifact], start: Artifact | None, *, after: int = 0, suffix: str = ""
 ) -> dict[str, Artifact]:
-    """All members at the same time, by name, each from its own data or from the same in an order of its own.
+    """All members by name, trained in parallel, each on its own data, or on the same data in an order of its own.
 
-    They draw other numbers than in the rounds that they come `after`; the suffix is for their runs' names.
+    Seeds differ from those of the rounds that they come `after`; the suffix is appended to the names of runs.
     """
     config = context.config
     settings, members = config.fine_tuning if start else config.training, config.all_members
@@ -81,7 +81,7 @@ def train_members(
 
 
 def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
-    """Where there are markets: what one model would learn in all rounds' epochs if it were given all data."""
+    """With markets: one model trained on all their data for the epochs of all rounds."""
     config = context.config
     if config.markets is None:
         return {}
@@ -96,10 +96,10 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 def train_after_merge(
     context: Context, data: Artifact, merges: Mapping[str, Artifact], first_members: Mapping[str, Artifact]
 ) -> list[tuple[Kind, dict[str, Artifact]]]:
-    """Merged models trained on, and the control: the best member of the first round, trained on for as long.
+    """Fine-tuned merges, and the control: the best member of the first round, trained further for as long.
 
-    `first_members` start from no merge; the control has the epochs of the other rounds, too. The first merge gives the
-    model `fine-tuned`, another one `<its name>-fine-tuned`, each a group of models of its kind.
+    `first_members` do not start from a merge; the control also gets the epochs of the later rounds. The first merge
+    becomes the model `fine-tuned`, others `<name>-fine-tuned`; each is a group of models of one kind.
     """
     config = context.config
     if config.after_merge is None:
@@ -123,13 +123,13 @@ def train_after_merge(
 
 
 def _of_base(context: Context) -> tuple[int, int]:
-    """Processes of a training that runs alone, and threads of each."""
+    """Processes of a training that runs alone, and their threads."""
     cluster = context.config.cluster
     return context.capacity.base_workers(cluster), cluster.base_threads
 
 
 def seeded(config: Config, training: TrainingConfig, *, member: int = 0) -> TrainingConfig:
-    """The settings with a seed that no other member and no run of another seed has."""
+    """The settings with a seed that differs from all other members' and all other runs'."""
     return replace(training, seed=training.seed + member + SEEDS_OF_A_RUN * config.seed)
 
 
@@ -216,7 +216,7 @@ def _commit_model(context: Context, training: Training, state: TrainingState) ->
         save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
         making.write_json("history.json", [asdict(report) for report in state.history])
         for event in (event for report in state.history for event in epoch_events(training.run, report)):
-            making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded it
+            making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded them
         making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
         making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"

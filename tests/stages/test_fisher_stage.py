@@ -141,5 +141,5 @@ def test_data_without_a_user_to_validate_is_refused(
         pq.write_table(table, making.folder / "partitions" / "part-00000.parquet")
 
     nobody = context.make("prepare", Key("prepare", {}), empty)
-    with context.pool() as pool, pytest.raises(InputError, match="no user with 3 items or more"):
+    with context.pool() as pool, pytest.raises(InputError, match="no user has 3 items or more"):
         fisher(context, pool, nobody, models)
