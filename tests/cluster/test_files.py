@@ -176,7 +176,7 @@ def test_local_cluster_wants_its_token_shows_its_pages_on_loopback_alone_and_lea
         assert not open_to_others({dashboard, others[2]})
         again = subprocess.run([script, "start"], env=environment, capture_output=True, text=True, timeout=60)
         assert (again.returncode, again.stdout) == (2, "")
-        assert "is at work already" in again.stderr
+        assert "already running; stop it with" in again.stderr
     finally:
         subprocess.run([script, "stop"], env=environment, check=True, timeout=100)
     processes.wait_until_gone(str(tmp_path))
