@@ -191,9 +191,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.get(section), dict):
             if tree.get(section, {}) is not None or section not in tree:
                 known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
-                cure = (
-                    f"; to replace all: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
-                )
+                cure = f"; to replace all: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
                 raise ConfigError(
                     f"unknown section {section!r} in --set {redact(override)}; known: {known or 'none'}{cure}"
                 )

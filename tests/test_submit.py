@@ -53,7 +53,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ),
         (["--address", "ray://me:secret@head", "run", "--output", "/out"], "must be that of the dashboard"),
         (["run", "--output", "s3://me:secret@host/out"], "s3://host/out contains a user or password"),
-        (["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"], "https://host/a.csv contains the query"),
+        (
+            ["run", "--output", "/out", "--input", "https://host/a.csv?sig=secret"],
+            "https://host/a.csv contains the query",
+        ),
         (["--metadata", "see=https://me:secret@host/", "run", "--output", "/out"], "see=https://host/ contains a user"),
         (["run", "--output", "/out", "--recipe", "nope"], "unknown recipe 'nope'"),
         (["run", "--output", "/out", "--recipe", "mine.yaml"], "would not be uploaded: give --working-dir"),
