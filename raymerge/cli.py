@@ -111,12 +111,13 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
 @click.option("--data", required=True, help="URL of prepared data.")
 @click.option("--model", required=True, help="URL of a trained model.")
 @click.option("--users", type=int, help="Maximum number of users (default: all).")
+@click.option("--picture", metavar="FILE", help="Draw error over cost into this file: .png, .svg or .pdf.")
 @configured
-def fisher_study(data: str, model: str, users: int | None, **options: Any) -> None:
+def fisher_study(data: str, model: str, users: int | None, picture: str | None, **options: Any) -> None:
     """Compare all estimators with the exact diagonal: error against cost, and how many samples are enough."""
     from raymerge.commands import run_fisher_study
 
-    run_fisher_study(data, model, users, **options)
+    run_fisher_study(data, model, users, picture, **options)
 
 
 @cli.command(short_help="Merge models, of this or other runs, into one.")

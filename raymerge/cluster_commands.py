@@ -29,7 +29,7 @@ from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 
 JOB_GRACE_S = 60.0  # for a job to end by its own deadline, and to report that itself
-PLACES = ("output", "log", "data", "models", "model", "start", "diagonals")
+PLACES = ("output", "log", "data", "models", "model", "start", "diagonals", "picture")
 OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # whose parameters have other names
 ELSEWHERE = re.compile(r"https?://(?!(localhost|127\.[\d.]+|\[::1\])([:/]|$))")  # servers that are not on loopback
 

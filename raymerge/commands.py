@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,7 +50,7 @@ from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
 from raymerge.tracking import study as studies
-from raymerge.tracking.plots import to_png
+from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file, to_png
 from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
@@ -140,9 +141,19 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
 
 
 def run_fisher_study(
-    data: str, model: str, users: int | None, *, recipe: str | None, overrides: Sequence[str], **options: Any
+    data: str,
+    model: str,
+    users: int | None,
+    picture: str | None,
+    *,
+    recipe: str | None,
+    overrides: Sequence[str],
+    **options: Any,
 ) -> None:
     """`raymerge fisher-study`."""
+    kind = Path(picture or "study.png").suffix[1:]
+    if kind not in FILE_KINDS:
+        raise InputError(f"--picture must end with .{', .'.join(FILE_KINDS)}, got {picture}")
     changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
     with working(recipe=recipe or "default", overrides=changes, **options) as context:
         prepared, members = open_data(data), open_models([model])
@@ -153,9 +164,13 @@ def run_fisher_study(
             with context.pool() as pool:
                 made = fisher_study(context, pool, prepared, name, trained)
             shown = _log_study(context, tracker, name, made)
-    console = Console()
-    console.print(studies.render(studies.read(made)))
-    _print_rows(console, {"study": made.file("study.json"), "MLflow": shown})
+    console, study = Console(), studies.read(made)
+    console.print(studies.render(study))
+    places = {"study": made.file("study.json"), "MLflow": shown}
+    if picture is not None:
+        storage.write_bytes(picture, to_file(error_over_cost(study), kind))
+        places["picture"] = picture
+    _print_rows(console, places)
 
 
 def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -> str:

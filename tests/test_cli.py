@@ -151,7 +151,19 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "many"], "'many' is not a valid integer"),
         (["fisher-study", "--data", "x", "--model", "x", "--set", "study.samples=[0]"], "study.samples must be"),
+        (
+            ["fisher-study", "--data", "x", "--model", "x", "--picture", "a.jpg"],
+            "--picture must end with .png, .svg, .pdf",
+        ),
         (["fisher-study", "--data", "x"], "Missing option '--model'"),
+        (
+            ["run", "--set", "trackin.uri=http://me:hunter2@host"],
+            "unknown section 'trackin' in --set trackin.uri=http://host;",
+        ),
+        (
+            ["run", "--recipe", "markets", "--set", "markets.count=99999999999999999999"],
+            "markets.count must be between 2 and 64",
+        ),
     ],
 )
 def test_mistake_is_one_line(

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ KINDS: dict[Kind, tuple[str, str]] = {  # of a row of the report: what it is cal
     "ceiling": ("one model trained on all data", "#CC79A7"),
     "ensemble": ("ensemble, several times the cost", "#DDDDDD"),
 }
+FILE_KINDS = ("png", "svg", "pdf")
 RESOLUTION_DPI = 120
 PANELS_A_ROW = 4
 ENTRIES_SHOWN = 2**20  # of a tensor in a histogram
@@ -272,8 +274,15 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file's content."""
+    return to_file(figure, "png")
+
+
+def to_file(figure: Figure, kind: str) -> bytes:
+    """The figure as a file's content of one of the `FILE_KINDS`, without its date: the same figure, the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=RESOLUTION_DPI)
+    stamp = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with rc_context({"svg.hashsalt": "raymerge"}):
+        figure.savefig(buffer, format=kind, dpi=RESOLUTION_DPI, metadata=stamp)
     return buffer.getvalue()
 
 

@@ -117,6 +117,13 @@ def test_the_map_has_a_cell_for_each_layer_and_model() -> None:
     assert first == f"{next(iter(shares.values()))['bert4rec']:.0%}"
 
 
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_the_same_figure_gives_the_same_bytes(kind: str, start: bytes) -> None:
+    files = [plots.to_file(plots.lines_between(INTERPOLATION), kind) for _ in range(2)]
+    assert files[0].startswith(start)
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize("make", [
     lambda: plots.training_curves(HISTORIES),
     lambda: plots.metric_bars(example_report()),
