@@ -1,4 +1,4 @@
-"""One Ray for the whole test run, an object store on loopback, and the real data sets where there are any."""
+"""One Ray for the whole test run, an object store on loopback, and the real data sets if available."""
 
 import os
 import uuid
@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def faulty_link() -> Iterator[Faults]:
-    """The way to the object store, in the environment before Ray starts: its processes inherit it."""
+    """The proxy to the object store, set in the environment before Ray starts, whose processes inherit it."""
     with fault_proxy() as (url, faults), pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
@@ -32,7 +32,7 @@ def faulty_link() -> Iterator[Faults]:
 
 @pytest.fixture(scope="session")
 def object_store(faulty_link: Faults) -> Iterator[Faults]:
-    """A running object store; gives the faults of the way to it."""
+    """A running object store; yields the faults of the proxy to it."""
     with s3_server() as port:
         faulty_link.upstream = port
         yield faulty_link
@@ -40,7 +40,7 @@ def object_store(faulty_link: Faults) -> Iterator[Faults]:
 
 @pytest.fixture
 def faults(object_store: Faults) -> Iterator[Faults]:
-    """Faults of the way to the object store, none before and after the test."""
+    """Faults of the proxy to the object store; none before and after the test."""
     object_store.clear()
     yield object_store
     object_store.clear()
@@ -56,7 +56,7 @@ def bucket(faults: Faults) -> str:
 
 @pytest.fixture(scope="session")
 def capacity(tmp_path_factory: pytest.TempPathFactory, faulty_link: Faults) -> Iterator[Capacity]:
-    """A Ray of this machine, shared by all tests that need one; what it leaves goes into a temporary home."""
+    """A local Ray, shared by all tests that need one, with a temporary home."""
     saved = dict(os.environ)
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
     os.environ["PYTHONPATH"] = str(CHECKOUT / "tests")  # workers import the functions of tests
@@ -71,7 +71,7 @@ def capacity(tmp_path_factory: pytest.TempPathFactory, faulty_link: Faults) -> I
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], str]:
-    """Where a file of the real data sets lies; tests that need one skip where it is not there."""
+    """Finds a file of the real data sets; a test is skipped if it is missing."""
     folder = Path(os.environ.get("RAYMERGE_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
 
     def find(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Objectives that take more memory than there is, and a configuration that brings them into workers."""
+"""Objectives that need more memory than there is, and a configuration that registers them in workers."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MORE_THAN_THERE_IS = 1 << 50
 
 
 class TooMuchAtOnce(NextItem):
-    """Finds no memory unless it works in smaller chunks."""
+    """Runs out of memory unless in smaller chunks."""
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
         if chunking.pieces() == 1:
@@ -22,7 +22,7 @@ class TooMuchAtOnce(NextItem):
 
 
 class TooMuch(NextItem):
-    """Never finds enough."""
+    """Always runs out of memory."""
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
         torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
@@ -33,7 +33,7 @@ HUNGRY = {"hungry": TooMuchAtOnce, "insatiable": TooMuch}
 
 
 class Hungry(ObjectiveConfig):
-    """One of the above; the process that unpickles it knows them from then on."""
+    """One of the above; unpickling registers them in the process."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name in HUNGRY.keys() - set(OBJECTIVES):

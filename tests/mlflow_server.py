@@ -54,6 +54,6 @@ class Server:
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """As in a crash: nothing is said or finished first."""
+        """Kill it, as in a crash."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

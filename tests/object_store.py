@@ -1,4 +1,4 @@
-"""An S3 server on loopback, in a process of its own, and before it a proxy that fails as networks and stores do."""
+"""An S3 server on loopback, in its own process, behind a proxy that fails as networks and stores do."""
 
 import http.client
 import os
@@ -31,7 +31,7 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Err
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """Port of moto's server, which is ended with the block."""
+    """Port of moto's server, which ends with the block."""
     pipe = subprocess.PIPE
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with subprocess.Popen(
@@ -46,7 +46,7 @@ def s3_server() -> Iterator[int]:
 
 @dataclass
 class Faults:
-    """What the proxy is to do wrong, and what it did."""
+    """Faults that the proxy shall cause, and those it has caused."""
 
     upstream: int = 0
     planned: deque[str] = field(default_factory=deque)
@@ -57,16 +57,16 @@ class Faults:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
-        """No faults from now on, and counts from zero."""
+        """No more faults; reset the counts."""
         self.planned, self.share, self.concerns = deque(), 0.0, lambda request: True
         self.done = []
 
     def plan(self, *kinds: str, concerns: Callable[[Request], bool] = lambda request: True) -> None:
-        """The next requests that are concerned fail in these ways."""
+        """Let the next matching requests fail in these ways."""
         self.planned, self.concerns = deque(kinds), concerns
 
     def scatter(self, share: float, seed: int) -> None:
-        """From now on a share of all requests fails, each in a way drawn at random."""
+        """Let a share of all further requests fail, each in a random way."""
         self.share, self.draws = share, random.Random(seed)
 
     def next(self, request: Request) -> str | None:
@@ -82,7 +82,7 @@ class Faults:
 
 
 class Proxy(BaseHTTPRequestHandler):
-    """Passes a request on, or fails it."""
+    """Forwards a request, or fails it."""
 
     protocol_version = "HTTP/1.1"
     faults: Faults
@@ -123,7 +123,7 @@ class Proxy(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "server", "date", "keep-alive"}
@@ -131,7 +131,7 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "server", "date", "keep-alive"}
 
 @contextmanager
 def fault_proxy() -> Iterator[tuple[str, Faults]]:
-    """The URL of a proxy on loopback, which passes on to `faults.upstream`, and its faults: none at first."""
+    """URL of a proxy on loopback that forwards to `faults.upstream`, and its faults: none at first."""
     faults = Faults()
     handler = type("Handler", (Proxy,), {"faults": faults})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,4 +1,4 @@
-"""A small pipeline as a command of its own, and what it must leave."""
+"""A small pipeline run as a command, and checks of its results."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SMALL = (
 
 
 def write_log(folder: Path) -> Path:
-    """The log that it takes."""
+    """Write its log."""
     pq.write_table(demo.generate(seed=5, users=300, items=120), folder / "log.parquet")
     return folder / "log.parquet"
 
@@ -43,12 +43,12 @@ def command(log: Path, output: Path, *more: str) -> list[str]:
 
 
 def surroundings() -> dict[str, str]:
-    """An environment in which a command starts a Ray of its own."""
+    """An environment in which a command starts its own Ray."""
     return {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
 
 
 def start(log: Path, output: Path, *more: str, home: Path | None = None) -> subprocess.Popen[str]:
-    """The command in a process of its own, perhaps with a home of its own, by which its processes are known."""
+    """Start the command as a process, optionally with its own home, which identifies its child processes."""
     pipe, environment = subprocess.PIPE, surroundings() | ({} if home is None else {"HOME": str(home)})
     return subprocess.Popen(
         command(log, output, *more), stdout=pipe, stderr=pipe, env=environment, text=True, cwd=CHECKOUT
@@ -56,7 +56,7 @@ def start(log: Path, output: Path, *more: str, home: Path | None = None) -> subp
 
 
 def check_mlflow(uri: str, report: dict) -> None:
-    """One finished parent, a child for each stage and model, each step once, the report, a champion that loads."""
+    """MLflow has one finished parent, a child per stage and model, each step once, the report, a loadable champion."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("raymerge")
     runs = client.search_runs([experiment.experiment_id])
@@ -76,7 +76,7 @@ def check_mlflow(uri: str, report: dict) -> None:
 
 
 def report_in(output: Path) -> dict:
-    """The report of the one run of an output folder, but for its times."""
+    """The report of an output folder's only run, without its times."""
     [file] = output.glob("report/*/report.json")
     return without_times(json.loads(file.read_text()))
 

@@ -1,4 +1,4 @@
-"""Processes of this machine, those of the tests only: other Rays may be at work beside them."""
+"""Processes of the tests on this machine, where other Rays may be running."""
 
 import os
 import time
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def named(name: str) -> list[int]:
-    """Pids of the processes below this one whose command line begins so."""
+    """Pids of this process's descendants whose command line begins with this."""
     parents = {pid: parent for pid in _all() if (parent := _parent(pid))}
     return [pid for pid in parents if _read(pid, "cmdline").startswith(name.encode()) and _is_below(pid, parents)]
 
 
 def of_home(home: str) -> list[int]:
-    """Pids of the processes that were started with this home and have not written over their environment since."""
+    """Pids of the processes started with this home, except those that have overwritten their environment."""
     return [pid for pid in _all() if f"HOME={home}".encode() in _read(pid, "environ").split(b"\0")]
 
 
 def wait_until_gone(home: str, seconds: float = 20) -> None:
-    """Until none of this home is left; fails after some seconds."""
+    """Wait until no process with this home is left; fails after some seconds."""
     end = time.monotonic() + seconds
     while left := of_home(home):
         assert time.monotonic() < end, left
@@ -29,7 +29,7 @@ def _all() -> list[int]:
 
 
 def _read(pid: int, file: str) -> bytes:
-    """A file of a process, empty if that has ended."""
+    """A file in /proc of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:

@@ -86,7 +86,7 @@ def test_second_commit_of_the_same_leaves_the_first(output: Output) -> None:
     assert Path(commit(output, "second").file("file.txt")).read_text() == "first"
 
 
-def test_folder_whose_marker_was_cut_off_can_be_used(tmp_path: Path) -> None:
+def test_folder_with_a_partly_written_marker_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "raymerge.json.0123.part").write_text("{")
     Output(str(tmp_path)).open()
     assert (tmp_path / "raymerge.json").exists()
@@ -133,7 +133,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_model_survives_the_disk(model: Path) -> None:
+def test_model_is_saved_and_loaded_unchanged(model: Path) -> None:
     histories = torch.tensor([[0, 3, 7]])
     first, second = load_model(str(model)), load_model(str(model))
     assert not first.training
@@ -141,7 +141,7 @@ def test_model_survives_the_disk(model: Path) -> None:
     assert first(histories).shape == (1, 7)
 
 
-def test_a_setting_that_a_model_does_not_name_has_its_default(model: Path) -> None:
+def test_a_setting_missing_in_a_model_has_its_default(model: Path) -> None:
     settings = json.loads((model / "config.json").read_text())
     del settings["repeat_direction"]
     (model / "config.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Blocks of tensors in files: what is written is a safetensors file, what is read is what was asked for."""
+"""Blocks of tensors in files: written files are safetensors, and the right rows are read."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_blocks_cover_each_row_once_in_order_and_keep_to_the_size(most_bytes: in
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_is_what_safetensors_reads_and_the_other_way_round(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_files_are_compatible_with_safetensors_both_ways(tmp_path: Path, dtype: torch.dtype) -> None:
     values, file = tensors(dtype), tmp_path / "values.safetensors"
     write_blocks(file, SHAPES, dtype, (block.of(values[block.name]) for block in blocks(SHAPES, most_bytes=20)))
     for name, found in safetensors.torch.load_file(file).items():
@@ -51,7 +51,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> 
         TensorFile(str(tmp_path / "x"))
 
 
-def test_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x"
     safetensors.torch.save_file({"a": torch.ones(8, 8)}, file)
     file.write_bytes(file.read_bytes()[:-4])

@@ -1,4 +1,4 @@
-"""Processes share the nodes they fit on, and what never could is refused."""
+"""Processes share the nodes they fit on, and processes that can never fit are refused."""
 
 import pytest
 
@@ -49,8 +49,6 @@ def test_more_processes_than_nodes_can_hold_are_refused(cpus: list[float], gpus:
 
 
 @pytest.mark.parametrize(("gpus", "asked", "expected"), [(0, None, 2), (1, None, 1), (0, 1, 1), (2, 2, 2)])
-def test_the_base_has_two_processes_on_cpus_unless_it_is_told_otherwise(
-    gpus: float, asked: int | None, expected: int
-) -> None:
+def test_the_base_has_two_processes_on_cpus_by_default(gpus: float, asked: int | None, expected: int) -> None:
     capacity = Capacity((Node(4, gpus, 2**34),))
     assert capacity.base_workers(ClusterConfig(base_workers=asked)) == expected

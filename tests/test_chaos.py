@@ -1,4 +1,4 @@
-"""The whole pipeline through faults of what is around it: each ends with the report of a run without them."""
+"""The whole pipeline through faults of its surroundings: each run ends with the report of one without faults."""
 
 import shutil
 import subprocess
@@ -40,21 +40,21 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def wait_for(stage: str, output: Path, driver: subprocess.Popen[str]) -> None:
-    """Until the stage has committed something."""
+    """Wait until the stage has committed something."""
     while not list(output.glob(f"{stage}/*/manifest.json")):
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.05)
 
 
 def start_and_lose_server(log: Path, output: Path, server: Server, *, after: str) -> subprocess.Popen[str]:
-    """A driver whose server ends as soon as a stage has committed something."""
+    """A driver whose server is killed as soon as a stage has committed something."""
     driver = start(log, output, "--tracking-uri", server.uri)
     wait_for(after, output, driver)
     server.stop()
     return driver
 
 
-def test_mlflow_that_is_away_for_a_while_gets_all_figures_later(
+def test_mlflow_that_is_down_for_a_while_gets_all_figures_later(
     log: Path, expected: dict, server: Server, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -69,7 +69,7 @@ def test_mlflow_that_is_away_for_a_while_gets_all_figures_later(
     check_mlflow(server.uri, expected)
 
 
-def test_mlflow_that_is_gone_leaves_results_that_are_sent_when_it_is_back(
+def test_results_of_a_run_whose_mlflow_was_gone_are_sent_when_it_is_back(
     log: Path, expected: dict, server: Server, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -109,10 +109,10 @@ exit $code
         "merge/*/manifest.json",
     ],
 )
-def test_full_disk_is_one_line_and_once_there_is_room_the_same_command_goes_on(
+def test_full_disk_is_one_line_and_once_there_is_room_the_same_command_resumes(
     log: Path, expected: dict, tmp_path: Path, first: str
 ) -> None:
-    """A disk of 64 MiB, in a mount namespace of its own; something else fills it once there is the first such file."""
+    """On a disk of 64 MiB in its own mount namespace, which is filled up once the first such file exists."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a small disk: unshare -rm does not work")
     place = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""What a user types and gets: help, configuration, and one clear line with exit code 2 for each mistake."""
+"""The command line: help, configuration, and one clear line with exit code 2 for each user error."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from raymerge.tracking.record import Record
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The line that a mistake prints; it ends with exit code 2, and no Ray was started for it."""
+    """The one line that a user error prints, with exit code 2 and without starting Ray."""
     before = ray.is_initialized()
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
@@ -38,7 +38,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return text.splitlines()[-1]
 
 
-def test_what_another_try_may_cure_has_an_exit_code_of_its_own(
+def test_temporary_failure_has_its_own_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(*_: object, **__: object) -> None:
@@ -61,7 +61,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object) -> None:
-        raise AssertionError("Ray was started before the mistake was found")
+        raise AssertionError("Ray was started before the error was found")
 
     for module in (commands, command_context):
         monkeypatch.setattr(module, "session", started)
@@ -166,7 +166,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_mistake_is_one_line(
+def test_user_error_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     output = ["--output", str(tmp_path / "out")] if arguments[0] not in ("recommend", "report", "log") else []
@@ -186,7 +186,7 @@ def test_mistake_is_one_line(
         ("user,item,timestamp\n1,2,soon\n3,4,later\n", "rows are bad"),
     ],
 )
-def test_log_that_cannot_be_one_is_refused(
+def test_file_that_is_no_log_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, expected: str
 ) -> None:
     (tmp_path / "log.csv").write_text(content)
@@ -210,7 +210,7 @@ def test_foreign_output_folder_is_left_alone(capsys: pytest.CaptureFixture[str],
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.doc"]
 
 
-def test_unreachable_tracking_server_is_refused_before_the_log_is_looked_at(
+def test_unreachable_tracking_server_is_reported_before_the_log_is_opened(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     uri = "http://127.0.0.1:9"
@@ -230,9 +230,7 @@ def test_prepare_leaves_its_counts_in_mlflow(capsys: pytest.CaptureFixture[str],
     assert {found.info.status for found in runs} == {"FINISHED"}
 
 
-def test_models_merge_without_data_where_nothing_is_to_be_chosen(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_models_merge_without_data_if_no_setting_is_open(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     models = [model(tmp_path / "a"), model(tmp_path / "b")]
     diagonals = [diagonal(tmp_path, folder, value) for folder, value in zip(models, (1.0, 3.0), strict=True)]
     arguments = [
@@ -250,7 +248,7 @@ def test_models_merge_without_data_where_nothing_is_to_be_chosen(
 
 
 def diagonal(folder: Path, of: Path, value: float) -> str:
-    """A diagonal of a model that is the same number everywhere."""
+    """A diagonal of a model with the same number everywhere."""
     key = Key("fisher", {"model": model_digest(open_artifact(str(of)))})
     output = Output(str(folder / "diagonals")).open()
     with output.stage(key) as draft:
@@ -276,7 +274,7 @@ def test_a_merge_of_one_model_is_refused(capsys: pytest.CaptureFixture[str], tmp
 
 
 def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **settings: int) -> Path:
-    """A model as a stage leaves it, untrained."""
+    """An untrained model in an artifact of the train stage."""
     items = folder.parent / f"{folder.name}-items.parquet"
     ids = ids or [f"film {number}" for number in range(num_items)]
     write_items(Items(pa.array(ids), torch.ones(len(ids), dtype=torch.int64)), items)
@@ -290,9 +288,7 @@ def model(folder: Path, *, num_items: int = 3, ids: list[str] | None = None, **s
     return Path(found.url)
 
 
-def test_recommend_names_an_item_that_the_model_does_not_know(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_recommend_names_an_unknown_item(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = mistake(capsys, "recommend", "--model", model(tmp_path / "a"), "--history", "film 1,film 9", "--top", 2)
     assert "no item 'film 9'" in line
 
@@ -392,7 +388,7 @@ def test_printed_configuration_is_a_recipe_again(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("value", ["2024-13-01", "0b_"])
-def test_text_that_yaml_cannot_make_a_value_of_is_one_line(
+def test_value_that_yaml_cannot_parse_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str
 ) -> None:
     assert "quote text with special characters" in mistake(capsys, "config", "--set", f"prepare.user={value}")
@@ -400,7 +396,7 @@ def test_text_that_yaml_cannot_make_a_value_of_is_one_line(
     assert "own.yaml is not YAML" in mistake(capsys, "config", "--recipe", tmp_path / "own.yaml")
 
 
-def test_the_delimiter_that_a_log_seems_to_have_can_be_set_as_it_is_told() -> None:
+def test_the_suggested_delimiter_can_be_set_as_shown() -> None:
     assert recipes.configure("demo", ('prepare.delimiter="|"',)).prepare.delimiter == "|"
     assert recipes.configure("demo", ('prepare.delimiter="\\t"',)).prepare.delimiter == "\t"
 
@@ -413,7 +409,7 @@ def test_numbers_with_an_exponent_are_numbers_in_all_settings(tmp_path: Path) ->
     assert recipes.configure(str(file)) == config
 
 
-def test_printed_configuration_says_what_settings_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_configuration_explains_settings(capsys: pytest.CaptureFixture[str]) -> None:
     cli(["config", "--recipe", "demo"], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
     assert "  norm: pre  # pre | post; before or after attention and feed-forward" in lines
@@ -429,7 +425,7 @@ def test_settings_of_an_objective_are_printed_as_it_takes_them(capsys: pytest.Ca
     assert all("  # " in line for line in printed.splitlines())
 
 
-def test_an_objective_that_there_is_not_is_named_with_those_that_there_are() -> None:
+def test_error_of_an_unknown_objective_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown objective 'sasrec'; known: bert4rec"):
         cli(["config", "--objective", "sasrec"], standalone_mode=False)
 
@@ -448,7 +444,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_core_imports_neither_ray_nor_mlflow_nor_pyarrow() -> None:
-    """The mathematics must run where there is torch alone."""
+    """The mathematics must run with torch alone."""
     rooms = "raymerge.models.objectives, raymerge.fisher, raymerge.fisher.diagonal, raymerge.merging.methods"
     code = f"import sys, {rooms}, raymerge.evaluation.ranking; print([m for m in "
     code += "('ray', 'mlflow', 'pyarrow', 'pydantic', 'fsspec', 'matplotlib') if m in sys.modules])"
@@ -456,7 +452,7 @@ def test_core_imports_neither_ray_nor_mlflow_nor_pyarrow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_command_that_hangs_when_it_is_stopped_ends_all_the_same() -> None:
+def test_a_command_that_hangs_when_stopped_is_ended() -> None:
     hangs = """
 import signal, time
 from raymerge import cli

@@ -1,4 +1,4 @@
-"""Stores that fail in passing cost time only; those that fail for good leave one line and nothing by half."""
+"""Temporary failures of stores cost time only; permanent ones give one line and leave nothing half done."""
 
 import json
 import time
@@ -27,7 +27,7 @@ def output(bucket: str, faults: Faults) -> Output:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up after some attempts, not after a minute."""
+    """Give up after a few attempts, not after a minute."""
     monkeypatch.setattr(retries, "RETRY_LIMIT_S", 0.3)
 
 
@@ -46,7 +46,7 @@ def contents(artifact: Artifact) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "cut-download", "cut-upload"])
-def test_faults_in_passing_are_outlived(output: Output, faults: Faults, kind: str) -> None:
+def test_temporary_faults_are_survived(output: Output, faults: Faults, kind: str) -> None:
     method = {"cut-download": "GET", "cut-upload": "PUT"}.get(kind, "")
     faults.plan(*[kind] * 5, concerns=lambda request: request[0].startswith(method))
     assert contents(commit(output)) == CONTENT
@@ -76,7 +76,7 @@ def test_upload_that_never_ends_commits_nothing(output: Output, faults: Faults, 
 
 
 @pytest.mark.parametrize("kind", ["500", "reset"])
-def test_store_that_is_down_is_never_taken_for_an_empty_one(
+def test_store_that_is_down_is_not_mistaken_for_an_empty_one(
     output: Output, faults: Faults, impatient: None, kind: str
 ) -> None:
     artifact = commit(output)
@@ -91,7 +91,7 @@ def test_store_that_is_down_is_never_taken_for_an_empty_one(
 
 
 @pytest.mark.chaos
-def test_store_that_does_not_answer_at_all_is_asked_again(output: Output, faults: Faults) -> None:
+def test_request_to_a_store_that_does_not_answer_is_retried(output: Output, faults: Faults) -> None:
     faults.plan("stall", concerns=lambda request: request[0] == "PUT")
     began = time.monotonic()
     assert contents(commit(output)) == CONTENT
@@ -144,7 +144,7 @@ def test_damaged_object_is_refused_with_its_name_and_digest(output: Output, dama
         output.find(KEY)
 
 
-def test_folder_without_a_manifest_is_made_anew(output: Output) -> None:
+def test_folder_without_a_manifest_is_made_again(output: Output) -> None:
     artifact = commit(output)
     storage.remove_folder(artifact.file(storage.LAST_FILE))
     storage.write_bytes(artifact.file("part-1"), b"something else")
@@ -162,7 +162,7 @@ def test_file_of_a_store_can_be_read_in_any_order(bucket: str, faults: Faults) -
         assert file.read() == content[300:]
 
 
-def test_tries_again_are_told_in_the_log_without_a_url_that_says_more_than_it_should(
+def test_retries_are_logged_without_secrets_of_urls(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""URLs of Google's store, against an emulator of it: a log is read, data are committed whole, nothing is flooded."""
+"""URLs of Google Cloud Storage, on an emulator: a log is read, data are committed whole, the log is not flooded."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ BUCKET = "gs://shop"
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of a server on loopback, which ends with the test."""
+    """An empty bucket of a server on loopback that ends with the test."""
     [port] = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]

@@ -1,4 +1,4 @@
-"""The whole pipeline on real Ray, small: what it leaves, what it does not do twice, and what survives a kill."""
+"""A small pipeline on real Ray: its results, what it does not do twice, and what survives a kill."""
 
 import contextlib
 import json
@@ -92,13 +92,13 @@ def test_merged_model_and_diagonals_load(first: tuple[Path, Result, list]) -> No
     assert all((value >= 0).all() for value in diagonal.values())
 
 
-def test_search_takes_the_best_trial_if_its_gain_holds_and_else_its_start(first: tuple[Path, Result, list]) -> None:
+def test_search_takes_the_best_trial_if_its_gain_holds_up_and_else_its_start(first: tuple[Path, Result, list]) -> None:
     merged = first[1].merged
     scores = [trial["score"] for trial in merged.json("trials.json")]
     assert merged.counts[SCORE] == (max(scores) if merged.counts["held_out_gain"] > 0 else scores[0])
 
 
-def test_every_stage_tells_figures_and_progress(first: tuple[Path, Result, list]) -> None:
+def test_every_stage_emits_figures_and_progress(first: tuple[Path, Result, list]) -> None:
     _, _, messages = first
     events = [message for message in messages if isinstance(message, Event)]
     assert {event.run for event in events} >= {"prepare", "train/base", "train/duorec", "fisher/duorec", "merge/fisher"}
@@ -107,7 +107,7 @@ def test_every_stage_tells_figures_and_progress(first: tuple[Path, Result, list]
     assert any(isinstance(message, Progress) and message.run == "evaluate/fisher" for message in messages)
 
 
-def test_second_run_makes_nothing_and_tells_the_same_figures(first: tuple[Path, Result, list], log: Path) -> None:
+def test_second_run_makes_nothing_and_emits_the_same_figures(first: tuple[Path, Result, list], log: Path) -> None:
     output, result, messages = first
     again: list[Event | Progress] = []
     second = run(context(output, messages=again), [str(log)])
@@ -200,7 +200,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[P
     assert references == ["market-1", "market-2", "base", "average", "ceiling", "ensemble"]
 
 
-def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, Result], log: Path) -> None:
+def test_another_round_starts_from_the_merge_of_the_first(markets: tuple[Path, Result], log: Path) -> None:
     output, first = markets
     told: list[Event | Progress] = []
     second = run(markets_context(output, 2, told), [str(log)])
@@ -215,7 +215,7 @@ def test_another_round_goes_on_from_the_merge_of_the_first(markets: tuple[Path, 
     assert ceiling.manifest["configuration"]["training"]["epochs"] == 2, "as many as all rounds have"
 
 
-def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_knows_no_merge(
+def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_starts_from_no_merge(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path
 ) -> None:
     made, once, _ = first
@@ -246,10 +246,10 @@ def test_two_workers_train_what_one_does(capacity: Capacity, log: Path, tmp_path
     torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=0)
 
 
-def test_driver_killed_in_training_goes_on_and_ends_with_the_same_report(
+def test_driver_killed_in_training_resumes_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path
 ) -> None:
-    """What was made before the last training is there; the driver, with a Ray of its own, is killed in its midst."""
+    """All before the last training is made; the driver, with its own Ray, is killed during it."""
     made, result, _ = first
     output = tmp_path / "out"
     shutil.copytree(made, output, ignore=shutil.ignore_patterns("evaluate", "report"))
@@ -265,20 +265,20 @@ def test_driver_killed_in_training_goes_on_and_ends_with_the_same_report(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("stage", ["train", "prepare", "fisher-shard", "merge", "evaluate"])
-def test_driver_killed_after_the_first_of_a_stage_goes_on_and_ends_with_the_same_report(
+def test_driver_killed_after_the_first_artifact_of_a_stage_resumes_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path, stage: str
 ) -> None:
-    """The driver, with a Ray of its own, is killed as soon as the stage has left something behind."""
+    """The driver, with its own Ray, is killed as soon as the stage has written something."""
     output = tmp_path / "out"
     kill_once_there_is(f"{stage}/*/manifest.json", log, output)
     assert_goes_on(log, output, first[1])
 
 
 @pytest.mark.chaos
-def test_driver_killed_in_the_report_goes_on_and_ends_with_the_same_report(
+def test_driver_killed_in_the_report_resumes_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path
 ) -> None:
-    """All that the report is made of is there: the driver is killed when it has begun to write."""
+    """All inputs of the report are made: the driver is killed when it has begun to write it."""
     made, result, _ = first
     output = tmp_path / "out"
     shutil.copytree(made, output, ignore=shutil.ignore_patterns("report"))
@@ -288,10 +288,10 @@ def test_driver_killed_in_the_report_goes_on_and_ends_with_the_same_report(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("whom", ["group", "driver"])
-def test_what_is_stopped_in_training_ends_and_goes_on_with_the_same_report(
+def test_command_stopped_in_training_resumes_and_ends_with_the_same_report(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path, whom: str
 ) -> None:
-    """By Ctrl-C; or by a scheduler that signals Ray and workers as well: the driver waits for a Ray that is no more."""
+    """By Ctrl-C, or by a scheduler that also signals Ray and workers, so that the driver waits for a dead Ray."""
     output, home = tmp_path / "out", tmp_path / "home"
     home.mkdir()
     driver = start(log, output, home=home)
@@ -326,7 +326,7 @@ def test_pipeline_on_a_store_that_fails_now_and_then_ends_with_the_same_report(
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(kind, marks=pytest.mark.chaos) for kind in ("truncate", "remove"))]
 )
-def test_damaged_partition_is_named_and_once_it_is_back_the_same_command_goes_on(
+def test_damaged_partition_is_named_and_once_it_is_back_the_same_command_resumes(
     first: tuple[Path, Result, list], log: Path, tmp_path: Path, damage: str
 ) -> None:
     made, result, _ = first
@@ -354,7 +354,7 @@ def report_of(result: Result) -> dict:
 
 
 def wait_for_file(driver: subprocess.Popen[str], output: Path, pattern: str) -> None:
-    """Until the driver's output has such a file."""
+    """Wait until the driver's output has such a file."""
     while driver.poll() is None and not list(output.glob(pattern)):
         time.sleep(0.05)
 
@@ -369,7 +369,7 @@ def kill_once_there_is(pattern: str, log: Path, output: Path) -> None:
 
 
 def assert_goes_on(log: Path, output: Path, expected: Result) -> None:
-    """The same command ends with the report of a run that nobody killed, and MLflow has it all once."""
+    """The same command ends with the report of an unkilled run, and MLflow has everything once."""
     again = start(log, output)
     table, progress = again.communicate(timeout=280)
     assert again.returncode == 0, progress

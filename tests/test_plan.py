@@ -1,4 +1,4 @@
-"""The plan: more data takes longer, more cores do not, what cannot fit is named with what to change."""
+"""The plan: more data takes longer, more cores do not; what cannot fit is named with a remedy."""
 
 import json
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_a_second_round_takes_as_long_as_the_first_and_gives_the_control_more_ep
     assert two["train/base"] == one["train/base"]
 
 
-def test_command_prints_a_row_a_stage_and_refuses_what_cannot_be(
+def test_command_prints_a_row_per_stage_and_refuses_the_impossible(
     capacity: Capacity, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_plan(None, None, recipe="ml-1m", overrides=("cluster.actors=1",), address=None)  # fits on any machine
@@ -153,7 +153,7 @@ def test_processes_and_shares_are_those_that_the_run_uses() -> None:
         ([], (LAPTOP,), DataSize(10**8, 10**7, 10**9), r"train/base needs about"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_change(
+def test_what_does_not_fit_is_refused_with_a_remedy(
     overrides: list[str], nodes: tuple[Node, ...], size: DataSize, expected: str
 ) -> None:
     with pytest.raises(ResourceError, match=expected) as refused:
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
     assert "\n" not in str(refused.value)
 
 
-def test_what_the_driver_does_must_fit_on_its_own_node_alone() -> None:
+def test_work_of_the_driver_must_fit_on_its_own_node_only() -> None:
     head, workers = Node(2, 0, 64 * GIB), (Node(2, 0, 4 * GIB, has_driver=False),) * 2
     catalogue = replace(SHOP, items=5_000_000)
 
@@ -180,7 +180,7 @@ def test_advice_on_actors_is_enough() -> None:
     plan(f"cluster.actors={advised}", nodes=(node,)).check()
 
 
-def test_estimates_say_that_they_are_and_where_they_come_from() -> None:
+def test_estimates_are_labelled_with_their_source() -> None:
     found = plan(nodes=(Node(8, 1, 64 * GIB),))
     assert any("measured on one machine with 2 CPU cores" in note for note in found.notes)
     assert any("no rate was measured on a GPU" in note for note in found.notes)
@@ -204,7 +204,7 @@ def test_large_log_is_estimated_from_its_beginning(tmp_path: Path) -> None:
     assert found.items == 50
 
 
-def test_demo_is_of_the_size_that_its_recipe_says() -> None:
+def test_demo_has_the_size_that_its_recipe_states() -> None:
     table = demo.generate()
     size = RECIPES["demo"].size
     assert size is not None

@@ -28,7 +28,7 @@ def refuse(number: int) -> int:
 
 
 def die_once(number: int, folder: str) -> int:
-    """Kill the own process the first time that a number comes by."""
+    """Kill this process the first time that a number occurs."""
     mark = Path(folder) / str(number)
     if number % 2 and not mark.exists():
         mark.touch()
@@ -37,7 +37,7 @@ def die_once(number: int, folder: str) -> int:
 
 
 def hang_once(number: int, folder: str, how: str) -> int:
-    """Stop the own process, or wait for ever, the first time that a number comes by."""
+    """Stop this process, or wait for ever, the first time that a number occurs."""
     mark = Path(folder) / str(number)
     if number == 3 and not mark.exists():
         mark.touch()
@@ -48,7 +48,7 @@ def hang_once(number: int, folder: str, how: str) -> int:
 
 
 def work(seconds: float) -> int:
-    """Multiply matrices and take turns with no other thread in between, as a shard does; its threads of torch."""
+    """Multiply matrices without a pause, as a shard does; returns torch's number of threads."""
     end, matrix = time.monotonic() + seconds, torch.ones(500, 500)
     while time.monotonic() < end:
         matrix @ matrix
@@ -61,7 +61,7 @@ def hang(number: int) -> int:
 
 
 def take_memory(usual_bytes: int, folder: str) -> int:
-    """Take as much as chunks may, in a process that gets 400 MB beside what it has."""
+    """Take as much memory as chunks may, in a process limited to 400 MB more than it has."""
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (own + 400 * 10**6, resource.RLIM_INFINITY))
     wanted = chunking.budget(usual_bytes)
@@ -70,7 +70,7 @@ def take_memory(usual_bytes: int, folder: str) -> int:
 
 
 def meet(folder: str, others: int) -> int:
-    """The id of the own process, once so many processes have been here."""
+    """This process's id, once `others` processes have been here."""
     (Path(folder) / str(os.getpid())).touch()
     while len(list(Path(folder).iterdir())) < others:
         time.sleep(0.01)
@@ -99,7 +99,7 @@ def test_pool_takes_each_result_once(capacity: Capacity) -> None:
     assert collect(capacity, square, pieces) == {key: value * value for key, (value,) in pieces.items()}
 
 
-def test_dead_processes_are_replaced_and_their_work_done_again(capacity: Capacity, tmp_path: Path) -> None:
+def test_dead_processes_are_replaced_and_their_work_is_retried(capacity: Capacity, tmp_path: Path) -> None:
     pieces = {f"{number:02d}": (number, str(tmp_path)) for number in range(6)}
     assert collect(capacity, die_once, pieces) == {key: value[0] ** 2 for key, value in pieces.items()}
     assert len(list(tmp_path.iterdir())) == 3
@@ -110,20 +110,20 @@ def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> N
         collect(capacity, die, {"a": (1,)}, actors=1)
 
 
-def test_work_that_runs_out_of_memory_is_done_again_in_smaller_chunks(capacity: Capacity, tmp_path: Path) -> None:
+def test_work_that_runs_out_of_memory_is_retried_in_smaller_chunks(capacity: Capacity, tmp_path: Path) -> None:
     assert collect(capacity, take_memory, {"a": (1 << 30, str(tmp_path))}, actors=1) == {"a": 1 << 27}
     assert sorted(int(mark.name) for mark in tmp_path.iterdir()) == [1 << 27, 1 << 30]
 
 
 @pytest.mark.chaos
-def test_work_that_runs_out_of_memory_in_smaller_chunks_too_is_given_up(capacity: Capacity, tmp_path: Path) -> None:
+def test_work_that_runs_out_of_memory_even_in_smaller_chunks_is_given_up(capacity: Capacity, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"squares: a ran out of memory even in chunks of 1/8 .*cluster.actors"):
         collect(capacity, take_memory, {"a": (1 << 34, str(tmp_path))}, actors=1)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("how", ["stopped", "waits"])
-def test_process_that_hangs_is_replaced_and_its_work_done_again(
+def test_process_that_hangs_is_replaced_and_its_work_is_retried(
     capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr("raymerge.pool.PATIENCE_S", 0.5)
@@ -157,7 +157,7 @@ def test_processes_whose_results_wait_for_a_busy_driver_are_left_alone(
     assert not caplog.text
 
 
-def test_process_at_work_gives_signs_of_life(
+def test_busy_process_gives_signs_of_life(
     capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("raymerge.pool.BEAT_S", 0.1)
@@ -188,7 +188,7 @@ def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
     assert len(set(pids)) == 4
 
 
-def test_mistake_found_by_a_worker_reaches_the_driver_as_it_is(capacity: Capacity) -> None:
+def test_user_error_in_a_worker_reaches_the_driver_unchanged(capacity: Capacity) -> None:
     with pytest.raises(InputError, match="7 is not a number to our taste"):
         collect(capacity, refuse, {"a": (7,)}, actors=1)
 

@@ -1,4 +1,4 @@
-"""What a person sees: a line when a run starts, each minute, and when it is done; bars on a terminal."""
+"""The display: a line when a run starts, each minute, and when it is done; bars on a terminal."""
 
 import io
 import time
@@ -12,7 +12,7 @@ from raymerge.progress import BarDisplay, LineDisplay, display
 
 
 class Clock:
-    """Stands in for the time in a display: what is due is a matter of seconds, not of how fast a test is."""
+    """Replaces the time in a display, so that lines do not depend on the speed of the test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def shown(clock: Clock, *messages: tuple[float, Event | Progress]) -> list[str]:
-    """Lines printed when each message comes at its second; the display is asked for due lines each half second."""
+    """Lines printed when each message comes at its second, with ticks each half second."""
     console = Console(file=io.StringIO(), width=200)
     show = LineDisplay(console)
     for second, message in messages:
@@ -52,7 +52,7 @@ def test_run_that_is_done_at_once_has_one_line(clock: Clock) -> None:
     assert "done in 0:01" in printed[0]
 
 
-def test_long_run_says_each_minute_how_far_it_is_and_how_long_yet(clock: Clock) -> None:
+def test_long_run_reports_progress_and_remaining_time_each_minute(clock: Clock) -> None:
     first, second = Progress("fisher/duorec", 0, 4), Progress("fisher/duorec", 1, 4, "120 users/s")
     printed = shown(clock, (0, first), (100, second), (300, Progress("fisher/duorec", 4, 4)))
     assert "started" in printed[0]
@@ -62,7 +62,7 @@ def test_long_run_says_each_minute_how_far_it_is_and_how_long_yet(clock: Clock) 
     assert len(printed) == 6  # a start, one each minute although no message came, an end
 
 
-def test_lines_come_without_any_message() -> None:
+def test_lines_appear_without_new_messages() -> None:
     console = Console(file=io.StringIO(), width=200)
     with LineDisplay(console, every_s=0) as show:
         show(Progress("train/base", 0, 9))
@@ -72,7 +72,7 @@ def test_lines_come_without_any_message() -> None:
     assert "started" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_what_was_found_does_not_count_as_fast_work(clock: Clock) -> None:
+def test_reused_work_does_not_count_as_fast_work(clock: Clock) -> None:
     messages = [Progress("fisher/duorec", done, 8, "90 users/s") for done in (6, 7, 8)]
     printed = shown(clock, (0, messages[0]), (10, messages[1]), (100, messages[2]))
     assert "75% found, resumed" in printed[0]

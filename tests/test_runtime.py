@@ -8,7 +8,7 @@ from raymerge import errors
 from raymerge.capacity import Capacity
 
 
-def test_ray_of_this_machine_asks_for_a_token_and_writes_none(capacity: Capacity) -> None:
+def test_local_ray_requires_a_token_and_writes_none(capacity: Capacity) -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert not (Path(os.environ["HOME"]) / ".ray" / "auth_token").exists()

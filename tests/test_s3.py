@@ -1,4 +1,4 @@
-"""The whole of raymerge with every URL in an object store; credentials show nowhere."""
+"""All of raymerge with every URL in an object store; credentials are shown nowhere."""
 
 import json
 import logging

@@ -158,19 +158,19 @@ def test_a_download_may_take_long_but_not_be_silent_for_long(web: str, monkeypat
 
 
 @pytest.mark.parametrize("path", ["none.csv?sig=secret", "logs/*.csv"])
-def test_what_a_web_server_does_not_have_is_one_clear_line(web: str, path: str) -> None:
+def test_file_missing_on_a_web_server_is_one_clear_line(web: str, path: str) -> None:
     with pytest.raises(InputError, match="no such file") as error:
         storage.list_files(f"{web}/{path}")
     assert "secret" not in str(error.value)
 
 
-def test_what_a_web_server_does_not_give_is_not_called_missing(web: str) -> None:
+def test_file_forbidden_by_a_web_server_is_not_called_missing(web: str) -> None:
     with pytest.raises(UserError, match="log.csv cannot be used: 403") as error:
         storage.list_files(f"{web}/log.csv?sig=old")
     assert "old" not in str(error.value)
 
 
-def test_a_web_server_that_takes_no_file_is_one_clear_line(web: str) -> None:
+def test_write_to_a_web_server_is_one_clear_line(web: str) -> None:
     with pytest.raises(UserError, match="cannot be used") as error:
         storage.write_bytes(f"{web}/out?sig=secret", b"x")
     assert "secret" not in str(error.value)
@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
         storage.put_files(tmp_path, str(tmp_path / "a" / "below"), [tmp_path / "a"])
 
 
-def test_a_claimed_folder_is_refused_to_others_until_the_process_that_has_it_ends(tmp_path: Path) -> None:
+def test_a_claimed_folder_is_refused_to_others_until_its_process_ends(tmp_path: Path) -> None:
     folder = str(tmp_path / "checkpoints")
     holds = f"from raymerge import storage\nwith storage.claimed({folder!r}):\n print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -218,6 +218,6 @@ def test_a_claimed_folder_is_refused_to_others_until_the_process_that_has_it_end
         pass
 
 
-def test_stores_know_no_claims(bucket: str) -> None:
+def test_stores_have_no_claims(bucket: str) -> None:
     with storage.claimed(f"{bucket}/a"), storage.claimed(f"{bucket}/a"):
         pass

@@ -1,4 +1,4 @@
-"""What `raymerge submit` checks before it asks a cluster, what travels, and how the end of a job is judged."""
+"""`raymerge submit`: checks before it contacts a cluster, what is sent, and how the end of a job is judged."""
 
 import threading
 from collections.abc import AsyncIterator
@@ -68,7 +68,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--metadata", "team", "run", "--output", "/out"], "--metadata takes key=value"),
     ],
 )
-def test_mistake_is_one_line_before_anything_is_sent(
+def test_user_error_is_one_line_before_anything_is_sent(
     capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
     line = mistake(capsys, *arguments)
@@ -88,7 +88,7 @@ def test_mistake_is_one_line_before_anything_is_sent(
         (JobStatus.STOPPED, None, (EXIT_STOPPED, False)),
     ],
 )
-def test_only_what_the_cluster_lost_is_tried_again(
+def test_only_jobs_that_the_cluster_lost_are_retried(
     status: JobStatus, code: int | None, expected: tuple[int, bool]
 ) -> None:
     found = outcome_of(status, code, "what happened\nand a long log")
@@ -97,7 +97,7 @@ def test_only_what_the_cluster_lost_is_tried_again(
 
 
 class Heads:
-    """A cluster's client: the first head loses its job after a long log, the next one knows nothing of it."""
+    """A cluster's client: the first head loses its job after a long log, the next one does not know it."""
 
     def __init__(self) -> None:
         self.lost, self.jobs = "", []
@@ -134,7 +134,7 @@ def test_log_of_the_next_head_s_job_is_shown_from_its_beginning(monkeypatch: pyt
 
 
 class Starting(BaseHTTPRequestHandler):
-    """What stands before a head that is away, and then something else than a head."""
+    """A proxy before a head that is down, and then a server that is not a head."""
 
     answers: list[int]
 
@@ -145,7 +145,7 @@ class Starting(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_cluster_that_does_not_answer_is_asked_again_and_what_is_no_cluster_is_not() -> None:
+def test_a_cluster_that_does_not_answer_is_retried_and_a_server_that_is_no_cluster_is_not() -> None:
     said: list[str] = []
     options = {"deadline": Deadline(60), "write": said.append, "say": said.append, "wait_s": 0.01}
     with pytest.raises(LostError, match="no Ray cluster at http://127.0.0.1:9 .*; start one or give --address"):
@@ -180,7 +180,7 @@ def test_a_job_that_does_not_end_is_not_called_stopped(monkeypatch: pytest.Monke
     assert "has not ended" in said[-1] and heads.jobs[0] in said[-1]
 
 
-def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
+def test_only_the_package_is_uploaded_unless_a_folder_is_given(tmp_path: Path) -> None:
     package = str(Path(raymerge.__file__).parent)
     assert runtime_env(None, None) == {"py_modules": [package]}
     assert runtime_env(str(tmp_path), None) == {"working_dir": str(tmp_path), "py_modules": [package]}
@@ -188,7 +188,7 @@ def test_package_alone_travels_unless_a_folder_is_named(tmp_path: Path) -> None:
     assert runtime_env(checkout, None) == {"working_dir": checkout}
 
 
-def test_requirements_with_a_password_stay_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_requirements_with_a_password_are_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pins.txt").write_text("--extra-index-url https://me:secret@packages/simple\ntorch==2.13.0\n")
     line = mistake(capsys, "--requirements", tmp_path / "pins.txt", "run", "--output", "/out")
     assert "--extra-index-url https://packages/simple contains a user or password" in line
@@ -209,7 +209,7 @@ def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) ->
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict]]:
-    """Jobs that would go to a cluster, and how."""
+    """Jobs that would be submitted, and their options."""
     jobs: list[tuple[Job, dict]] = []
 
     def take(job: Job, **options: object) -> int:
@@ -228,7 +228,7 @@ def submit(*arguments: str) -> int:
     return ended.value.code
 
 
-def test_command_goes_as_it_was_typed_and_the_exit_code_comes_back(
+def test_command_is_sent_as_typed_and_the_exit_code_returned(
     sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
@@ -247,7 +247,7 @@ def test_command_goes_as_it_was_typed_and_the_exit_code_comes_back(
 @pytest.mark.parametrize(
     "uri", ["sqlite:////home/me/runs.db", "http://127.0.0.1:5000", "http://localhost:5000", "https://[::1]:5000"]
 )
-def test_tracking_of_this_machine_alone_does_not_stand_before_the_cluster_s(
+def test_tracking_on_this_machine_only_does_not_override_the_cluster_s(
     sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -258,7 +258,7 @@ def test_tracking_of_this_machine_alone_does_not_stand_before_the_cluster_s(
     assert "MLflow: the server in MLFLOW_TRACKING_URI of the cluster" in capsys.readouterr().err
 
 
-def test_secret_of_the_environment_stays_here(
+def test_secret_in_the_environment_is_not_sent(
     sent: list[tuple[Job, dict]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@tracking:5000")

@@ -1,4 +1,4 @@
-"""A real Ray head with token authentication, in a process of its own, with a home and ports of its own."""
+"""A real Ray head with token authentication, as a process with its own home and ports."""
 
 import os
 import secrets
@@ -19,7 +19,7 @@ from ray.util import get_node_ip_address
 CHECKOUT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90
 PATIENCE = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
-"""Of Ray with its own processes, which start slowly on a busy machine."""
+"""Ray's patience with its own processes, which start slowly on a busy machine."""
 OF_RAY = tuple(
     f"ray::{name}"
     for name in ("IDLE", "Dashboard", "RuntimeEnv", "_AutoscalingCoordinator", "TrainState", "PlacementGroupCleaner")
@@ -33,7 +33,7 @@ next task, and there is none.
 
 @dataclass(frozen=True)
 class Head:
-    """Where it listens, and the environment that lets a process in."""
+    """Where it listens, and the environment with its token."""
 
     dashboard: str
     gcs: str
@@ -44,7 +44,7 @@ class Head:
     process: subprocess.Popen[bytes]
 
     def run(self, *command: str, timeout: float = 100, **changes: str) -> subprocess.CompletedProcess[str]:
-        """A Python command to its end, with the token unless `changes` of the environment take it away."""
+        """Run a Python command to its end, with the token unless `changes` of the environment remove it."""
         self.check()
         environment = {key: value for key, value in (self.environment | changes).items() if value}
         return subprocess.run(
@@ -52,7 +52,7 @@ class Head:
         )
 
     def check(self) -> None:
-        """Whether it is still at work: on a busy machine Ray's own processes may give up while they start."""
+        """Whether it is running: on a busy machine Ray's processes may give up while starting."""
         said = Path(self.environment["HOME"], "head.log").read_text()[-2000:]
         assert self.process.poll() is None, f"the head ended with {self.process.returncode}: {said}"
 
@@ -65,7 +65,7 @@ class Head:
         return [f"{pid} {name}" for pid, name in of_jobs + drivers if self._is_ours(pid)]
 
     def _is_ours(self, pid: str) -> bool:
-        """Other heads may be at work on this machine."""
+        """Other heads may run on this machine."""
         try:
             return str(self.environment["HOME"]).encode() in Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
@@ -116,7 +116,7 @@ def _wait_until_it_answers(head: Head) -> None:
 
 
 def status(url: str, *, method: str = "GET", token: str | None = None, body: bytes | None = None) -> int | None:
-    """HTTP status of a request, None if nobody answers."""
+    """HTTP status of a request, None if there is no answer."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     request = urllib.request.Request(url, data=body, method=method, headers=headers)
     try:
@@ -129,7 +129,7 @@ def status(url: str, *, method: str = "GET", token: str | None = None, body: byt
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on, all different."""
+    """Different unused ports of this machine."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

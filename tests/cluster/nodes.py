@@ -1,4 +1,4 @@
-"""Several real raylets on this machine, started and killed in a process of their own; run as a module, that process.
+"""Several real raylets on this machine, started and killed by a separate process, which this module also runs as.
 
 Each node has an address, a home, temporary folders, a hash seed, a time zone and a clock of its own, which is a day off
 the next one's: what is common to them lies in an object store.
@@ -21,7 +21,7 @@ from cluster.head import CHECKOUT, PATIENCE
 
 DAY_S = 86400
 NOTICED_SOON = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
-"""That a node is gone is noticed in seconds: by default Ray takes about half a minute."""
+"""Settings to notice a dead node within seconds: by default Ray takes about half a minute."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Nodes:
     _process: subprocess.Popen[str]
 
     def add(self) -> None:
-        """One node more."""
+        """Add a node."""
         self._ask("add")
 
     def kill_busy(self, pattern: str) -> str:
-        """Kill the raylet and all processes of a node that is at work on what is named so; what that was."""
+        """Kill the raylet and all processes of a node with a worker of a matching name; returns that name."""
         return self._ask(f"kill {pattern}")["killed"]
 
     def alive(self) -> int:
-        """How many nodes do the work."""
+        """Number of nodes that do the work."""
         return int(self._ask("count")["nodes"])
 
     def _ask(self, line: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Nodes:
 
 
 def _answer(stream: IO[str]) -> dict[str, Any]:
-    """The next line of JSON; Ray says other things on the way."""
+    """The next line of JSON; Ray prints other lines in between."""
     for line in stream:
         if line.startswith("{"):
             return dict(json.loads(line))
@@ -67,7 +67,7 @@ def _answer(stream: IO[str]) -> dict[str, Any]:
 
 @contextmanager
 def start_nodes(folder: Path, count: int) -> Iterator[Nodes]:
-    """Start so many nodes beside a head, each of one CPU; end them all with the block. `folder` needs a short path."""
+    """Start a head and `count` nodes of one CPU each; end them all with the block. `folder` needs a short path."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = kept | token | PATIENCE | NOTICED_SOON | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
@@ -95,14 +95,14 @@ def start_nodes(folder: Path, count: int) -> Iterator[Nodes]:
 
 
 def _own_places(folder: Path) -> dict[str, str]:
-    """A home and a folder for temporary files that no other node has."""
+    """A home and a temporary folder of the node's own."""
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True)
     return {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
 
 
 def serve(folder: Path, count: int) -> None:
-    """Start the nodes, then do what the lines of stdin say until it closes."""
+    """Start the nodes, then execute the lines of stdin until it closes."""
     from ray.cluster_utils import Cluster
 
     (folder / "ray").mkdir()  # where Ray notes the address
@@ -139,7 +139,7 @@ def serve(folder: Path, count: int) -> None:
 
 
 def _kill_busy(cluster: Any, pattern: str) -> str:
-    """Wait for a worker whose name has the pattern, and kill its node as a machine dies: all at once."""
+    """Wait for a worker whose name matches, and kill its node as a machine dies: all at once."""
     end = time.monotonic() + 150
     while time.monotonic() < end:
         for node in cluster.worker_nodes:

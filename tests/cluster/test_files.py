@@ -1,4 +1,4 @@
-"""The files of cluster/: they parse, have what they must, agree with the pinned versions, hold no secret."""
+"""The files of cluster/: they parse, are complete, agree with the pinned versions, and contain no secret."""
 
 import os
 import re
@@ -78,7 +78,7 @@ def test_kuberay_files_have_kinds_and_fields() -> None:
         assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
 
 
-def test_job_runs_on_the_very_cluster_and_starts_a_script_that_exists() -> None:
+def test_job_has_the_same_cluster_and_starts_a_script_that_exists() -> None:
     spec = job_spec()
     assert spec["rayClusterSpec"] == cluster_spec()
     script = spec["entrypoint"].split()[1].removeprefix("/home/ray/raymerge/")
@@ -103,7 +103,7 @@ def test_pod_is_locked_down_and_limited(name: str) -> None:
     assert ("nvidia.com/gpu" in str(pod)) == (name == "gpu")
 
 
-def test_every_pod_stands_behind_a_policy_for_both_directions() -> None:
+def test_every_pod_is_under_a_policy_for_both_directions() -> None:
     policies = documents(KUBERAY / "network-policy.yaml")
     guarded = [policy["spec"]["podSelector"]["matchLabels"] for policy in policies]
     assert all(policy["spec"]["policyTypes"] == ["Ingress", "Egress"] for policy in policies)
@@ -146,7 +146,7 @@ def test_no_file_holds_a_secret() -> None:
     assert "kind: Secret" not in "".join(file.read_text() for file in KUBERAY.iterdir())
 
 
-def test_local_script_is_sound_and_says_how_it_is_used() -> None:
+def test_local_script_is_valid_and_explains_its_use() -> None:
     script = CLUSTER / "local"
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -157,7 +157,7 @@ def test_local_script_is_sound_and_says_how_it_is_used() -> None:
 
 
 @pytest.mark.chaos
-def test_local_cluster_wants_its_token_shows_its_pages_on_loopback_alone_and_leaves_nothing(tmp_path: Path) -> None:
+def test_local_cluster_requires_its_token_serves_pages_on_loopback_only_and_leaves_nothing(tmp_path: Path) -> None:
     dashboard, *others = free_ports(4)
     names = ("GCS_PORT", "AGENT_PORT", "MLFLOW_PORT")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
@@ -182,7 +182,7 @@ def test_local_cluster_wants_its_token_shows_its_pages_on_loopback_alone_and_lea
     processes.wait_until_gone(str(tmp_path))
 
 
-def test_local_script_stops_no_other_process_that_has_got_its_id(tmp_path: Path) -> None:
+def test_local_script_stops_no_other_process_with_a_reused_id(tmp_path: Path) -> None:
     environment = os.environ | {"RAYMERGE_CLUSTER": str(tmp_path)}
     with subprocess.Popen(["sleep", "100"]) as other:
         began = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -194,7 +194,7 @@ def test_local_script_stops_no_other_process_that_has_got_its_id(tmp_path: Path)
 
 
 def open_to_others(ports: set[int]) -> list[str]:
-    """Sockets of these ports that listen on another address than 127.0.0.1, as the kernel has them."""
+    """Sockets of these ports that listen on an address other than 127.0.0.1, in the kernel's notation."""
     lines = [
         line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]
     ]

@@ -1,4 +1,4 @@
-"""Jobs on a real head with a token: nobody else gets in, exit codes are right, what is stopped is resumed."""
+"""Jobs on a real head with a token: access without it is refused, exit codes are right, stopped jobs resume."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def found(head: Head, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.chaos
-def test_log_is_followed_line_by_line_and_a_mistake_is_not_tried_again(found: dict) -> None:
+def test_log_is_followed_line_by_line_and_a_user_error_is_not_retried(found: dict) -> None:
     code, log, said = found["mistake"]
     assert code == 2
     assert [line for line in log.splitlines() if line.startswith("line")] == ["line 1", "line 2", "line 3"]
@@ -160,7 +160,7 @@ def test_log_is_followed_line_by_line_and_a_mistake_is_not_tried_again(found: di
 
 
 @pytest.mark.chaos
-def test_failure_is_tried_again_as_often_as_asked(found: dict) -> None:
+def test_failure_is_retried_as_often_as_requested(found: dict) -> None:
     code, log, said = found["failure"]
     assert code == 3
     assert log.count("\ntwice\n") == 2
@@ -168,7 +168,7 @@ def test_failure_is_tried_again_as_often_as_asked(found: dict) -> None:
 
 
 @pytest.mark.chaos
-def test_killed_job_is_submitted_again_and_ends_well(found: dict) -> None:
+def test_killed_job_is_resubmitted_and_succeeds(found: dict) -> None:
     code, log, said = found["killed once"]
     assert code == 0
     assert log.endswith("done\n")
@@ -234,7 +234,7 @@ print("FOUND" + json.dumps([code, "".join(written), said, jobs]))
 
 
 @pytest.mark.chaos
-def test_job_that_goes_on_through_a_long_silence_is_found_again_and_not_doubled(head: Head) -> None:
+def test_job_that_continues_through_a_long_silence_is_found_again_and_not_doubled(head: Head) -> None:
     done = head.run("-c", THROUGH_A_CUT, head.dashboard)
     assert done.returncode == 0, done.stderr
     code, log, said, jobs = json.loads(done.stdout.partition("FOUND")[2])
@@ -244,7 +244,7 @@ def test_job_that_goes_on_through_a_long_silence_is_found_again_and_not_doubled(
 
 
 def start(head: Head, data: str, output: Path) -> subprocess.Popen[str]:
-    """`raymerge submit train`, which can be interrupted."""
+    """`raymerge submit train` as a process that can be interrupted."""
     command = [sys.executable, "-m", "raymerge", "submit", "--address", head.dashboard, "--retries", "0", "train"]
     command += ["--data", data, "--output", str(output), *settings(SMALL)]
     pipe = subprocess.PIPE
@@ -252,7 +252,7 @@ def start(head: Head, data: str, output: Path) -> subprocess.Popen[str]:
 
 
 def checkpointed(output: Path) -> list[dict]:
-    """The epochs that the latest checkpoint holds of which Ray Train has taken note, which it does every 2 s."""
+    """Epochs in the latest checkpoint that Ray Train has registered, which it does every 2 s."""
     histories = []
     for file in output.glob("checkpoints/*/checkpoint_manager_snapshot.json"):
         with suppress(OSError, ValueError, TypeError):  # it may be half written, or just be deleted; or there is none
@@ -263,7 +263,7 @@ def checkpointed(output: Path) -> list[dict]:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("way", ["Ctrl-C", "ray job stop"])
-def test_stopped_job_leaves_nothing_behind_and_the_next_one_goes_on(
+def test_stopped_job_leaves_nothing_behind_and_the_next_one_resumes(
     head: Head, log: Path, tmp_path: Path, way: str
 ) -> None:
     output = tmp_path / "out"
@@ -304,7 +304,7 @@ def test_stopped_job_leaves_nothing_behind_and_the_next_one_goes_on(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(500)
-def test_killed_head_is_told_in_one_line_and_the_job_goes_on_at_the_next(log: Path, tmp_path: Path) -> None:
+def test_killed_head_is_reported_in_one_line_and_the_job_resumes_on_the_next(log: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
     data = prepare(Context(configure("demo", overrides), Output(str(output)), print, Deadline(60)), [str(log)])
@@ -334,7 +334,7 @@ def test_killed_head_is_told_in_one_line_and_the_job_goes_on_at_the_next(log: Pa
 @pytest.mark.chaos
 @pytest.mark.timeout(700)
 def test_whole_pipeline_as_ray_job_submit_runs_it(head: Head, log: Path, tmp_path: Path) -> None:
-    """The command of the README, its exit code, and a mistake's."""
+    """The README's command, its exit code, and that of a user error."""
     ray = str(Path(sys.executable).with_name("ray"))
     short = {"training.epochs": "1", "fine_tuning.epochs": "1", "after_merge.epochs": "1", "merge.budget": "4"}
     short |= {key: value for key, value in SMALL.items() if key not in ("base", "members")}

@@ -1,4 +1,4 @@
-"""The pipeline on several raylets, without a disk in common: the results of one node, to the bit, whoever is killed."""
+"""The pipeline on several raylets without a common disk: the results of one node, bit for bit, whichever is killed."""
 
 import json
 import tempfile
@@ -41,7 +41,7 @@ SMALL = {
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A folder with a short path: those of sockets have a limit of 107 bytes."""
+    """A folder with a short path: those of sockets are limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="rm-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(nodes: Nodes, output: str, command: str, *arguments: str) -> Popen[str]:
-    """A command with the small configuration, which keeps its runs on the disk of the head alone."""
+    """A command with the small configuration, whose MLflow runs are on the head's disk."""
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     tracking = f"sqlite:///{nodes.environment['TMPDIR']}/mlflow.db"
     return nodes.start(
@@ -63,13 +63,13 @@ def start(nodes: Nodes, output: str, command: str, *arguments: str) -> Popen[str
 
 
 def run(nodes: Nodes, bucket: str, data: Path) -> Popen[str]:
-    """The pipeline, from an object store into it."""
+    """The pipeline, from and to an object store."""
     storage.write_bytes(f"{bucket}/log.parquet", data.read_bytes())
     return start(nodes, f"{bucket}/out", "run", "--input", f"{bucket}/log.parquet")
 
 
 def finished(driver: Popen[str], bucket: str) -> tuple[dict, dict[str, str]]:
-    """The report but for times, and the digest of each diagonal's file."""
+    """The report without times, and the digest of each diagonal's file."""
     table, progress = driver.communicate(timeout=400)
     assert driver.returncode == 0, table + progress
     report = json.loads(only(bucket, "report/*/report.json"))
@@ -98,7 +98,7 @@ def test_three_nodes_without_a_common_disk_give_the_bits_of_one(short: Path, buc
 
 
 def results(output: str, stage: str) -> dict[str, dict[str, str]]:
-    """Digests of all files of a stage's artifacts but those that tell times."""
+    """Digests of all files of a stage's artifacts except those with times."""
     manifests = [json.loads(storage.read_bytes(url)) for url in storage.list_files(f"{output}/{stage}/*/manifest.json")]
     told = ("events.json", "history.json")
     return {
@@ -108,7 +108,7 @@ def results(output: str, stage: str) -> dict[str, dict[str, str]]:
 
 
 def given(bucket: str, data: Path, stage: str) -> list[str]:
-    """Arguments of a stage's command: prepared data and, but for training, two random models."""
+    """Arguments of a stage's command: prepared data and, except for training, two random models."""
     overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
     context = Context(configure("demo", overrides), Output(f"{bucket}/given"), lambda message: None, Deadline(60))
     prepared = prepare(context, [str(data)])
@@ -119,7 +119,7 @@ def given(bucket: str, data: Path, stage: str) -> list[str]:
 
 
 def wait_for_checkpoint(driver: Popen[str], output: str) -> None:
-    """So that there is something to go on from."""
+    """So that there is something to resume."""
     end = time.monotonic() + 150
     while driver.poll() is None and time.monotonic() < end:
         with suppress(InputError):  # as long as there is none

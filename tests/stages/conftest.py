@@ -27,7 +27,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_context(tmp_path: Path) -> MakeContext:
-    """A context whose output folder has the name given."""
+    """Makes contexts whose output folder has the given name."""
 
     def make(folder: str = "out", *overrides: str, emit: Emit = print) -> Context:
         return Context(configure("demo", (*SMALL, *overrides)), Output(str(tmp_path / folder)), emit, Deadline(600))
@@ -47,6 +47,6 @@ def partitions(data: Artifact) -> list[Sequences]:
 
 @pytest.fixture
 def models(make_context: MakeContext, data: Artifact) -> dict[str, Artifact]:
-    """Two random models, as training leaves them."""
+    """Two random models in artifacts of the train stage."""
     context = make_context("models")
     return {name: random_model(context, data, name=name, seed=seed) for seed, name in enumerate(("first", "second"))}

@@ -1,4 +1,4 @@
-"""Fisher diagonals on Ray: those of one process, to the bit, whoever computes them and dies over it."""
+"""Fisher diagonals on Ray equal those of one process bit for bit, whatever the processes and whichever die."""
 
 import os
 import random
@@ -44,7 +44,7 @@ def digests(diagonals: dict[str, Artifact]) -> list[str]:
     return [one.digest + one.manifest["files"]["diagonal.safetensors"] for one in diagonals.values()]
 
 
-def test_sampled_diagonal_equals_that_of_one_process_and_tells_its_means_and_its_speed(
+def test_sampled_diagonal_equals_that_of_one_process_and_emits_its_means_and_speed(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact], partitions: list[Sequences]
 ) -> None:
     messages: list[Event | Progress] = []
@@ -79,7 +79,7 @@ def test_bits_are_the_same_for_any_number_of_actors_and_threads_and_whoever_is_k
 
 
 class Killer(threading.Thread):
-    """Kills a process that computes, by its pid, at moments drawn at random: when so many shards are committed."""
+    """Kills a busy process, by its pid, at random moments: when certain numbers of shards are committed."""
 
     def __init__(self, folder: Path, kills: int, *, shards: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Killer(threading.Thread):
             self.killed += 1
 
 
-def test_data_that_was_added_to_uses_the_shards_of_its_old_partitions_again(
+def test_data_with_new_partitions_reuse_the_shards_of_the_old_ones(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
     context, first = make_context("out"), {"first": models["first"]}
@@ -119,7 +119,7 @@ def shards(context: Context) -> list[Path]:
 
 
 def added_to(context: Context, data: Artifact) -> Artifact:
-    """The data set with some more users, in a partition of their own."""
+    """The data with more users, in a new partition."""
 
     def add(making: Making) -> None:
         shutil.copytree(data.url, making.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))

@@ -76,7 +76,7 @@ def test_means_and_spread_are_over_runs_and_the_best_member_is_each_run_s_own(
     assert against["low"] < expected < against["high"]
 
 
-def test_settings_that_came_after_a_run_are_at_their_defaults_in_it(
+def test_settings_newer_than_a_run_have_their_defaults_in_it(
     make_context: MakeContext, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in "ab":

@@ -1,4 +1,4 @@
-"""Stages on Ray give what one process gives, whatever the number of processes and whoever dies on the way."""
+"""Stages on Ray give the results of one process, whatever the number of processes and whichever die."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def test_data_of_a_part_of_a_catalogue_are_tested_among_its_items(
         assert (found["full.ndcg@10"] == pytest.approx(ndcg)) == same
 
 
-def test_stage_of_the_driver_alone_is_given_up_when_the_time_is_over(make_context: MakeContext, log: Path) -> None:
+def test_stage_of_the_driver_is_given_up_after_the_deadline(make_context: MakeContext, log: Path) -> None:
     late = replace(make_context("out"), deadline=Deadline(0.0))
     with pytest.raises(ResourceError, match="prepare was not done within 0 hours; run the same command again"):
         prepare(late, [str(log)])
@@ -113,7 +113,7 @@ def test_markets_of_a_column_are_named_and_divided_by_it(make_context: MakeConte
         ({8, 9}, "market-old has no validation item for any of its 5 users: leave the market out"),
     ],
 )
-def test_a_market_with_too_little_to_learn_from_or_to_validate_is_named(
+def test_a_market_with_too_little_to_train_or_validate_on_is_named(
     make_context: MakeContext, tmp_path: Path, new: set[int], expected: str
 ) -> None:
     rows = [(user, item, "new" if item in new else "old") for user in range(5) for item in range(10)]
@@ -142,7 +142,7 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
         assert torch.equal(value, expected[name]), name
 
 
-def test_trainings_of_the_very_same_model_are_trained_once(make_context: MakeContext, data: Artifact) -> None:
+def test_trainings_with_the_same_key_are_run_once(make_context: MakeContext, data: Artifact) -> None:
     done: list[str] = []
     context = make_context("out", "training.epochs=1", emit=lambda message: done.append(message.run))
     assert context.config.base is not None
@@ -183,7 +183,7 @@ def test_killed_training_worker_is_replaced_and_the_model_is_the_same(
 
 
 def kill_a_training_worker(context: Context) -> None:
-    """Once a checkpoint is there."""
+    """Wait for a checkpoint."""
     checkpoints = Path(context.output.url) / "checkpoints"
     while not list(checkpoints.glob("*/*/state.json")):
         time.sleep(0.02)
@@ -191,7 +191,7 @@ def kill_a_training_worker(context: Context) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
-def test_loss_that_is_not_a_number_ends_the_training_in_one_line(
+def test_nan_loss_ends_the_training_in_one_line(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
     context = make_context("out")

@@ -1,4 +1,4 @@
-"""The study as a stage: its figures are those of one process, and it goes on where it was cut off."""
+"""The study as a stage: its figures are those of one process, and it resumes after an interruption."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_study_has_the_errors_of_one_process_and_keeps_no_shards(
     assert not list((Path(context.output.url) / "study-shard").iterdir())
 
 
-def test_study_that_was_cut_off_goes_on_and_ends_the_same(
+def test_interrupted_study_resumes_and_ends_the_same(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("study.samples=[2]", "study.seeds=1", "study.users=30", "cluster.actors=1")
@@ -84,7 +84,7 @@ def test_study_that_was_cut_off_goes_on_and_ends_the_same(
 
 
 class Interrupt:
-    """Breaks off once some results are committed and one shard of the next."""
+    """Stops once some results and one shard of the next are committed."""
 
     def __init__(self, results: int) -> None:
         self._left = 3 * results + 1

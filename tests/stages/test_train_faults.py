@@ -1,4 +1,4 @@
-"""Training through faults: a worker killed in mid-epoch, one out of memory, a loss that is not a number."""
+"""Training through faults: a worker killed in mid-epoch, one out of memory, a NaN loss."""
 
 import os
 import re
@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.usefixtures("capacity"), pytest.mark.chaos]
 NEXT_ITEM = ObjectiveConfig("next_item")
 
 
-def test_worker_killed_in_mid_epoch_leaves_the_model_of_a_training_that_was_not(
+def test_worker_killed_in_mid_epoch_does_not_change_the_model(
     make_context: MakeContext, data: Artifact, partitions: list[Sequences]
 ) -> None:
-    """Against the plain loop in this process, to the bit."""
+    """Equal to the plain loop in this process, bit for bit."""
     settings = TrainingConfig(epochs=3, batch_size=2, stride=1, patience=0, seed=3)  # an epoch takes seconds
     killed: list[int] = []
 
@@ -63,14 +63,16 @@ def figures(report: dict) -> dict:
 
 @pytest.fixture
 def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objectives that only some tests know."""
+    """Register the objectives of `hungry` for a test."""
     for name, kind in HUNGRY.items():
         monkeypatch.setitem(OBJECTIVES._entries, name, kind)
 
 
 @pytest.mark.usefixtures("hungry")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext, data: Artifact, workers: int) -> None:
+def test_workers_out_of_memory_continue_in_smaller_chunks(
+    make_context: MakeContext, data: Artifact, workers: int
+) -> None:
     settings = TrainingConfig(epochs=2, batch_size=64, precision="float32")
     notes: list[str] = []
 
@@ -87,13 +89,13 @@ def test_workers_out_of_memory_go_on_in_smaller_chunks(make_context: MakeContext
 
 
 @pytest.mark.usefixtures("hungry")
-def test_workers_out_of_memory_in_smaller_chunks_too_are_given_up(make_context: MakeContext, data: Artifact) -> None:
+def test_workers_out_of_memory_even_in_smaller_chunks_are_given_up(make_context: MakeContext, data: Artifact) -> None:
     training = Training("train/insatiable", Hungry("insatiable"), TrainingConfig(epochs=1), data, None, 1, 1)
     with pytest.raises(ResourceError, match=r"train/insatiable: .* in chunks of 1/8 .*lower training.batch_size"):
         train(make_context("out"), [training])
 
 
-def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_other_goes_on(
+def test_nan_loss_stops_its_model_and_saves_the_batch_while_the_other_continues(
     make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
 ) -> None:
     context = make_context("out", "cluster.keep_going=true")
@@ -115,7 +117,7 @@ def test_loss_that_is_not_a_number_stops_its_model_with_the_batch_saved_and_the_
 
 
 def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
-    """The model with one parameter that is not a number."""
+    """The model with one NaN parameter."""
 
     def spoil(making: Making) -> None:
         module = load_model(model.url)

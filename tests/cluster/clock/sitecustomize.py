@@ -1,4 +1,4 @@
-"""Python reads this at its start: sets a process' clock off by CLOCK_OFF_S, as that of a node which nobody sets."""
+"""Imported by Python at its start: shifts a process's clock by CLOCK_OFF_S, as on a node with a wrong clock."""
 
 import os
 import time
