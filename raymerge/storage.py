@@ -156,7 +156,7 @@ def claimed(url: str) -> Iterator[None]:
     except BlockingIOError:
         os.close(folder)
         raise LostError(
-            f"another command is at work in {url}: wait until it has ended, or choose another --output"
+            f"another command is working in {url}: wait until it has ended, or choose another --output"
         ) from None
     except OSError:  # a file system without locks
         pass

@@ -40,11 +40,7 @@ LOG_CONNECTION_S = 120.0  # then the log is requested again: a connection can be
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
 FINAL_CODES = (0, EXIT_USER_ERROR)  # success, and a user error, which a retry would repeat
 EXIT_LOST, EXIT_STOPPED = 1, EXIT_INTERRUPTED
-CHATTY_LOGGERS = (
-    "ray",
-    "ray.dashboard.modules.job.sdk",
-    "ray.dashboard.modules.dashboard_sdk",
-)  # each has a level of its own
+CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # each has a level
 NO_ANSWER = (OSError, aiohttp.ClientError)
 UNKNOWN_JOB = "status code 404"  # all that Ray's client reports of an answer
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ import pytest
 
 
 class Server:
-    """`mlflow server` as a process group of its own, with its database and artifacts in one folder.
+    """`mlflow server` in its own process group, with its database and artifacts in one folder.
 
     It serves artifacts itself; with a password it asks for it, of the user `admin`.
     """

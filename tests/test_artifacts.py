@@ -119,7 +119,7 @@ def test_staging_of_a_killed_process_is_cleared(tmp_path: Path, monkeypatch: pyt
         assert other.stdout is not None and other.stdout.readline() == b"\n"
         [made] = temporary.iterdir() if store else Path(url, ".staging").iterdir()
         Output(url).open()
-        assert made.exists(), "of a process that is at work"
+        assert made.exists(), "the process is still running"
         other.kill()
     Output(url).open()
     assert not made.exists()

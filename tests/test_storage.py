@@ -98,7 +98,7 @@ def test_credentials_do_not_show() -> None:
 
 
 class Web(http.server.BaseHTTPRequestHandler):
-    """Serves two rows, packed, at an address that must be signed; fails for as long as it is told, and may be slow."""
+    """Serves two compressed rows at a signed URL; can be told to fail, or to be slow."""
 
     failures = 0
     pause_s = 0.0  # before each fifth of a file
@@ -209,7 +209,7 @@ def test_a_claimed_folder_is_refused_to_others_until_its_process_ends(tmp_path: 
     holds = f"from raymerge import storage\nwith storage.claimed({folder!r}):\n print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(LostError, match=f"another command is at work in {folder}"), storage.claimed(folder):
+        with pytest.raises(LostError, match=f"another command is working in {folder}"), storage.claimed(folder):
             pass
         other.kill()
     with storage.claimed(folder), pytest.raises(LostError), storage.claimed(folder):

@@ -1,7 +1,7 @@
 """Several real raylets on this machine, started and killed by a separate process, which this module also runs as.
 
-Each node has an address, a home, temporary folders, a hash seed, a time zone and a clock of its own, which is a day off
-the next one's: what is common to them lies in an object store.
+Each node has its own address, home, temporary folders, hash seed, time zone and clock, which is a day off the next
+one's: what they share is in an object store.
 """
 
 import json
