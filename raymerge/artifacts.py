@@ -23,7 +23,7 @@ from torch import Tensor
 
 import raymerge
 from raymerge import storage
-from raymerge.errors import ArtifactError, InputError, MissingError, first_line
+from raymerge.errors import ArtifactError, ConfigError, InputError, MissingError, first_line
 from raymerge.filesystem import is_local
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.redaction import without_credentials
@@ -290,7 +290,7 @@ def load_model(url: str) -> SequenceEncoder:
         raise ArtifactError(
             f"no model at {without_credentials(url)}: config.json or model.safetensors is missing"
         ) from None
-    except (RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    except (ConfigError, RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"the model at {without_credentials(url)} cannot be read: {first_line(error)}") from None
 
 

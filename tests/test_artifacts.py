@@ -150,7 +150,12 @@ def test_a_setting_missing_in_a_model_has_its_default(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("model.safetensors", b"\x00"), ("config.json", b"{"), ("config.json", b'{"num_items": 7, "layers": 2}')],
+    [
+        ("model.safetensors", b"\x00"),
+        ("config.json", b"{"),
+        ("config.json", b'{"num_items": 7, "layers": 2}'),
+        ("config.json", b'{"num_items": 7, "dim": "wide"}'),
+    ],
 )
 def test_damaged_model_is_refused(model: Path, file: str, content: bytes) -> None:
     (model / file).write_bytes(content)
