@@ -58,7 +58,9 @@ class Config(BaseModel):
     fisher: FisherConfig = FisherConfig()
     study: StudyConfig = StudyConfig()  # of the estimators (raymerge fisher-study); not part of a run
     merge: MergeConfig = MergeConfig()
-    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # merges by other diagonals, each a row of the report
+    rivals: dict[str, FisherConfig] = Field(
+        default_factory=dict
+    )  # the last merge by other diagonals, each a row of the report
     after_merge: TrainingConfig | None = None  # of merged models, and of the control (plus the epochs of all rounds)
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -77,8 +79,8 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are merges by other diagonals, but merge.method {self.merge.method} takes none")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets do not share: set after_merge=null")
-        if self.rounds > 1 and (self.base is None or self.rivals):
-            raise ConfigError("rounds > 1 needs a base and does not allow rivals")
+        if self.rounds > 1 and self.base is None:
+            raise ConfigError("rounds > 1 needs a base, from which the first round starts")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
             raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or their seeds would repeat")
         self._check_names()

@@ -114,7 +114,7 @@ class _Planner:
         training = self._training("train/members", members, cluster.member_workers, cluster.member_threads)
         stages.append(self._each_round(training))
         if config.merge.needs_diagonals:
-            stages.append(self._each_round(self._fisher()))
+            stages.append(self._fisher())
         stages.append(self._merge())
         if config.markets:
             ceiling = [(members[0][0], config.ceiling_training)]
@@ -212,11 +212,13 @@ class _Planner:
 
     def _fisher(self) -> Stage:
         models, partitions = len(self.config.all_members), self.config.prepare.partitions
-        user = sum(self._fisher_work(settings) for settings in (self.config.fisher, *self.config.rivals.values()))
+        rounds, rivals = self.config.rounds, self.config.rivals.values()  # rivals play a part in the last round only
+        user = rounds * self._fisher_work(self.config.fisher) + sum(map(self._fisher_work, rivals))
         kept = (8.0 + 4.0 * min(models, MODELS_KEPT)) * self.parameters  # sums are in float64
         memory = ENGINE_BYTES * self.config.cluster.actor_threads + kept
         work = self.size.users * models * user / RATES.fisher
-        return self._pool("fisher", work, models * partitions, memory, start=True)
+        stage = self._pool("fisher", work, models * partitions, memory, start=True)
+        return replace(stage, seconds=stage.seconds + (rounds - 1) * RATES.start_pool_s)
 
     def _fisher_work(self, settings: FisherConfig) -> float:
         """Multiply-adds per user."""

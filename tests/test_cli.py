@@ -86,7 +86,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"],
             "merge.method average takes none",
         ),
-        (["run", "--set", "rounds=2", "--set", "base=null"], "rounds > 1 needs a base and does not allow rivals"),
+        (["run", "--set", "rounds=2", "--set", "base=null"], "rounds > 1 needs a base"),
         (
             ["train", "--recipe", "markets", "--set", "rounds=2", "--data", "none"],
             "train makes one round: --set rounds=1",

@@ -221,9 +221,11 @@ def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_starts_from_no_
     made, once, _ = first
     output = tmp_path / "out"
     shutil.copytree(made, output)
-    twice = run(context(output, "rounds=2"), [str(log)])
+    twice = run(context(output, "rounds=2", "rivals={target: {estimator: target}}"), [str(log)])
     models = {entry.name: entry.model for entry in twice.entries if entry.model}
     assert models["fisher-round-1"].digest == once.merged.digest
+    assert models["target"].manifest["inputs"]["models"] == twice.merged.manifest["inputs"]["models"]
+    assert "target-round-1" not in models, "a rival merges the members of the last round"
     starts = {name: models[name].manifest["inputs"]["start"] for name in ("duorec", "fine-tuned", "control")}
     best = max(once.members.values(), key=lambda member: member.counts[SCORE])
     assert starts == {"duorec": once.merged.digest, "fine-tuned": twice.merged.digest, "control": best.digest}
