@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raymerge.errors import ConfigError
-from raymerge.fisher.engine import MEMORY_BYTES, Engine, Users
+from raymerge.fisher.engine import Engine, Users, default_budget
 from raymerge.fisher.weights import FisherConfig
 from raymerge.models.recommender import evaluation_mode
 
@@ -34,7 +34,7 @@ def estimate(
     skip_frozen: bool = False,
     dtype: torch.dtype | None = None,
     precision: Literal["float32", "bf16"] = "float32",
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Mean over users of the raw Fisher diagonal, by `named_parameters()` name, in the precision of the computation.
@@ -48,9 +48,9 @@ def estimate(
     `skip_frozen` leaves out those with requires_grad off. `dtype` computes in a precision other than the module's.
     `precision` "bf16" computes the products inside a float32 SequenceEncoder in bf16, for 4 probes or more: faster
     where the hardware supports it, with an error of about 1e-3 of a parameter's diagonal (up to 5e-3 for a few users).
-    `memory_bytes` is each torch thread's budget for working memory, on top of parameters and sums. `progress` is
-    called with the number of users just done. The module is in eval mode meanwhile and restored afterwards. The result
-    is the same bit for bit for any number of threads.
+    `memory_bytes` is each torch thread's budget for working memory, on top of parameters and sums; without it 64 MiB on
+    a CPU, a sixteenth of a GPU's. `progress` is called with the number of users just done. The module is in eval mode
+    meanwhile and restored afterwards. The result is the same bit for bit for any number of threads.
 
     Raises ConfigError for invalid settings, InputError for invalid histories, ScoreError if a logit is not finite.
     Source: https://arxiv.org/abs/2307.05476, equation 4.
@@ -82,7 +82,7 @@ def accumulate(
     offered: Tensor | None = None,
     skip_frozen: bool = False,
     dtype: torch.dtype | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """The sum over users behind `estimate`, in float64, and the number of users: shards of users add up.
@@ -93,7 +93,8 @@ def accumulate(
     if config.estimator == "target" and targets is None:
         raise ConfigError("estimator 'target' needs targets: the item that followed each history")
     with evaluated(module, dtype) as model:
-        engine = Engine(model, config, skip_frozen, memory_bytes, offered)
+        budget = default_budget(next(model.parameters()).device) if memory_bytes is None else memory_bytes
+        engine = Engine(model, config, skip_frozen, budget, offered)
         for done in engine.run(users):
             if progress is not None:
                 progress(done)

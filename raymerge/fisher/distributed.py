@@ -24,7 +24,7 @@ from raymerge.artifacts import Key, Output
 from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
 from raymerge.fisher.diagonal import accumulate
-from raymerge.fisher.engine import MEMORY_BYTES
+from raymerge.fisher.engine import default_budget
 from raymerge.fisher.weights import FisherConfig
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.pool import Pool
@@ -97,7 +97,7 @@ def _sums(module: nn.Module, found: Examples, plan: ShardPlan) -> tuple[dict[str
         keys=found.keys[some],
         offered=offered_in(plan.catalogue),
         dtype=torch.float64 if plan.double else None,
-        memory_bytes=chunking.budget(MEMORY_BYTES),
+        memory_bytes=chunking.budget(default_budget(next(module.parameters()).device)),
     )
     return {name: value.cpu() for name, value in sums.items()}, users
 

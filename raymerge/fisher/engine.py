@@ -23,13 +23,23 @@ from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.repeats import distinct_columns, input_rows, repeat_direction
 
 MEMORY_BYTES = 64 << 20
-"""Default budget: larger chunks do not stay in a CPU's cache; a GPU wants more."""
+"""Budget on a CPU, where larger chunks do not stay in the cache."""
+
+GPU_MEMORY_SHARE = 1 / 16
+"""Budget on a GPU: of its total memory, not of what is free, so that sums do not depend on other work there."""
 
 MOST_USERS = 64
 """Users per batch on a CPU, a thread's unit of work."""
 
 NOT_OFFERED = -1e9
 """Logit of an item that is not on offer: its probability is 0 next to any other's."""
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes of working memory, on top of parameters and sums, that suit a device."""
+    if device.type != "cuda":
+        return MEMORY_BYTES
+    return int(GPU_MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Each estimator against the sum by its definition: one backward pass per user and item."""
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from raymerge.errors import ConfigError, InputError, ScoreError, UnknownNameError
 from raymerge.fisher import ESTIMATORS, FisherConfig, accumulate, estimate
 from raymerge.fisher.draws import integers, streams, uniforms
+from raymerge.fisher.engine import default_budget
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 
 Precision = Literal["bf16", "float32"]
@@ -454,3 +456,10 @@ def test_a_head_that_is_computed_from_parameters_is_refused() -> None:
     module.head = lambda: (weight * 2, bias, None)
     with pytest.raises(ConfigError, match="computed from parameters"):
         estimate(module, histories())
+
+
+def test_default_budget_is_of_the_device_and_not_of_what_others_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    assert default_budget(torch.device("cpu")) == 64 << 20
+    assert default_budget(torch.device("cuda", 0)) == 1 << 30
