@@ -35,7 +35,7 @@ test: install
 	@$(BIN)/python -m pytest $(TESTS)
 
 chaos: install
-	@$(BIN)/python -m pytest -m chaos
+	@$(BIN)/python -m pytest -m chaos -vv --durations=0 --durations-min=5
 
 check: install
 	$(BIN)/ruff check raymerge jobs tests
