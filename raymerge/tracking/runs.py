@@ -57,7 +57,10 @@ class Tracker:
         configuration: Mapping[str, Any],
         dataset: Mapping[str, Any],
     ) -> None:
-        """`dataset` has `name`, `digest`, `source` (a URL) and `counts`. Nothing is sent before `check` or `with`."""
+        """`dataset` has `name`, `digest`, `source` (a URL) and `counts`.
+
+        Nothing is sent before the `with` block is entered.
+        """
         self.uri = uri
         self.name = name
         self.identity = identity
