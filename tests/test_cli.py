@@ -145,7 +145,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--nope"], "(see raymerge run --help)"),
         (["recommend", "--model", "nowhere", "--history", "1"], "no model at"),
         (["report", "nowhere"], "no report at"),
-        (["log", "nowhere"], "is no output of raymerge that a command has worked in"),
+        (["log", "nowhere"], "is not an output folder in which a raymerge command has run"),
         (["evaluate", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
         (["fisher-study", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),

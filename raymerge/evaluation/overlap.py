@@ -1,4 +1,4 @@
-"""Which models hit which users: how far they agree, and what a merge keeps of what one of them alone knows."""
+"""Which models hit which users: how far they agree, and how much a merge keeps of what only one of them knows."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,7 @@ from torch import Tensor
 def by_agreement(hits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Users grouped by who hits them: bool[U] of each of two or more models → bool[U] of each group.
 
-    Each user is in one group: "no member", "only <model>", "several members", "all members"; of two models none is
-    "several".
+    Each user is in one group: "no member", "only <model>", "several members" (of three or more), "all members".
 
     >>> groups = by_agreement({"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, False])})
     >>> {group: users.tolist() for group, users in groups.items()}  # doctest: +NORMALIZE_WHITESPACE

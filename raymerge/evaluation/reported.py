@@ -11,7 +11,7 @@ from raymerge.errors import ArtifactError
 
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 Kind = Literal["base", "member", "mean", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
-NOT_SERVED: tuple[Kind, ...] = ("mean", "ensemble")  # rows that are no model which could be served at the cost of one
+NOT_SERVED: tuple[Kind, ...] = ("mean", "ensemble")  # rows that cannot be served as one model at the cost of one
 
 
 class Measured(TypedDict):
@@ -25,7 +25,7 @@ class Measured(TypedDict):
 class Row(TypedDict):
     """One model: ranking (`full`, `uni100`, `pop100`) → metric (`ndcg@10`) → value.
 
-    Of several runs `metrics` has means over them and `spread` standard deviations.
+    For several runs, `metrics` holds means over them and `spread` standard deviations.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Row(TypedDict):
 
 
 class Comparison(TypedDict):
-    """Candidate minus reference, paired by user: `p_holm` is the p value after Holm's correction over all of them."""
+    """Candidate minus reference, paired by user: `p_holm` is Holm-corrected over all comparisons."""
 
     candidate: str
     reference: str
@@ -49,26 +49,26 @@ class Comparison(TypedDict):
 
 
 class Protocol(TypedDict):
-    """How the models were measured; `ranking` is the one that the printed table shows."""
+    """How the models were measured; `ranking` is the one in the printed table."""
 
     split: Literal["test"]
     seen_filtered: bool
     max_length: int
     ranking: str
     users: int
-    offered: NotRequired[int]  # how many of the catalogue's items are ranked, where that is not all of them
-    validation: NotRequired[str]  # on what models were chosen, in words
-    validation_users: NotRequired[int]  # how many of them; the others' last item but one trains
-    runs: NotRequired[int]  # of other seeds, over which the metrics are means
+    offered: NotRequired[int]  # how many of the catalogue's items are ranked, if not all
+    validation: NotRequired[str]  # what models were chosen on, in words
+    validation_users: NotRequired[int]  # how many; the others' second-to-last items are trained on
+    runs: NotRequired[int]  # how many, with different seeds, the metrics are means over
 
 
 def seen_items(*, filtered: bool) -> str:
-    """In words, whether a model ranks what a user had."""
+    """In words, whether items already in the history are ranked."""
     return f"seen items {'filtered' if filtered else 'not filtered'}"
 
 
 class Group(TypedDict):
-    """Users whom the same members hit, in words, and how many of them each other model hits."""
+    """Users hit by the same members (named in words), and how many of them each other model hits."""
 
     members: str
     users: int
@@ -76,14 +76,14 @@ class Group(TypedDict):
 
 
 class Overlap(TypedDict):
-    """Users by which members rank their item among the first `k`; each is in one group."""
+    """Users grouped by which members rank their item among the first `k`; each user is in one group."""
 
     k: int
     groups: list[Group]
 
 
 class Line(TypedDict):
-    """Validation NDCG@10 of the models between two members, one for each of the points."""
+    """Validation NDCG@10 of the models between two members, one per point."""
 
     first: str
     second: str
@@ -118,7 +118,7 @@ class Data(TypedDict):
 
 
 class Results(TypedDict):
-    """All that the printed table shows, of one run or of several; `final` names the model to serve."""
+    """Everything in the printed table, for one run or several; `final` names the model to serve."""
 
     schema: int
     recipe: str
@@ -132,8 +132,8 @@ class Results(TypedDict):
 class Report(Results):
     """The results of a run and where they come from.
 
-    `validation` are scores by model, `timings` seconds; `artifacts` are places by name, told from the output folder on.
-    A single member has no `overlap` and no `interpolation`.
+    `validation` holds scores and `timings` seconds by model; `artifacts` holds places by name, relative to the output
+    folder. A single member has no `overlap` and no `interpolation`.
     """
 
     merge: Merge
@@ -151,7 +151,7 @@ def read(url: str) -> Report:
 
 
 def loads(text: str | bytes) -> Report:
-    """Read `report.json`; ArtifactError names the first key that is wrong, or a schema that is not known."""
+    """Read `report.json`; ArtifactError names the first invalid key, or the unknown schema."""
     try:
         version = json.loads(text)["schema"]
         if version != SCHEMA:
@@ -160,6 +160,6 @@ def loads(text: str | bytes) -> Report:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"report.json is not as it should be: {where}: {first['msg']}") from None
+        raise ArtifactError(f"report.json is invalid: {where}: {first['msg']}") from None
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ArtifactError("report.json is not a report: it was cut off or written by another program") from None

@@ -1,4 +1,4 @@
-"""From members to how well the models between them do: a dip on the way would be a barrier that averaging meets."""
+"""From members to how well the models between them do: a dip on the way would be a barrier to averaging."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ def interpolate(
     urls = tuple(model.file("model") for model in models.values())
 
     def fill(making: Making) -> None:
-        scores: dict[tuple[float, ...], float] = {}  # a member ends several lines but is one model
+        scores: dict[tuple[float, ...], float] = {}  # a member is the end of several lines but one model
 
         def score(point: tuple[float, ...]) -> float:
             if point not in scores:

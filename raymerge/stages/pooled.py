@@ -1,4 +1,4 @@
-"""Several runs of one recipe that differ in their seed, as one report: nothing is computed anew but the table."""
+"""Several runs of one recipe that differ in their seed, as one report: only the table is computed again."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ from raymerge.stages.report import (
     with_mean,
 )
 
-BEST = "best member"  # of each run, by its own validation: it need not be the same one in all of them
+BEST = "best member"  # of each run, by its own validation: runs need not agree on it
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's report, and the places of what it was made from."""
+    """A run's report and what it was made from."""
 
     output: str
     artifact: Artifact
@@ -43,12 +43,12 @@ class Run:
         folder = place.rpartition("/")[0]
         artifact = open_artifact(folder, "report")
         if "recipe" not in artifact.manifest["configuration"]:
-            raise InputError(f"{place} was made by an earlier version, which kept no settings: run its command again")
+            raise InputError(f"{place} was made by an earlier version, which stored no settings: run its command again")
         return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
 
     @property
     def measured(self) -> dict[str, Any]:
-        """All that has to be the same in runs that are pooled."""
+        """Everything that must be the same in runs that are pooled."""
         configuration = self.artifact.manifest["configuration"]
         recipe = dict(_settings(_with_defaults(configuration["recipe"])))
         return {**recipe, "entries": configuration["entries"], **self.content["protocol"], "data": self.data}
@@ -65,16 +65,16 @@ class Run:
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """What each model is, by name."""
+        """The kind of each model, by name."""
         return dict(self.artifact.manifest["configuration"]["entries"])
 
     def ranks(self, name: str) -> Artifact:
-        """The ranks that a model gives."""
+        """A model's ranks."""
         digest = self.artifact.manifest["inputs"]["ranks"][name]
         return open_artifact(storage.join(self.output, "evaluate", digest), "evaluate")
 
     def mean(self, name: str, ranking: str, metric: str) -> float:
-        """A row's metric."""
+        """The mean of a row's metric over users."""
         members = [one for one, kind in self.kinds.items() if kind == "member"]
         wanted = members if name == MEAN else [self.best] if name == BEST else [name]
         found = [one["metrics"] for one in self.content["rows"] if one["name"] in wanted]
@@ -82,11 +82,11 @@ class Run:
 
 
 def pool_reports(places: Sequence[str]) -> Results:
-    """Means over runs of all metrics, their spread, and comparisons paired by user; `report.json` of each is given.
+    """Means over runs of all metrics, their spread, and comparisons paired by user, from each run's `report.json`.
 
-    A user's metric is its mean over runs; intervals and p values are of which users were asked, as in each report, and
-    `spread`, the standard deviation over runs, is of seeds. Holds a partition of ranks at a time. Raises InputError for
-    runs that were not measured alike, and for one that is named twice.
+    A user's metric is its mean over runs. Intervals and p values reflect the choice of users, as in each report;
+    `spread`, the standard deviation over runs, that of seeds. Holds one partition of ranks at a time. Raises InputError
+    for runs that were measured differently, and for a run that is named twice.
     """
     runs = [Run.of(place) for place in places]
     _check(runs)
@@ -116,7 +116,7 @@ def pool_reports(places: Sequence[str]) -> Results:
 
 
 def _mean_validation(runs: Sequence[Run]) -> dict[str, float]:
-    """By model, its mean over runs."""
+    """The mean over runs by model."""
     scores = [run.content["validation"] for run in runs]
     return {name: fmean(score[name] for score in scores) for name in scores[0]}
 
@@ -126,7 +126,7 @@ def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe as a run kept it, with the settings that came later; as it is if it has some that are gone."""
+    """A run's recipe with the defaults of newer settings; unchanged if some of its settings no longer exist."""
     try:
         return kept_settings(Config.model_validate(recipe))
     except ValidationError:
@@ -150,9 +150,9 @@ def _check(runs: Sequence[Run]) -> None:
             if ours.get(key) != theirs.get(key):
                 raise InputError(
                     f"{first.output} and {other.output} differ in {key}: {ours.get(key)} and {theirs.get(key)}; "
-                    "runs of one table differ in their seed alone"
+                    "runs of one table may differ only in their seed"
                 )
     ranks = [tuple(run.artifact.manifest["inputs"]["ranks"].values()) for run in runs]
     for number, run in enumerate(runs):
         if ranks[number] in ranks[:number]:
-            raise InputError(f"{run.output} has the models of another run that is given: name each run once")
+            raise InputError(f"{run.output} has the same models as another of the runs: name each run once")

@@ -27,15 +27,15 @@ from raymerge.stages.interpolate import INTERPOLATION_FILE
 CANDIDATES: tuple[Kind, ...] = ("merged", "fine-tuned")
 """Kinds of merged models: the best of them is served, and each is compared."""
 REFERENCES: tuple[Kind, ...] = ("base", "average", "control", "ceiling", "ensemble")
-"""Kinds that a merge is compared with, beside members."""
-MEAN = "mean of the members"  # a row that is no model: what a member taken at random gives
+"""Kinds that a merge is compared with, besides members."""
+MEAN = "mean of the members"  # a row that is not a model: the expected metrics of a random member
 HIT_AT = 10
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: a model, what it is, and the ranks it gives."""
+    """A row of the table: a model, its kind and its ranks."""
 
     name: str
     kind: Kind
@@ -44,8 +44,8 @@ class Entry:
 
     @property
     def score(self) -> float:
-        """On validation, which chooses."""
-        assert self.model is not None, "an ensemble is not to be chosen"
+        """On validation, by which models are chosen."""
+        assert self.model is not None, "an ensemble is never chosen"
         return float(self.model.counts[SCORE])
 
 
@@ -58,7 +58,7 @@ def report(
     diagonals: Mapping[str, Artifact],
     interpolation: Artifact | None = None,
 ) -> Artifact:
-    """Metrics and comparisons of all models, as `report.json`; made from the ranks, a partition in memory at a time."""
+    """Metrics and comparisons of all models, as `report.json`; made from the ranks, holding one partition at a time."""
     settings = context.config.evaluation
     inputs = {
         "ranks": {entry.name: entry.ranks.digest for entry in entries},
@@ -91,12 +91,12 @@ def report(
 
 
 def kept_settings(config: Config) -> dict[str, Any]:
-    """What a report keeps of the configuration: all that runs of one table have in common."""
+    """What a report keeps of the configuration: everything that runs of one table have in common."""
     return {key: value for key, value in config.determining().items() if key not in ("seed", "study")}
 
 
 def with_mean(kinds: Mapping[str, Kind], ranks: Mapping[str, Sequence[Artifact]]) -> dict[str, Sequence[Artifact]]:
-    """The ranks of all rows, with those of the members' mean after the members, where there are several."""
+    """The ranks of all rows, with those of the members' mean after the members if there are several."""
     members = [name for name in ranks if kinds[name] == "member"]
     rows = dict[str, Sequence[Artifact]]()
     for name, found in ranks.items():
@@ -115,8 +115,8 @@ def bootstrap_of(
 ) -> Bootstrap:
     """All metrics of all models over all users, partition by partition in their order.
 
-    A row of several models or runs has several artifacts of ranks: a user's metric is its mean over them. `progress`
-    gets how many partitions are done before each, and how many there are.
+    A row for several models or runs has several artifacts of ranks: a user's metric is its mean over them. `progress`
+    is called before each partition with the number done and the total.
     """
     columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
@@ -136,7 +136,7 @@ def bootstrap_of(
 
 
 def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) -> Overlap:
-    """Which users the members hit, together or alone, and how many of these each of the other models hits."""
+    """Which users the members hit, together or alone, and how many of them each of the other models hits."""
     groups: dict[str, Group] = {}
     for partition in (url.rpartition("/")[2] for url in partitions):
         hits = {entry.name: _columns(entry.ranks, partition, ranking)[0] <= HIT_AT for entry in entries}
@@ -177,7 +177,7 @@ def _content(
     kinds = {entry.name: entry.kind for entry in entries}
     members = [name for name, kind in kinds.items() if kind == "member"]  # in the order in which they were merged
     scores = {entry.name: entry.score for entry in entries if entry.model}
-    # members of markets validated on data of their own each, so that their scores do not say which is the best
+    # the members of markets each validate on their own data, so their scores do not say which is best
     compared = [best_of(kinds, scores, "member")] if config.markets is None else members
     return {
         "schema": SCHEMA,
@@ -212,7 +212,7 @@ def _content(
 
 
 def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
-    """How models were measured and chosen; how many of the `users` validated is said if they did so together."""
+    """How models were measured and chosen; counts the users that validated, unless markets did so separately."""
     protocol: Protocol = {
         "split": "test",
         "seen_filtered": config.evaluation.filter_seen,
@@ -222,7 +222,7 @@ def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
     }
     if restricted_catalogue(data):
         protocol["offered"] = items_on_offer(data)
-    validating = data.counts.get("validation_users", users)  # data of before it was counted: everybody
+    validating = data.counts.get("validation_users", users)  # data from before this was counted: everyone
     if config.markets is None:
         whose = "each user" if validating == users else f"{validating:,} users"
         words = f"the last item but one of {whose}, full ranking, NDCG@10"
@@ -233,12 +233,12 @@ def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
 
 
 def _within(context: Context, artifact: Artifact) -> str:
-    """Where an artifact lies, told from the output folder on, so that the folder may be moved."""
+    """Where an artifact is, relative to the output folder, so that the folder can be moved."""
     return artifact.url.removeprefix(context.output.url + "/")
 
 
 def best_of(kinds: Mapping[str, Kind], scores: Mapping[str, float], *wanted: Kind) -> str:
-    """Name of the model, of those of the kinds wanted, that validates best."""
+    """Name of the model of the `wanted` kinds that validates best."""
     return max((name for name, kind in kinds.items() if kind in wanted), key=scores.__getitem__)
 
 
@@ -258,7 +258,7 @@ def row(name: str, kind: Kind, bootstrap: Bootstrap, settings: EvaluationConfig)
 def comparisons(
     kinds: Mapping[str, Kind], members: Sequence[str], bootstrap: Bootstrap, settings: EvaluationConfig
 ) -> list[Comparison]:
-    """Each merged model against these members and what else it has to beat; Holm's correction over them all."""
+    """Each merged model against these members and all `REFERENCES`, with Holm's correction over all comparisons."""
     ranking = settings.rankings[0]
     references = [*members, *(name for name, kind in kinds.items() if kind in REFERENCES)]
     compared = {

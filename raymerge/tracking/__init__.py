@@ -1,1 +1,1 @@
-"""What the driver records: runs in MLflow, plots, the report, the registered model."""
+"""What the driver records: runs in MLflow, plots, the report and the registered model."""

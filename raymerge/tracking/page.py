@@ -1,4 +1,4 @@
-"""The template of the report's page (Jinja). What is put in is escaped; it has no script and loads nothing."""
+"""The Jinja template of the report's page. Values are escaped; it has no scripts and loads nothing."""
 
 TEMPLATE = """\
 <!doctype html>
@@ -43,7 +43,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% for ranking, metrics in rankings.items() %}
 <h2>Models, {{ ranking }} ranking</h2>
 <div class="scroll"><table>
-<caption>Mean over users with its bootstrap interval; the best of each column is marked *, ensembles apart.</caption>
+<caption>Mean over users with its bootstrap interval; * marks the best of each column, not counting ensembles.</caption>
 <thead><tr><th scope="col">model</th><th scope="col">kind</th>
 {% for metric in metrics %}
 <th scope="col">{{ metric | upper }}</th>
@@ -66,7 +66,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% if report.comparisons %}
 <h2>Comparisons</h2>
 <div class="scroll"><table>
-<caption>Candidate minus reference on the same users (paired bootstrap); p after Holm's correction over all rows.</caption>
+<caption>Candidate minus reference on the same users (paired bootstrap); p (Holm) is corrected over all rows.</caption>
 <thead><tr><th scope="col">candidate</th><th scope="col">reference</th><th scope="col">metric</th>
 <th scope="col">difference</th><th scope="col">relative</th><th scope="col">interval</th>
 <th scope="col">p</th><th scope="col">p (Holm)</th></tr></thead>
@@ -84,7 +84,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% if report.overlap is defined %}
 <h2>Users by the members that hit them</h2>
 <div class="scroll"><table>
-<caption>How many users are hit (their item is among the first {{ report.overlap.k }}) by no member, by one alone, by
+<caption>How many users are hit (their item is among the first {{ report.overlap.k }}) by no member, by only one, by
 several or by all, and how many of each group the other models hit.</caption>
 <thead><tr><th scope="col">members</th><th scope="col">users</th>
 {% for model in report.overlap.groups[0].hits %}
@@ -114,7 +114,7 @@ several or by all, and how many of each group the other models hit.</caption>
 {{ listing(report.data) }}
 <h2>Artifacts</h2>
 {{ listing(report.artifacts) }}
-<h2>Seconds by stage</h2>
+<h2>Seconds by model</h2>
 {{ listing(report.timings) }}
 <h2>Versions</h2>
 {{ listing(report.versions) }}

@@ -1,6 +1,6 @@
-"""Pictures of a run: pure functions of histories, diagonals and the report. The only module that imports matplotlib.
+"""Plots of a run: pure functions of histories, diagonals and the report. The only module that imports matplotlib.
 
-Colours are those of Okabe and Ito ("Color universal design", 2008), told apart by line style or text as well.
+The colours are Okabe and Ito's ("Color universal design", 2008); line styles or text distinguish them as well.
 """
 
 import io
@@ -25,10 +25,10 @@ from raymerge.models.layers import by_layer
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^v"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
-KINDS: dict[Kind, tuple[str, str]] = {  # of a row of the report: what it is called, its colour
-    "base": ("base that members start from", "#999999"),
+KINDS: dict[Kind, tuple[str, str]] = {  # a report row's kind: its label and colour
+    "base": ("base that the members start from", "#999999"),
     "member": ("single model", "#56B4E9"),
-    "mean": ("mean of the single models, no model itself", "#B5DDF4"),
+    "mean": ("mean of the single models (not a model)", "#B5DDF4"),
     "control": ("control: a single model with the extra epochs", "#666666"),
     "average": ("uniform average", "#E69F00"),
     "round": ("merge of an early round", "#80B9D9"),
@@ -40,11 +40,11 @@ KINDS: dict[Kind, tuple[str, str]] = {  # of a row of the report: what it is cal
 FILE_KINDS = ("png", "svg", "pdf")
 RESOLUTION_DPI = 120
 PANELS_A_ROW = 4
-ENTRIES_SHOWN = 2**20  # of a tensor in a histogram
+ENTRIES_SHOWN = 2**20  # per tensor in a histogram
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training loss and validation NDCG@10 by epoch: model → one mapping an epoch with `epoch`, `loss`, `ndcg`."""
+    """Training loss and validation NDCG@10 by epoch: model → one mapping per epoch with `epoch`, `loss`, `ndcg`."""
     figure = _figure(10, 4.2)
     panels = {
         "loss": ("Training loss (mean over steps, nats)", figure.add_subplot(1, 2, 1)),
@@ -53,7 +53,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     for key, (title, axes) in panels.items():
         for (model, epochs), (colour, line) in zip(histories.items(), _styles(len(histories)), strict=True):
             steps, values = [row["epoch"] for row in epochs], [row[key] for row in epochs]
-            marker = "." if len(epochs) == 1 else ""  # one epoch makes no line
+            marker = "." if len(epochs) == 1 else ""  # a single epoch draws no line
             axes.plot(steps, values, color=colour, linestyle=line, marker=marker, linewidth=1.8, label=model)
             if key == "ndcg" and values:
                 best = int(np.argmax(values))
@@ -67,14 +67,14 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
 
 
 def metric_bars(report: Results) -> Figure:
-    """A bar for each model with its interval, best first, coloured by kind."""
+    """One bar per model with its interval, best first, coloured by kind."""
     protocol = report["protocol"]
     ranking = protocol["ranking"]
     rows = sorted(report["rows"], key=lambda row: row["metrics"][ranking][METRIC]["mean"])
     measured = [row["metrics"][ranking][METRIC] for row in rows]
     means = np.array([one["mean"] for one in measured])
     ends = [(one["mean"] - one["low"], one["high"] - one["mean"]) for one in measured]
-    spread = np.maximum(ends, 0).T  # percentiles of a bootstrap need not enclose the mean
+    spread = np.maximum(ends, 0).T  # bootstrap percentiles need not enclose the mean
     figure = _figure(8, 1.9 + 0.42 * len(rows))
     axes = figure.add_subplot()
     for kind in dict.fromkeys(row["kind"] for row in reversed(rows)):
@@ -97,29 +97,29 @@ def metric_bars(report: Results) -> Figure:
 
 
 def hit_overlap(overlap: Overlap, model: str) -> Figure:
-    """How many users each group of members hits, and how many of these `model` hits as well."""
-    missed, *groups = overlap["groups"]  # the first are hit by no member: most users, and apart from the bars
+    """How many users each group of members hits, and how many of them `model` also hits."""
+    missed, *groups = overlap["groups"]  # the first group, hit by no member, is most users and has no bar
     figure = _figure(8, 1.9 + 0.42 * len(groups))
     axes = figure.add_subplot()
     users, kept = [group["users"] for group in groups], [group["hits"][model] for group in groups]
     places = range(len(groups) - 1, -1, -1)
     axes.barh(places, users, color="#CCCCCC", height=0.68, label="hit by these members")
-    axes.barh(places, kept, color=COLOURS[0], height=0.4, label=f"hit by {model}, too")
+    axes.barh(places, kept, color=COLOURS[0], height=0.4, label=f"also hit by {model}")
     for place, all_of, some in zip(places, users, kept, strict=True):
         axes.annotate(
             f"{some:,} of {all_of:,}", (all_of, place), xytext=(6, 0), textcoords="offset points", va="center"
         )
     axes.set_yticks(places, [group["members"] for group in groups])
     axes.set_xlim(0, 1.25 * max(users) or 1)
-    axes.set_title(f"Whose item is among the first {overlap['k']}", loc="left")
-    axes.set_xlabel(f"users; of {missed['users']:,} more that no member hits {model} hits {missed['hits'][model]:,}")
+    axes.set_title(f"Users whose item is among the first {overlap['k']}", loc="left")
+    axes.set_xlabel(f"users; {model} also hits {missed['hits'][model]:,} of {missed['users']:,} that no member hits")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _tidy(axes, grid="x")
     return figure
 
 
 def lines_between(interpolation: Interpolation) -> Figure:
-    """Validation NDCG@10 on the straight lines between members' parameters: a dip in between would be a barrier."""
+    """Validation NDCG@10 on the straight lines between members' parameters: a dip would be a barrier."""
     figure = _figure(8, 4.2)
     axes = figure.add_subplot()
     lines = interpolation["lines"]
@@ -127,14 +127,14 @@ def lines_between(interpolation: Interpolation) -> Figure:
         label = f"{between['first']} to {between['second']}"
         axes.plot(interpolation["points"], between["scores"], color=colour, linestyle=style, marker=marker, label=label)
     axes.set_title("Validation NDCG@10 of the models between two members", loc="left")
-    axes.set_xlabel("t: parameters are (1 - t) times the first's and t times the second's")
+    axes.set_xlabel("t: parameters are (1 - t) · first + t · second")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     _tidy(axes, grid="both")
     return figure
 
 
 def diagonal_histograms(diagonals: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """How the diagonals' entries spread in each layer: model → parameter → diagonal; entries of 0 are counted apart."""
+    """Histograms of the diagonals' entries by layer: model → parameter → diagonal; zeros are counted separately."""
     layers = by_layer(next(iter(diagonals.values())))
     rows = ceil(len(layers) / PANELS_A_ROW)
     figure = _figure(12, 0.9 + 2.1 * rows)
@@ -156,7 +156,7 @@ def diagonal_histograms(diagonals: Mapping[str, Mapping[str, Tensor]]) -> Figure
 def _histogram(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     logs = {model: np.log10(entries[entries > 0]) for model, entries in values.items()}
     every = np.concatenate(list(logs.values()))
-    number = int(np.clip(len(every) ** 0.5, 8, 40))  # few entries, few bins: no comb of single ones
+    number = int(np.clip(len(every) ** 0.5, 8, 40))  # fewer bins for fewer entries, or most bins would be empty
     bins = np.linspace(every.min(), every.max() + 1e-9, number + 1) if len(every) else np.array([-1.0, 1.0])
     for (model, log), (colour, line) in zip(logs.items(), _styles(len(logs)), strict=True):
         share = np.histogram(log, bins)[0] / max(1, len(values[model]))
@@ -170,10 +170,10 @@ def _histogram(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
 def layer_shares(
     shares: Mapping[str, Sequence[float]], sizes: Mapping[str, int], models: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """What part of each layer of a merge comes from which model, mean over its entries: layer → model → share.
+    """Each model's share of each layer of a merge, mean over the layer's entries: layer → model → share.
 
-    `shares` are `raymerge.merging.methods.shares`, parameter → a number for each of `models`; `sizes` the parameters'
-    numbers of entries.
+    `shares` is what `raymerge.merging.methods.shares` returns, parameter → one number for each of `models`; `sizes` is
+    parameter → number of entries.
     """
     layers = {}
     for layer, names in by_layer(shares).items():
@@ -183,7 +183,7 @@ def layer_shares(
 
 
 def share_map(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Which model weighs how much in which layer of the merge: a heat map of `layer_shares`."""
+    """How much each model weighs in each layer of the merge: a heat map of `layer_shares`."""
     layers, models = list(shares), list(next(iter(shares.values())))
     table = np.array([[shares[layer][model] for model in models] for layer in layers])
     figure = _figure(3.2 + 1.3 * len(models), 1.5 + 0.36 * len(layers))
@@ -205,7 +205,7 @@ def share_map(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def error_over_cost(study: Study) -> Figure:
-    """Error against the exact diagonal over seconds a user: a line an estimator, a point a number of samples."""
+    """Error against the exact diagonal over seconds per user: a line per estimator, a point per number of samples."""
     figure = _figure(15, 5.4)
     overall = [row["overall"] for row in study["rows"]]
     panels = {
@@ -222,7 +222,7 @@ def error_over_cost(study: Study) -> Figure:
 
 
 def error_over_cost_by_layer(study: Study) -> Figure:
-    """The same for each layer, after the scale that is best for the whole diagonal."""
+    """The same for each layer, after the best single scale for the whole diagonal."""
     layers = list(study["rows"][0]["layers"])
     rows = ceil(len(layers) / PANELS_A_ROW)
     figure = _figure(14, 1.2 + 2.7 * rows)
@@ -235,7 +235,7 @@ def error_over_cost_by_layer(study: Study) -> Figure:
 
 
 def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
-    """Lines with the spread between seeds; those of biased estimators are hollow; `exact` is where its cost is."""
+    """Lines with the spread between seeds; biased estimators have hollow markers, and `exact` is a vertical line."""
     costs = [1000 * row["seconds_per_user"] for row in study["rows"]]
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(study["rows"]):
@@ -268,17 +268,17 @@ def _draw_study(axes: Axes, study: Study, errors: Sequence[Spread]) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(labels)
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("ms a user, of a core or GPU")
+    axes.set_xlabel("ms per user, on one core or GPU")
     _tidy(axes, grid="both")
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+    """The figure as a PNG file."""
     return to_file(figure, "png")
 
 
 def to_file(figure: Figure, kind: str) -> bytes:
-    """The figure as a file's content of one of the `FILE_KINDS`, without its date: the same figure, the same bytes."""
+    """The figure as a file of one of the `FILE_KINDS`, without a date: the same figure gives the same bytes."""
     buffer = io.BytesIO()
     stamp = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with rc_context({"svg.hashsalt": "raymerge"}):
@@ -287,13 +287,13 @@ def to_file(figure: Figure, kind: str) -> bytes:
 
 
 def _values(tensors: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
-    """Entries of these tensors, of huge ones evenly spaced ones: a picture of a tensor needs no copy of it."""
+    """Entries of these tensors, evenly spaced ones of a huge tensor: plotting it needs no copy of it."""
     flat = [tensors[name].detach().reshape(-1) for name in names]
     return np.concatenate([one[:: ceil(len(one) / ENTRIES_SHOWN) or 1].cpu().double().numpy() for one in flat])
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure of its own canvas, in inches: no pyplot, so nothing is global and no window can open."""
+    """A figure with its own canvas, size in inches: without pyplot nothing is global and no window can open."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""What a command works on and where the artifacts of its runs lie, kept in the output so that all can be sent later."""
+"""What a command worked on and where its runs' artifacts are, kept in the output so that it can all be sent later."""
 
 import json
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ FOLDER = "runs"
 
 @dataclass
 class Record:
-    """One command: all that `Tracker` is told of it, and the place of each run's artifact within the output.
+    """One command: everything `Tracker` is given about it, and the place of each run's artifact within the output.
 
-    A command that is given again continues its record, which is `<output>/runs/<identity>.json`.
+    A repeated command continues its record, `<output>/runs/<identity>.json`.
     """
 
     output: str
@@ -29,19 +29,19 @@ class Record:
 
     @property
     def url(self) -> str:
-        """Where it is kept."""
+        """Where it is stored."""
         return storage.join(self.output, FOLDER, f"{self.identity}.json")
 
     def open(self) -> "Record":
-        """Take the places that an earlier command of this identity has noted."""
+        """Load the places noted by an earlier command of this identity."""
         if storage.exists(self.url):
             self.places = read(self.output, self.url).places | self.places
         return self
 
     def note(self, run: str, url: str) -> None:
-        """Keep where the artifact of a run lies; written at once, since the command may be killed.
+        """Note where the artifact of a run is; written at once, since the command may be killed.
 
-        The first note of a command is always written: its record is the newest then.
+        A command's first note is always written, which makes its record the newest.
         """
         place = url.removeprefix(self.output + "/")
         if self.places.get(run) != place or not self._is_newest:
@@ -52,7 +52,7 @@ class Record:
 
 
 def read(output: str, url: str) -> Record:
-    """The record that lies at a URL."""
+    """The record at a URL."""
     content = storage.read_bytes(url)
     try:
         return Record(output, **json.loads(content))
@@ -61,7 +61,7 @@ def read(output: str, url: str) -> Record:
 
 
 def newest_place(output: str, run: str) -> str | None:
-    """Where a run's artifact lies, of the command that was given last and has committed one; None if there is none."""
+    """Where a run's artifact is, according to the latest command that committed one; None if there is none."""
     for url in sorted(_urls(output), key=storage.modified, reverse=True):
         place = read(output, url).places.get(run)
         if place is not None and storage.exists(storage.join(output, place, storage.LAST_FILE)):
@@ -73,11 +73,11 @@ def read_all(output: str) -> list[Record]:
     """The records of all commands that worked in an output; InputError if there are none."""
     urls = _urls(output)
     if not urls:
-        raise InputError(f"{without_credentials(output)} is no output of raymerge that a command has worked in")
+        raise InputError(f"{without_credentials(output)} is not an output folder in which a raymerge command has run")
     return [read(output, url) for url in urls]
 
 
 def _urls(output: str) -> list[str]:
-    """Of all records, but what a killed process had not put in its place."""
+    """URLs of all records, without the partial files that killed processes left."""
     folder = storage.join(output, FOLDER)
     return [storage.join(folder, name) for name in storage.list_folder(folder) if name.endswith(".json")]

@@ -1,4 +1,4 @@
-"""Registers a model in MLflow and hands the alias `champion` to the best that was measured on the same data."""
+"""Registers a model in MLflow and gives the alias `champion` to the best one measured on the same data."""
 
 import tempfile
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Score:
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version in the registry; `reason` says in words why it is the champion or not."""
+    """A version in the registry; `reason` says why it is or is not the champion."""
 
     name: str
     version: str
@@ -53,11 +53,11 @@ class RegisteredVersion:
 
 
 def register(tracker: Tracker, run: str, model_folder: Path, *, name: str, score: Score) -> RegisteredVersion:
-    """Log the model of a folder (`model.safetensors`, `config.json`, `items.parquet`) to a run and register it.
+    """Log the model in a folder (`model.safetensors`, `config.json`, `items.parquet`) to a run and register it.
 
-    It becomes `champion` if there is none, or if its validation score is above the present champion's. Scores compare
-    only if they were measured alike on the same data: otherwise the alias stays, and moving it is up to the user.
-    A model that the run has registered before gives that version again. Raises TrackingError if the server fails.
+    It becomes `champion` if there is none, or if its validation score is above the current champion's. Scores are
+    compared only if they were measured in the same way on the same data; otherwise the alias stays, and moving it is up
+    to the user. A model that the run has registered before keeps its version. Raises TrackingError if the server fails.
     """
     digest = digest_of({file: file_digest(str(model_folder / file)) for file in MODEL_FILES})
     tags = {TAG_SCORE: repr(score.value), TAG_METRIC: score.metric, TAG_DATA: score.data, TAG_MODEL: digest}
@@ -95,10 +95,10 @@ def _create_version(tracker: Tracker, run_id: str, folder: Path, name: str, tags
 
 
 def save_pyfunc(folder: Path, target: Path, model: Model | None = None) -> None:
-    """Save a model folder as an MLflow model from code, tried on one history before it is accepted.
+    """Save a model folder as an MLflow model from code, which MLflow tries on one history.
 
-    Requirements are the installed versions, pinned without their build (`2.13.0`, not `2.13.0+cpu`, which no index has
-    under that name). This package is on no index that could be relied on: its source travels in `code/`.
+    Requirements are the installed versions, pinned without their build tag (`2.13.0`, not `2.13.0+cpu`, which package
+    indexes lack). This package is on no reliable index, so its source is saved in `code/`.
     """
     ids = read_items(str(folder / "items.parquet")).ids
     with store.settings():
@@ -139,7 +139,7 @@ def _compare(tags: Mapping[str, str], present: ModelVersion | None, candidate: s
         return True, "it is the champion already"
     champion = f"the champion, version {present.version},"
     if any(present.tags.get(tag) != tags[tag] for tag in (TAG_DATA, TAG_METRIC)):
-        return (False, f"{champion} was measured on other data or in another way, so their scores do not compare")
+        return (False, f"{champion} was measured on other data or in another way, so their scores are not comparable")
     score, best = float(tags[TAG_SCORE]), float(present.tags[TAG_SCORE])
     verb = "beats" if score > best else "does not beat"
     return (score > best, f"its validation score {score:.4f} {verb} {best:.4f} of {champion.rstrip(',')}")

@@ -1,4 +1,4 @@
-"""A report as a person reads it: the table at a run's end, a page for the browser. Knows neither MLflow nor Ray."""
+"""The report for people: the table at the end of a run, and a page for the browser. Uses neither MLflow nor Ray."""
 
 import base64
 import re
@@ -26,18 +26,18 @@ from raymerge.tracking.page import TEMPLATE
 SIGNIFICANCE = 0.05
 COLUMNS = (METRIC, "ndcg@20", "hr@10")
 ROLES: dict[Kind, str] = {
-    "base": "the base that members start from",
+    "base": "the base that the members start from",
     "member": "the best member",
     "average": "the uniform average",
     "control": "the control",
     "ceiling": "one model trained on all data",
     "ensemble": "the ensemble of all members",
 }
-"""What a reference of each kind is called in the verdict, in the order told."""
+"""What the verdict calls a reference of each kind, in the order reported."""
 
 
 def best_names(report: Results, metric: str, ranking: str | None = None) -> set[str]:
-    """The best single-cost models by a metric: all that print as the same figure."""
+    """The best single-cost models by a metric: all that print the same number."""
     ranking = ranking or report["protocol"]["ranking"]
     printed = {
         row["name"]: round(row["metrics"][ranking][metric]["mean"], 4)
@@ -62,7 +62,7 @@ def render(report: Results) -> Group:
         table.add_row(
             Text(row["name"]), first, *spread, interval, *others, style="dim" if row["kind"] in NOT_SERVED else ""
         )
-    apart = ", the ensemble apart: it costs as much as all its models" if _has_ensemble(report) else ""
+    apart = ", not counting the ensemble, which costs as much as all its models" if _has_ensemble(report) else ""
     opening, *judgements = verdict(report)
     return Group(
         Text(describe(report["protocol"])),
@@ -75,7 +75,7 @@ def render(report: Results) -> Group:
 
 
 def _cell(measured: Measured, *, best: bool) -> Text:
-    """Marked by a sign as well as by weight: not every terminal shows bold."""
+    """The best has a sign as well as bold type, which not every terminal shows."""
     return Text(f"{measured['mean']:.4f}" + ("*" if best else " "), style="bold green" if best else "")
 
 
@@ -104,9 +104,9 @@ def verdict(report: Results) -> list[str]:
     several = sum(kind == "member" for kind, _ in references) > 1
     roles: dict[Kind, str] = {**ROLES, "member": "member"} if several else ROLES
     judgements = [_judge(one, roles[kind]) for kind, one in references]
-    closing = "p values are corrected after Holm" if judgements else "It was not compared with other models"
+    closing = "p values are Holm-corrected" if judgements else "It was not compared with other models"
     if judgements and report["protocol"].get("runs", 1) > 1:
-        closing += ", and are about which users are asked, given these runs, not about which seeds"
+        closing += ", and reflect the choice of users, given these runs, not the choice of seeds"
     opening = f"{final} validates best of the merged models: {metric.upper()} {measured['mean']:.4f} on test."
     return [opening, *judgements, f"{closing}."]
 
@@ -131,9 +131,9 @@ def _judge(comparison: Comparison, role: str) -> str:
 
 
 def to_html(report: Report, plots: Mapping[str, bytes]) -> str:
-    """The report as one page that needs no other file: tables of every ranking, and plots (title → PNG) inlined.
+    """The report as one page that needs no other file: tables of every ranking, and inlined plots (title → PNG).
 
-    All text is escaped; there is no script and nothing is fetched.
+    All text is escaped; it has no scripts and fetches nothing.
     """
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(TEMPLATE)
     measured = report["rows"][0]["metrics"] if report["rows"] else {}

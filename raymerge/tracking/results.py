@@ -1,4 +1,4 @@
-"""What a finished run leaves in MLflow beside its figures: the report, plots, the configuration, the merged model."""
+"""What a finished run leaves in MLflow besides metrics: the report, plots, the configuration and the merged model."""
 
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from raymerge.tracking.runs import PIPELINE, Tracker
 
 
 def figures(content: Report, output: str) -> dict[str, plots.Figure]:
-    """Plots of a run by title, drawn from its report and the artifacts in its output folder that it names."""
+    """Plots of a run by title, drawn from its report and the artifacts that it names in the output folder."""
     models, diagonals = (
         {name: open_artifact(storage.join(output, place)) for name, place in content["artifacts"][kind].items()}
         for kind in ("models", "diagonals")
@@ -40,7 +40,7 @@ def figures(content: Report, output: str) -> dict[str, plots.Figure]:
 
 
 def _shares(merge: Merge, diagonals: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """What part of each layer of the merge comes from which model, by the merge's own formula and choices."""
+    """Each model's share of each layer of the merge, by the merge's own formula and settings."""
     coefficients = [merge["coefficients"][name] for name in diagonals]
     parts = shares(
         list(diagonals.values()),

@@ -1,4 +1,4 @@
-"""The pipeline's runs in MLflow, written by the driver alone: one parent, a child for each stage and model.
+"""The pipeline's runs in MLflow, written only by the driver: one parent, and one child per stage and model.
 
 Runs are addressed by id through `MlflowClient`; MLflow's process-wide state (active run, tracking URI) is never used.
 """
@@ -24,7 +24,7 @@ from raymerge.redaction import redact, without_credentials
 from raymerge.tracking import store
 from raymerge.tracking.store import call, flatten, metric_name
 
-PIPELINE = ""  # the name of the parent among the runs
+PIPELINE = ""  # the parent's name among the runs
 TAG_IDENTITY, TAG_RUN, TAG_DATA = ("raymerge.identity", "raymerge.run", "raymerge.data_digest")
 METRICS_A_BATCH, PARAMS_A_BATCH, DATASET_DIGEST_LENGTH = (1000, 100, 36)  # MLflow's limits
 FLUSH_INTERVAL_S, OUTAGE_INTERVAL_S = 5.0, 60.0
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 
 
 def check_server(uri: str) -> None:
-    """Raise TrackingError within seconds if a server cannot be reached; a database is left alone, or not yet made."""
+    """Raise TrackingError within seconds if a server cannot be reached; a database is neither opened nor created."""
     if uri.startswith("http"):
         with store.as_tracking_error(uri), store.settings():
             call(MlflowClient(uri).search_experiments, max_results=1)
 
 
 class Tracker:
-    """Records one pipeline run: buffers events, sends them in batches, and outlives an outage of the server.
+    """Records one pipeline run: buffers events, sends them in batches, and survives server outages.
 
-    The parent run is found again by `identity`, which must digest all that determines the run's results and the place
-    of its output: the same command, started again, continues the run, and no (run, key, step) is recorded twice.
-    Used by one thread. Credentials in URLs are left out of all that is recorded.
+    The parent run is found again by `identity`, which must digest everything that determines the run's results, and
+    where its output is: the same command, restarted, continues the run, and no (run, key, step) is recorded twice.
+    Not thread-safe. Credentials in URLs are never recorded.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Tracker:
         self._held: dict[str, set[tuple[str, int]]] = {}  # by run: what the server had before this process
         self._taken: set[tuple[str, str, int]] = set()
         self._waiting: dict[str, list[Metric]] = {}
-        self._refused: dict[str, float] = {}  # by run: when to ask again
+        self._refused: dict[str, float] = {}  # by run: when to try again
         self._due = 0.0
         self._away = False
         self.outcome = "FINISHED"
-        """How the pipeline ends in MLflow if no exception ends it."""
+        """The pipeline's final status in MLflow if no exception ends it."""
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client of the store; the first one sets up a new database."""
+        """MLflow's client for the store; creating the first one sets up a new database."""
         return MlflowClient(self.uri)
 
     def __enter__(self) -> Self:
@@ -100,17 +100,17 @@ class Tracker:
         status = self.outcome if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         for name in sorted(set(self._runs) - self._finished, reverse=True):  # the parent, "", last
             if not self._terminate(name, "FAILED" if name in self._waiting else status):
-                break  # a store that is away is not asked once for each run
+                break  # if the store is down, do not try every run
         if self.pending:
             log.warning("%d figures did not reach MLflow at %s", self.pending, redact(self.uri))
 
     def __call__(self, event: Event) -> None:
-        """Take an event once by (run, key, step); send what has gathered if the last time is some seconds ago."""
+        """Take an event once per (run, key, step); send the buffer if it was last sent some seconds ago."""
         key = metric_name(event.key)
         if (event.run, key, event.step) in self._taken:
             return
         self._taken.add((event.run, key, event.step))
-        # The time is fixed here: a batch sent again, because its answer was lost, is then the same to the store.
+        # The time is fixed here: the store then sees a batch resent after a lost answer as the same one.
         metric = Metric(key, float(event.value), time.time_ns() // 1_000_000, event.step)
         self._waiting.setdefault(event.run, []).append(metric)
         if time.monotonic() >= self._due:
@@ -123,8 +123,8 @@ class Tracker:
                 call(self.client.log_artifact, self.run_id(run), str(file), folder)
 
     def finish(self, run: str) -> None:
-        """Mark a child as FINISHED now, rather than with the pipeline; in an outage that is left to the end."""
-        away = self._away and time.monotonic() < self._due  # do not wait again and again for a store that is away
+        """Mark a child as FINISHED now rather than with the pipeline; in an outage this waits until the end."""
+        away = self._away and time.monotonic() < self._due  # do not wait repeatedly for a store that is down
         if run not in self._runs.keys() | self._waiting.keys() or away:
             return
         self.flush()
@@ -132,7 +132,7 @@ class Tracker:
             self._terminate(run, "FINISHED")
 
     def run_id(self, run: str = PIPELINE) -> str:
-        """MLflow's id of a run, which is made if need be."""
+        """MLflow's id of a run, which is created if necessary."""
         if run not in self._runs:
             with store.settings():
                 self._runs[run] = call(self._open_child, run)
@@ -140,13 +140,13 @@ class Tracker:
 
     @property
     def pending(self) -> int:
-        """How many figures wait to be sent."""
+        """How many figures are waiting to be sent."""
         return sum(map(len, self._waiting.values()))
 
     def flush(self) -> bool:
-        """Send what waits; False if the store did not take all of it: then it is kept, and the job goes on.
+        """Send the buffer; False if the store did not take all of it: the rest is kept, and the job continues.
 
-        A run that the store refuses, such as one that somebody has deleted meanwhile, holds up no other.
+        A run that the store refuses, such as one that somebody has deleted, does not hold up the others.
         """
         for run in sorted(run for run in self._waiting if time.monotonic() >= self._refused.get(run, 0.0)):
             try:
@@ -180,7 +180,7 @@ class Tracker:
         return self._held[run]
 
     def _terminate(self, run: str, status: str) -> bool:
-        """End a run in MLflow; False if the store is away, True also if it refuses this run alone."""
+        """End a run in MLflow; False if the store is down, True even if it refuses only this run."""
         try:
             with store.settings():
                 call(self.client.set_terminated, self.run_id(run), status)
@@ -228,7 +228,7 @@ class Tracker:
         return str(self.client.create_experiment(self.experiment, artifact_location=location))
 
     def _open_child(self, run: str) -> Run:
-        """Look first: the answer to an earlier attempt to make it may have been lost."""
+        """Look first: the answer to an earlier attempt to create it may have been lost."""
         tags = {TAG_RUN: run, MLFLOW_PARENT_RUN_ID: self._runs[PIPELINE].info.run_id}
         return self._find_run(tags) or self.client.create_run(self.experiment_id, run_name=run, tags=tags)
 
@@ -237,7 +237,7 @@ class Tracker:
         return found[0] if found else None
 
     def _log_parameters(self, parent: Run) -> None:
-        """A parameter is written once; one that a restart changed (actors, GPUs) is told in a tag."""
+        """A parameter is written once; the new value of one that a restart changed (actors, GPUs) goes into a tag."""
         parameters, held = flatten(self._configuration), parent.data.params
         new = [Param(key, value) for key, value in parameters.items() if key not in held]
         changed = [
@@ -254,7 +254,7 @@ def _condition(tags: Mapping[str, str]) -> str:
 
 
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
-    """The input data set as the sources of `mlflow.data` write it, without reading the data."""
+    """The input data set as `mlflow.data` would record it, but without reading the data."""
     source = str(dataset["source"])
     scheme = "local" if is_local(source) else source.partition("://")[0].replace("https", "http")
     entity = Dataset(

@@ -1,7 +1,7 @@
-"""The merged model as MLflow serves it: histories of the user's own item ids in, best items and scores out.
+"""The merged model as MLflow serves it: histories of the data's own item ids in, best items and scores out.
 
 MLflow saves this file as the model's code and runs it when the model is loaded; nothing is pickled. It needs only
-what the model itself needs: the folder `model/` (safetensors, JSON, Parquet) and this package, which travels along.
+what the model itself needs: the folder `model/` (safetensors, JSON, Parquet) and this package, which is saved with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from raymerge.data.sequences import read_items
 from raymerge.recommendation import recommend
 
 DEFAULTS: dict[str, Any] = {"top_k": 10, "exclude_seen": True}
-"""Parameters of `predict`: how many items a history gets, and whether those in the history are left out."""
+"""Parameters of `predict`: the number of items per history, and whether those already in it are left out."""
 
 
 class Recommender(PythonModel):
-    """Loads `model/` and recommends; its subclasses say of which type the item ids are, so that MLflow checks them."""
+    """Loads `model/` and recommends; its subclasses declare the type of the item ids, so that MLflow checks them."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model and its catalogue from the artifact folder."""
@@ -35,22 +35,22 @@ class Recommender(PythonModel):
 
 
 class IntegerItems(Recommender):
-    """For catalogues whose own ids are whole numbers."""
+    """For catalogues whose own ids are integers."""
 
     def predict(
         self, context: PythonModelContext, model_input: list[list[int]], params: dict[str, Any] | None = None
     ) -> list[dict[str, list[Any]]]:
-        """A list of histories, or a data frame with one column of them → items and scores of each."""
+        """A list of histories, or a data frame with one column of them → items and scores for each."""
         return self._recommend(model_input, params)
 
 
 class StringItems(Recommender):
-    """For catalogues whose own ids are text."""
+    """For catalogues whose own ids are strings."""
 
     def predict(
         self, context: PythonModelContext, model_input: list[list[str]], params: dict[str, Any] | None = None
     ) -> list[dict[str, list[Any]]]:
-        """A list of histories, or a data frame with one column of them → items and scores of each."""
+        """A list of histories, or a data frame with one column of them → items and scores for each."""
         return self._recommend(model_input, params)
 
 

@@ -1,4 +1,4 @@
-"""Where MLflow keeps the runs: its URI, how to look at it, and calls that survive an outage of a server."""
+"""Where MLflow keeps the runs: its URI, how to view it, and calls that survive a server outage."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from raymerge.errors import ConfigError, TrackingError, innermost, reason
 from raymerge.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
 
-REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords each request may take it seconds
+REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords a request may take seconds
 PARAM_LENGTH, KEY_LENGTH = 6000, 250  # MLflow's limits
 STORES = ("http://", "https://", "sqlite://", "postgresql", "mysql", "mssql", "databricks")
 OUTAGES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 
 def default_uri(output_dir: str) -> str:
-    """The store of an output folder on this machine: `<output>/mlflow.db`; artifacts go to `<output>/mlartifacts`."""
+    """The store for an output folder on this machine: `<output>/mlflow.db`; artifacts go to `<output>/mlartifacts`."""
     return f"sqlite:///{storage.absolute(output_dir)}/mlflow.db"
 
 
 def resolve_uri(explicit: str | None, env: str | None, output_url: str) -> str:
     """The tracking URI: `--tracking-uri`, else MLFLOW_TRACKING_URI, else a database in the output folder.
 
-    Raises ConfigError for a kind of store that MLflow no longer has, or an output elsewhere and no server.
+    Raises ConfigError for a kind of store that MLflow no longer has, and for a remote output without a server.
     """
     uri = explicit or env
     if uri is None or not uri.strip():
@@ -59,7 +59,7 @@ def resolve_uri(explicit: str | None, env: str | None, output_url: str) -> str:
 
 
 def ui_command(uri: str) -> str:
-    """The command that shows the runs in MLflow's UI; for a server, the one that opens its page."""
+    """The command that shows the runs in MLflow's UI; for a server, a command that opens its page."""
     python = shlex.quote(sys.executable)
     if uri.startswith("http"):
         return f"{python} -m webbrowser {redact(uri)}"
@@ -69,7 +69,7 @@ def ui_command(uri: str) -> str:
 
 
 def metric_name(key: str) -> str:
-    """The key as MLflow admits it, which has no `@`: its own evaluation writes `ndcg_at_10` as well.
+    """The key as MLflow allows it, without `@`: its own evaluation also writes `ndcg_at_10`.
 
     >>> metric_name("ndcg@10")
     'ndcg_at_10'
@@ -78,7 +78,7 @@ def metric_name(key: str) -> str:
 
 
 def flatten(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted parameters, lists as JSON; secrets are masked and what is too long is cut and says so.
+    """Nested settings as dotted parameters, lists as JSON; secrets are masked, and overlong values are cut and say so.
 
     >>> flatten({"training": {"epochs": 3, "seeds": [1, 2]}})
     {'training.epochs': '3', 'training.seeds': '[1, 2]'}
@@ -107,7 +107,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of the client, again if the store is away, for at most about `RETRY_LIMIT_S`."""
+    """Call a function of the client, retrying for at most about `RETRY_LIMIT_S` while the store is down."""
     attempts = Retrying(
         retry=retry_if_exception(is_outage),
         stop=stop_after_attempt(4) | stop_after_delay(RETRY_LIMIT_S),
@@ -118,13 +118,13 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error says that the store cannot be reached, rather than that it refuses."""
+    """Whether an error means that the store cannot be reached, rather than that it refuses."""
     return isinstance(error, MlflowException) and error.error_code in OUTAGES
 
 
 @contextmanager
 def as_tracking_error(uri: str) -> Iterator[None]:
-    """Turn whatever fails inside into one line that names the option to change."""
+    """Turn any exception inside into one line that names the option to change."""
     try:
         yield
     except Exception as error:
@@ -136,7 +136,7 @@ def as_tracking_error(uri: str) -> Iterator[None]:
 
 @contextmanager
 def settings(timeout_s: int = REQUEST_TIMEOUT_S) -> Iterator[None]:
-    """MLflow without its own minutes of retries, its links, bars, warnings and log lines, inside the block."""
+    """Inside the block, MLflow without its minutes of retries and its links, progress bars, warnings and log lines."""
     values = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
@@ -149,7 +149,7 @@ def settings(timeout_s: int = REQUEST_TIMEOUT_S) -> Iterator[None]:
     try:
         for logger in levels:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(record=True):  # a filter would not do: MLflow sets its own on top
+        with warnings.catch_warnings(record=True):  # a filter is not enough: MLflow sets its own on top
             yield
     finally:
         for logger, level in levels.items():

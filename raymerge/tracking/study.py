@@ -26,7 +26,7 @@ FACTS: Final = (
 
 
 def read(artifact: Artifact) -> Study:
-    """What a study found; ArtifactError if its schema is not known."""
+    """The results of a study; ArtifactError if its schema is not known."""
     study: Study = artifact.json("study.json")
     if study["schema"] != SCHEMA:
         raise ArtifactError(f"study.json has schema {study['schema']!r}, this version of raymerge reads {SCHEMA}")
@@ -34,7 +34,7 @@ def read(artifact: Artifact) -> Study:
 
 
 def render(study: Study) -> Group:
-    """The table for a `rich` console, and below it how many samples are enough."""
+    """The table for a `rich` console and, below it, how many samples are enough."""
     title = f"against the exact diagonal of {study['users']:,} users, d {study['dim']}, {study['precision']}"
     table = Table(title=title, box=SIMPLE, pad_edge=False)
     table.add_column("estimator", no_wrap=True)
@@ -53,7 +53,7 @@ def render(study: Study) -> Group:
             _shown(overall["scaled_error"], row),
             f"{overall['cosine']['mean']:.4f}",
         )
-    notes = "* biased, or another quantity (B: batch-wise). ms: a user, of a core or GPU. "
+    notes = "* biased, or another quantity (B: batch-wise). ms: per user, on one core or GPU. "
     notes += "scaled: error after the best single scale. ±: between seeds."
     return Group(table, Text(notes, style="dim"), Text(), _enough(study))
 
@@ -64,7 +64,7 @@ def _shown(value: Spread, row: Row) -> str:
 
 
 def _enough(study: Study) -> Table:
-    """For each estimator the least number of samples with so small an error after one scale, and what it costs."""
+    """For each estimator, the fewest samples that reach each of the `TOLERANCES` after one scale, and their cost."""
     table = Table(box=None)
     table.add_column("enough samples for a scaled error of", no_wrap=True)
     for tolerance in TOLERANCES:
@@ -88,7 +88,7 @@ def figures(study: Study) -> dict[str, plots.Figure]:
 
 
 def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
-    """Upload to a run `study.json`, the table as CSV with a line for each layer, and the plots."""
+    """Upload `study.json`, the table as CSV with a line per layer, and the plots to a run."""
     study = read(artifact)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -103,7 +103,7 @@ def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
 
 
 def write_table(study: Study, file: Path) -> None:
-    """The study as CSV: a line for each row's whole diagonal ("all") and one for each of its layers."""
+    """The study as CSV: for each row, one line for the whole diagonal ("all") and one per layer."""
     with file.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow([*FACTS, "layer", *(f"{metric}.{part}" for metric in METRICS for part in ("mean", "spread"))])

@@ -1,4 +1,4 @@
-"""Reports of several runs as one table, held against means over all users and runs by hand."""
+"""Reports of several runs as one table, compared with means over all users and runs computed by hand."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def run_of(context: Context, log: Path, name: str) -> dict[str, torch.Tensor]:
     return everything
 
 
-def test_means_and_spread_are_over_runs_and_the_best_member_is_each_run_s_own(
+def test_means_and_spread_are_over_runs_and_each_run_has_its_own_best_member(
     make_context: MakeContext, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ranks = {name: run_of(make_context(name), log, name) for name in "ab"}
@@ -76,7 +76,7 @@ def test_means_and_spread_are_over_runs_and_the_best_member_is_each_run_s_own(
     assert against["low"] < expected < against["high"]
 
 
-def test_settings_newer_than_a_run_have_their_defaults_in_it(
+def test_settings_newer_than_a_run_take_their_defaults(
     make_context: MakeContext, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in "ab":
@@ -96,7 +96,7 @@ def test_runs_that_do_not_belong_together_are_refused(make_context: MakeContext,
     a, b, c = (str(tmp_path / name) for name in settings)
     with pytest.raises(InputError, match=r"differ in evaluation\.filter_seen: True and False"):
         run_report([a, b], None, None)
-    with pytest.raises(InputError, match=r"differ in fine_tuning\.epochs: 3 and 1; .* in their seed alone"):
+    with pytest.raises(InputError, match=r"differ in fine_tuning\.epochs: 3 and 1; .* only in their seed"):
         run_report([a, c], None, None)
     with pytest.raises(InputError, match="name each run once"):
         run_report([a, a], None, None)

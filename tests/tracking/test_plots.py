@@ -1,4 +1,4 @@
-"""Pictures: that they show every figure they are given, read from the drawn artists, and are valid PNG files."""
+"""Plots: they show every number they are given, as read from the drawn artists, and are valid files."""
 
 import struct
 
@@ -61,12 +61,12 @@ INTERPOLATION: Interpolation = {
 }
 
 
-def test_bars_say_how_many_users_of_each_group_the_model_hits_too() -> None:
+def test_bars_show_how_many_users_of_each_group_the_model_also_hits() -> None:
     [axes] = plots.hit_overlap(OVERLAP, "fisher").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["only bert4rec", "only duorec", "all members"]
     assert [text.get_text() for text in axes.texts] == ["20 of 30", "5 of 20", "240 of 250"]
     assert [bar.get_width() for bar in axes.patches] == [30, 20, 250, 20, 5, 240]
-    assert "of 700 more" in axes.get_xlabel() and "hits 7" in axes.get_xlabel()
+    assert "fisher also hits 7 of 700 that no member hits" in axes.get_xlabel()
 
 
 def test_lines_between_members_have_all_points() -> None:
@@ -90,7 +90,7 @@ def test_each_layer_has_a_histogram_whose_shares_and_zeros_add_up() -> None:
     assert not panels["norms"].texts
 
 
-def test_a_layer_that_nobody_has_information_on_is_drawn_as_zeros() -> None:
+def test_a_layer_without_information_is_drawn_as_zeros() -> None:
     figure = plots.diagonal_histograms({"base": {"output_bias": torch.zeros(5)}})
     assert figure.axes[0].texts[0].get_text() == "100.0% are 0"
 
@@ -103,13 +103,13 @@ def test_shares_of_a_layer_are_means_over_its_entries() -> None:
 
 
 def example_shares() -> dict[str, dict[str, float]]:
-    """Those of a real merge by the diagonals above."""
+    """The shares in a real merge with the diagonals above."""
     first, second = diagonals().values()
     sizes = {name: tensor.numel() for name, tensor in first.items()}
     return plots.layer_shares(merge_shares([first, second]), sizes, ["bert4rec", "duorec"])
 
 
-def test_the_map_has_a_cell_for_each_layer_and_model() -> None:
+def test_the_map_has_a_cell_per_layer_and_model() -> None:
     shares = example_shares()
     [axes] = plots.share_map(shares).axes
     assert len(axes.texts) == 2 * len(shares)

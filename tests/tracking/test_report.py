@@ -1,4 +1,4 @@
-"""The report: what a person reads in the terminal, and a page that nothing can break out of."""
+"""The report: the table in the terminal, and a page in which everything is escaped."""
 
 import io
 import re
@@ -46,18 +46,18 @@ def test_the_verdict_names_each_reference_and_whether_the_difference_is_signific
         "merge + fine-tuning validates best of the merged models: NDCG@10 0.1400 on test.",
         "Significantly better than the best member (duorec): +0.0100, +7.7% (+0.0050 to +0.0150, p = 0.004).",
         "Not significantly different from the uniform average: +0.0040, +2.9% (-0.0010 to +0.0090, p = 0.12).",
-        "p values are corrected after Holm.",
+        "p values are Holm-corrected.",
     ]
 
 
-def test_a_name_that_is_part_of_a_word_of_the_verdict_is_told() -> None:
+def test_a_name_that_is_only_part_of_a_word_of_the_verdict_is_given_too() -> None:
     content = example_report()
     content["rows"][1]["name"] = "b"
     content["comparisons"] = [comparison("b", 0.01, p_holm=0.004)]
     assert "better than the best member (b): " in report.verdict(content)[1]
 
 
-def test_the_verdict_says_worse_where_it_is_worse_and_nothing_where_nothing_was_compared() -> None:
+def test_the_verdict_says_when_it_is_worse_and_when_nothing_was_compared() -> None:
     content = example_report()
     content["comparisons"] = [comparison("duorec", -0.01, p_holm=0.01)]
     assert report.verdict(content)[1].startswith("Significantly worse than the best member (duorec): -0.0100")
@@ -65,7 +65,7 @@ def test_the_verdict_says_worse_where_it_is_worse_and_nothing_where_nothing_was_
     assert report.verdict(content)[1:] == ["It was not compared with other models."]
 
 
-def test_the_verdict_is_of_the_model_that_validates_best_even_if_another_is_better_on_test() -> None:
+def test_the_verdict_is_about_the_model_that_validates_best_even_if_another_is_better_on_test() -> None:
     content = example_report()
     content["final"] = "Fisher merge"
     assert report.verdict(content)[0] == "Fisher merge validates best of the merged models: NDCG@10 0.1380 on test."
@@ -106,7 +106,7 @@ def test_the_page_holds_every_ranking_every_comparison_and_the_plots_and_needs_n
         assert expected in page.text, expected
 
 
-def test_the_page_tells_whom_members_hit_alone_where_there_are_several() -> None:
+def test_the_page_shows_which_members_hit_which_users_if_there_are_several() -> None:
     content = example_report()
     assert "Users by the members" not in Page(report.to_html(content, {})).text
     groups = [{"members": "no member", "users": 4321, "hits": {"fisher": 17, "ensemble of 2": 18}}]
