@@ -1,8 +1,8 @@
 """A training step as the catalogue grows: `python tests/bench/bench_catalogue.py [--catalogues 10000 100000 1000000]`.
 
-Windows of 50 items, d 64, 2 blocks, causal; the softmax over all items and the sampled one. Each line is measured in a
-process of its own. `state` is what training keeps of a model anyway: weights, their gradient, and two moments; `logits`
-is what positions × items would take and nothing may hold. The Fisher engine's table of catalogues is bench_fisher's.
+Windows of 50 items, d 64, 2 blocks, causal; the softmax over all items and the sampled one. Each line is measured in
+its own process. `state` is what training always keeps: weights, gradients and two moments; `logits` is what
+positions × items would take, which nothing may hold. bench_fisher has the Fisher engine's table of catalogues.
 """
 
 import argparse
@@ -24,14 +24,14 @@ LENGTH, DIM = 50, 64
 
 
 def measure(items: int, loss: str, batch: int, steps: int) -> dict[str, float]:
-    """Seconds of the fastest step and the process' peak memory, in MiB."""
+    """Seconds of the fastest step, and the process's peak memory in MiB."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
     config = EncoderConfig(attention="causal", max_length=LENGTH, dim=DIM)
     encoder = SequenceEncoder(items, config).train()
     settings = {} if loss == "full" else {"loss": "sampled"}
     stepper = Stepper(encoder, build_objective(ObjectiveConfig("next_item", settings), config), TrainingConfig())
-    stepper.step(_batch(items, 1), rate=1e-3)  # its moments are there from now on
+    stepper.step(_batch(items, 1), rate=1e-3)  # allocates the moments
     began = [time.perf_counter()]
     for _ in range(steps):
         stepper.step(_batch(items, batch), rate=1e-3)
@@ -46,13 +46,13 @@ def measure(items: int, loss: str, batch: int, steps: int) -> dict[str, float]:
 
 
 def _batch(items: int, rows: int) -> Batch:
-    """Windows whose items have a long tail."""
+    """Windows of items from a long-tailed distribution."""
     windows = (items ** torch.rand(rows, LENGTH + 1)).long().clamp_(1, items)
     return Batch(windows, torch.randint(2**60, (rows,)))
 
 
 def main() -> None:
-    """Parse the options and print a line a catalogue and loss."""
+    """Parse the options and print one line per catalogue and loss."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalogues", nargs="*", type=int, default=[10**4, 10**5, 10**6])
     parser.add_argument("--losses", nargs="*", default=["full", "sampled"])

@@ -1,8 +1,8 @@
 """Speed and memory of the Fisher diagonal: `python tests/bench/bench_fisher.py` (see --help to keep it short).
 
-One table of estimators at the shape of MovieLens-1M, with the machine's float32 matrix products measured in the same
-run, one of catalogues from 10⁴ to 10⁶ items, and one of other ways to the exact diagonal, in turns of two seconds. Each
-row runs in a process of its own, so that its peak is its own.
+One table of estimators at the size of MovieLens-1M, with the machine's float32 matrix products measured in the same
+run, one of catalogues from 10⁴ to 10⁶ items, and one of other ways to compute the exact diagonal, alternating every two
+seconds. Each row runs in its own process, so that peak memory is its own.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ROWS = (
     FisherConfig("hutchinson", 1),
     FisherConfig("target"),
 )
-GROUP = 32  # users whose products are counted: a whole batch of the batch-wise forms
+GROUP = 32  # users whose products are counted: a whole batch of the batch-wise estimators
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Case:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Users a second, float32 products (GFLOP/s) and the share of that rate that the engine's reach, peak MiB."""
+    """Users per second, float32 products (GFLOP/s), the share of that rate that the engine reaches, and peak MiB."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     module = SequenceEncoder(case.items, EncoderConfig(attention="causal")).eval()
@@ -102,7 +102,7 @@ def products_of_a_user(
     """Floating-point operations in matrix products for one user, counted on one thread."""
     from raymerge.fisher import engine
 
-    threaded, engine.in_order = engine.in_order, map  # the counter sees its own thread only
+    threaded, engine.in_order = engine.in_order, map  # the counter sees only its own thread
     in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), added_product)
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         accumulate(module, histories, config=config, targets=targets)
@@ -111,14 +111,14 @@ def products_of_a_user(
 
 
 def measured(case: Case, processes: int) -> dict[str, float]:
-    """What so many processes at once reach: rates added up, of the rest the largest."""
+    """What this many processes reach at once: the sum of rates, and the largest of everything else."""
     with ThreadPoolExecutor(processes) as starting:
         found = list(starting.map(lambda one: in_fresh_process(__file__, asdict(one)), [case] * processes))
     return {unit: (sum if unit.endswith("/s") else max)(one[unit] for one in found) for unit in found[0]}
 
 
 def table(title: str, rows: dict[str, Case], processes: int) -> None:
-    """Measure and print, a line a case."""
+    """Measure and print one line per case."""
     print(f"\n{title}, {processes} processes" if rows else "")
     for name, case in rows.items():
         found = measured(case, processes)
@@ -126,10 +126,10 @@ def table(title: str, rows: dict[str, Case], processes: int) -> None:
 
 
 def peers(turns: int, threads: int) -> None:
-    """The exact diagonal beside a plain loop over items and a plain vmap over probes, at 3416 items."""
+    """The exact diagonal next to a plain loop over items and a plain vmap over probes, at 3416 items."""
     if not turns:
         return
-    ways = {"raymerge": "exact", "vmap": "torch.func, vmap over 64 probes", "naive": "one backward pass an item"}
+    ways = {"raymerge": "exact", "vmap": "torch.func, vmap over 64 probes", "naive": "one backward pass per item"}
     contestants = {way: Contestant(sys.executable, "fisher.py", way, 3416, threads) for way in ways}
     before = product_rate()
     totals = race(contestants, turns)
@@ -154,11 +154,11 @@ def main() -> None:
         "--processes",
         type=int,
         default=torch.get_num_threads(),
-        help="at once, as the actors of a stage are; each does all users",
+        help="run at once, like the actors of a stage; each does all users",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="budget of each thread")
-    parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row of the third table")
+    parser.add_argument("--threads", type=int, default=1, help="per process")
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES >> 20, help="memory budget per thread")
+    parser.add_argument("--turns", type=int, default=8, help="two-second turns per row of the third table")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,9 +1,9 @@
 """Time and memory of `prepare` as a log grows: `python tests/bench/bench_prepare.py [--rows 2000000 20000000]`.
 
-Makes logs in order of time with a long tail of items and of users (20 interactions a user, 200 an item on average),
-each in a temporary folder, and prepares each in a process of its own on two cores that may not map more than 4 GiB,
-libraries included. The peak is of resident memory; beside it what the process took before the first row was read. On a
-machine that does other work too, compare the seconds of CPU.
+Makes logs in time order with long tails of items and users (on average 20 interactions per user and 200 per item),
+each in a temporary folder, and prepares each in its own process, on two cores and with at most 4 GiB of address space,
+libraries included. The peak is of resident memory; next to it is what the process took before it read the first row. On
+a machine with other work, compare the seconds of CPU.
 """
 
 import argparse
@@ -29,14 +29,14 @@ FIRST_DAY_S, YEAR_S = 1_700_000_000, 31_536_000
 
 
 def write_log(path: Path, rows: int, *, catalogue: int | None = None, seed: int = 0) -> None:
-    """A log of so many rows with columns user, item and timestamp, row group by row group; a function of its arguments.
+    """A log of `rows` rows with columns user, item and timestamp, written by row groups; a function of its arguments.
 
-    Users' activity is log-normal, items' popularity falls as 1 / rank.
+    Users' activity is log-normal; items' popularity falls as 1 / rank.
     """
     random = np.random.default_rng(seed)
     users = np.cumsum(random.lognormal(0, ACTIVITY_SPREAD, max(1, rows // PER_USER)))
     items = np.cumsum(1 / np.arange(1, (catalogue or max(1, rows // PER_ITEM)) + 1))
-    own_ids = random.permutation(len(items))  # so that popular items do not have neighbouring ids
+    own_ids = random.permutation(len(items))  # so that popular items do not have adjacent ids
     schema = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("timestamp", pa.int64())])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, ROWS_AT_ONCE):
@@ -51,7 +51,7 @@ def _drawn(random: np.random.Generator, cumulative: np.ndarray, count: int) -> n
 
 
 def measure(log: str, folder: str, memory_mib: int) -> dict[str, float]:
-    """Prepare a log under a hard limit of address space; its counts, seconds by pass, and peak MiB."""
+    """Prepare a log under a hard limit on address space; gives its counts, seconds by pass, and peak MiB."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20,) * 2)
     before, began, cpu, passes = peak_mib(), time.perf_counter(), time.process_time(), {}
@@ -69,7 +69,7 @@ def measure(log: str, folder: str, memory_mib: int) -> dict[str, float]:
 
 
 def in_process(rows: int, memory_mib: int, scratch: str) -> dict[str, float]:
-    """`measure` in a fresh process, on a log that is made for it and removed."""
+    """`measure` in a fresh process, on a temporary log."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         log = Path(folder) / "log.parquet"
         write_log(log, rows)
@@ -77,11 +77,11 @@ def in_process(rows: int, memory_mib: int, scratch: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Parse the options, print a line a log and the growth from the first to the last."""
+    """Parse the options, and print one line per log and the growth from the first to the last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", type=int, default=[2_000_000, 20_000_000], help="interactions of each log")
-    parser.add_argument("--memory-mib", type=int, default=4096, help="limit of address space")
-    parser.add_argument("--scratch", help="folder for the logs while they are needed; default: the system's")
+    parser.add_argument("--rows", nargs="*", type=int, default=[2_000_000, 20_000_000], help="interactions in each log")
+    parser.add_argument("--memory-mib", type=int, default=4096, help="limit on address space")
+    parser.add_argument("--scratch", help="folder for the temporary logs; default: the system's")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

@@ -1,13 +1,13 @@
-"""Training speed beside other packages and a plain torch loop: `python tests/bench/bench_training.py [--help]`.
+"""Training speed compared with other packages and a plain torch loop: `python tests/bench/bench_training.py [--help]`.
 
-All learn from the training part of MovieLens-1M (folder RAYMERGE_TEST_DATA, `../shared/data` by default; else from a
-simulated log, which is said) with L 50, d 64, 2 blocks, 2 heads, dropout .2, mask rate .2 and all items in the softmax,
-each cut into rows, batched and shuffled in its own way, which is timed too. They train in turns of two seconds in one
-run, so that other work on the machine slows all down alike, each at the better of its batch sizes. Peers are installed
-into environments of their own; one that cannot be is left out.
+All learn from the training part of MovieLens-1M (folder RAYMERGE_TEST_DATA, by default `../shared/data`; without it,
+from a simulated log, and the output says so) with L 50, d 64, 2 blocks, 2 heads, dropout .2, mask rate .2 and all items
+in the softmax. Each cuts rows, batches and shuffles in its own way, which is timed too. They train alternately for two
+seconds each in one run, so that other work on the machine slows all of them equally, each at its fastest batch size.
+Each peer is installed into its own environment; one that cannot be installed is left out.
 
-Tokens are input items, hidden or not, but no padding, and no views of the contrastive objectives; targets are guessed
-positions, over which objectives differ; useful is the share of the computed positions that are no padding.
+Tokens are input items, masked or not, without padding and without the views of contrastive objectives; targets are
+predicted positions, which differ between objectives; useful is the share of computed positions that are not padding.
 """
 
 import argparse
@@ -48,24 +48,24 @@ def entries() -> dict[str, Entry]:
         only = OBJECTIVES[name].attention
         for attention in [only] if only else ["bidirectional", "causal"]:
             rows[f"raymerge {name}, {attention}"] = Entry("train_raymerge.py", f"{name}:{attention}")
-        if only:  # a process of one thread for each of --threads
+        if only:  # one single-threaded process for each of --threads
             rows[f"raymerge {name}, processes"] = Entry("train_raymerge.py", f"{name}:{only}:processes")
     return rows
 
 
 def interpreters(peers: set[str], cache: Path) -> dict[str | None, str]:
-    """The Python of each of these peers that can be had, and ours (None)."""
+    """The Python of each of these peers that can be installed, and ours (None)."""
     found: dict[str | None, str] = {None: sys.executable}
     for peer in sorted(peers):
         try:
             found[peer] = python_of(peer, cache)
         except NotInstalled as problem:
-            print(f"{peer} is left out, it cannot be installed here: {problem}")
+            print(f"{peer} is left out, because it cannot be installed here: {problem}")
     return found
 
 
 def fastest(name: str, entry: Entry, python: str, log: Path, options: argparse.Namespace) -> tuple[str, Contestant]:
-    """The entry at the batch size with which it reads most tokens a second."""
+    """The entry at the batch size with the most tokens per second."""
     heat: dict[str, Contestant] = {}
     try:
         for size in options.batch:
@@ -85,7 +85,7 @@ def fastest(name: str, entry: Entry, python: str, log: Path, options: argparse.N
 
 
 def chosen(log: Path, options: argparse.Namespace) -> dict[str, Contestant]:
-    """All rows that were asked for and can run, set up."""
+    """All rows that are wanted and can run, set up."""
     wanted = {name: entry for name, entry in entries().items() if not options.rows or name.startswith(options.rows)}
     pythons = interpreters({entry.peer for entry in wanted.values() if entry.peer}, options.cache)
     found = {}
@@ -96,12 +96,12 @@ def chosen(log: Path, options: argparse.Namespace) -> dict[str, Contestant]:
             label, contestant = fastest(name, entry, pythons[entry.peer], log, options)
             found[label] = contestant
         except Broken as problem:
-            print(f"{name} is left out, it does not run here: {problem}")
+            print(f"{name} is left out, because it does not run here: {problem}")
     return found
 
 
 def table(results: dict[str, Totals]) -> None:
-    """Print rates, and how many times as fast each row is as the peers are."""
+    """Print the rates, and how many times as fast as the peers each row is."""
     peers = [name for name in results if name.startswith(tuple(REQUIREMENTS))]
     heads = [f"× {name.split(',')[0]}".rjust(21) for name in peers]
     print(f"\n{'':46}{'tokens/s':>12}{'targets/s':>12}{'useful':>8}" + "".join(heads))
@@ -116,11 +116,11 @@ def table(results: dict[str, Totals]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=8, help="of two seconds, for each row")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 256], help="sizes, of which each takes its best")
+    parser.add_argument("--turns", type=int, default=8, help="two-second turns per row")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 256], help="to try: each row uses its fastest")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--rows", type=lambda text: tuple(text.split(",")), default=(), help="beginnings of their names"
+        "--rows", type=lambda text: tuple(text.split(",")), default=(), help="only those whose names begin like this"
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the peers' environments")
     options = parser.parse_args()

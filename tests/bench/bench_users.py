@@ -1,8 +1,8 @@
 """Fisher and evaluation as users grow: `python tests/bench/bench_users.py [--users 250 1000 4000]`.
 
-Generated logs (see bench_prepare) of the same catalogue and partitions of the same size, a random model of d 16 with
-one block over 20 items, the stages as `raymerge fisher` and `raymerge evaluate` run them. Peaks are of resident memory,
-of the driver and of the largest of its processes, since the stage began: neither should know how many users there are.
+Generated logs (see bench_prepare) with the same catalogue and partition size, a random model of d 16 with one block
+over 20 items, and the stages as `raymerge fisher` and `raymerge evaluate` run them. Peaks are of resident memory since
+the stage began, of the driver and of its largest process: neither should depend on the number of users.
 """
 
 import argparse
@@ -38,12 +38,12 @@ SETTINGS = (
 
 
 def context_of(folder: str, *overrides: str) -> Context:
-    """A context that says nothing."""
+    """A context that prints nothing."""
     return Context(configure("default", (*SETTINGS, *overrides)), Output(folder), lambda _: None, Deadline(36_000))
 
 
 def prepared(folder: str, users: int, items: int, *overrides: str) -> tuple[Context, Artifact]:
-    """A log of so many users, prepared."""
+    """A log of this many users, prepared."""
     context = context_of(f"{folder}/{users}", *overrides)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         log = Path(scratch) / "log.parquet"
@@ -52,24 +52,24 @@ def prepared(folder: str, users: int, items: int, *overrides: str) -> tuple[Cont
 
 
 def write_catalogue(path: Path, items: int) -> None:
-    """All items of the generated logs, also those that a short log leaves out."""
+    """All items of the generated logs, including those missing from a short log."""
     columns = {"index": np.arange(1, items + 1), "item": np.arange(items), "count": np.zeros(items, np.int64)}
     pq.write_table(pa.table(columns), path)
 
 
 def forget_peak(piece: int = 0) -> None:
-    """Let this process' peak begin anew."""
+    """Reset this process's peak memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mib(piece: int = 0) -> float:
-    """Most resident memory of this process since then."""
+    """Peak resident memory of this process since the reset."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 
 def in_each(pool: Pool, function: Callable[[int], float | None]) -> list[float | None]:
-    """What the function gives in this process and in those of the pool."""
+    """The results of the function in this process and in those of the pool."""
     results = [function(0)]
     pieces = {str(number): (number,) for number in range(pool.size)}
     pool.run(function, pieces, doing="memory", on_result=lambda _, result: results.append(result))
@@ -77,7 +77,7 @@ def in_each(pool: Pool, function: Callable[[int], float | None]) -> list[float |
 
 
 def run(context: Context, pool: Pool, data: Artifact, model: Artifact) -> None:
-    """Both stages on one log, a line each."""
+    """Both stages on one log, one line each."""
     users = data.counts["users"]
     for stage in (fisher, evaluate):
         in_each(pool, forget_peak)
@@ -96,10 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", nargs="*", type=int, default=[250, 1000, 4000])
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--partition", type=int, default=125, help="users of a partition")
+    parser.add_argument("--partition", type=int, default=125, help="users per partition")
     parser.add_argument("--estimator", default="exact")
     parser.add_argument("--samples", type=int, help="n of an estimator that samples")
-    parser.add_argument("--scratch", help="folder for the data while they are needed; default: the system's")
+    parser.add_argument("--scratch", help="folder for the temporary data; default: the system's")
     options = parser.parse_args()
     estimator = options.estimator + (f", n = {options.samples}" if options.samples else "")
     print(f"\nFisher ({estimator}) and evaluation, {options.items:,} items, 2 processes")

@@ -1,4 +1,4 @@
-"""Virtual environments of the peers: their requirements contradict ours and each other's."""
+"""Virtual environments for the peers, whose requirements conflict with ours and with each other's."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ REQUIREMENTS = {
 
 
 class NotInstalled(Exception):
-    """A peer that this machine's package index or Python has not got; the message is one line."""
+    """A peer that this machine's package index or Python does not offer; the message is one line."""
 
 
 def python_of(peer: str, cache: Path) -> str:
-    """Its interpreter, with the peer installed (minutes the first time); raises NotInstalled."""
+    """The interpreter of the peer's environment, installed if necessary (takes minutes); raises NotInstalled."""
     wanted = [sys.version, *REQUIREMENTS[peer]]
     folder = cache / f"{peer.lower()}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:8]}"
     python, done = folder / "bin" / "python", folder / ".installed"

@@ -1,4 +1,4 @@
-"""The interaction log of the benchmark: MovieLens-1M where it is at hand, the demo's shop at its size elsewhere."""
+"""The interaction log of the benchmark: MovieLens-1M if available, otherwise the demo's shop at the same size."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("RAYMERGE_TEST_DATA", Path(__file__).parents[2].paren
 
 
 def write_log(path: Path) -> str:
-    """Write the log for `peers/interactions.py`, without items and users of fewer than 5 actions; says what it is."""
+    """Write the log for `peers/interactions.py`, without items and users of fewer than 5 actions; returns its name."""
     with tempfile.TemporaryDirectory() as folder:
         source, columns = DATA / "ml-1m" / "interactions.parquet", {"user": "user_id", "item": "item_id"}
         name = "MovieLens-1M"

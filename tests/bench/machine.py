@@ -1,4 +1,4 @@
-"""What the machine can do, beside which speeds are stated, and what a process of its own takes of it."""
+"""What the machine can do, for comparison with measured speeds, and what a separate process uses of it."""
 
 import json
 import os
@@ -22,12 +22,12 @@ def product_rate(size: int = 1024, seconds: float = 1.0) -> float:
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def in_fresh_process(script: str, case: Any, **environment: str) -> dict[str, float]:
-    """What a script prints as JSON for `--case`, from a process whose peak is its own."""
+    """What a script prints as JSON for `--case`, run in a process with its own peak memory."""
     command = [sys.executable, script, "--case", json.dumps(case)]
     environment |= os.environ
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)

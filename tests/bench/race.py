@@ -1,4 +1,4 @@
-"""Contestants, each a process of its own, that take short turns, so that other work slows all of them down alike."""
+"""Contestants, each in its own process, that take short turns, so that other work slows all of them equally."""
 
 import json
 import os
@@ -12,7 +12,7 @@ TURN_S = 2.0
 
 
 class Broken(Exception):
-    """A contestant that ended by itself; the message is its last line."""
+    """A contestant ended unexpectedly; the message is its last line."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Totals:
             self.counts[name] = self.counts.get(name, 0.0) + count
 
     def rate(self, name: str) -> float:
-        """How many a second."""
+        """How many per second."""
         return self.counts[name] / self.counts["seconds"]
 
 
@@ -36,8 +36,8 @@ class Contestant:
     def __init__(self, python: str, script: str, *arguments: object) -> None:
         self.totals = Totals()
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process
-        self.folder = tempfile.TemporaryDirectory()  # some leave files where they are started
-        # not PYTHONPATH: our folders of tests have the names of other people's packages
+        self.folder = tempfile.TemporaryDirectory()  # some leave files in their working folder
+        # not PYTHONPATH: our test folders have the names of other people's packages
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             [python, str(PEERS / script), *map(str, arguments)],
@@ -55,7 +55,7 @@ class Contestant:
         if not line:
             self.stop()
             self.errors.seek(0)
-            raise Broken((self.errors.read().strip() or "ended without a word").splitlines()[-1])
+            raise Broken((self.errors.read().strip() or "ended without a message").splitlines()[-1])
         return json.loads(line)
 
     def turn(self) -> None:

@@ -1,4 +1,4 @@
-"""One way to the exact Fisher diagonal, in turns: fisher.py raymerge|vmap|naive ITEMS THREADS."""
+"""One way to compute the exact Fisher diagonal, in turns: fisher.py raymerge|vmap|naive ITEMS THREADS."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,8 @@ from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 sys.path.append(str(Path(__file__).parents[2]))
 from oracles_fisher import log_probabilities, squared_gradient
 
-USERS = 256  # of a call of the engine
-VMAP_USERS = 8  # of a chunk; more do not stay in the cache
+USERS = 256  # per call of the engine
+VMAP_USERS = 8  # per chunk; more do not fit the cache
 
 
 def model_and_histories(items: int) -> tuple[SequenceEncoder, Tensor]:
@@ -34,7 +34,7 @@ def engine(module: SequenceEncoder, histories: Tensor, turns: Turns) -> None:
 
 
 def vmapped(module: SequenceEncoder, histories: Tensor, turns: Turns) -> None:
-    with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
+    with sdpa_kernel(SDPBackend.MATH):  # vmap does not support the others
         check(module, histories[:2])
         while True:
             for users in histories.split(VMAP_USERS):
@@ -51,7 +51,7 @@ def check(module: SequenceEncoder, histories: Tensor) -> None:
 
 
 def naive(module: SequenceEncoder, histories: Tensor, turns: Turns) -> None:
-    """The definition: one user after the other, one backward pass an item."""
+    """The definition: one user after the other, one backward pass per item."""
     total = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
     while True:
         for history in histories:

@@ -1,7 +1,7 @@
-"""The exact diagonal as one writes it with torch.func: a vmap over users of a vmap over the d probes of each.
+"""The exact diagonal as one would write it with torch.func: a vmap over users of a vmap over each one's d probes.
 
-The mathematics is that of raymerge.fisher; what differs is that every layer's gradients are formed for each user and
-probe, and then squared. For causal encoders and full histories without a repeated item, which is what is measured.
+The mathematics is that of raymerge.fisher, except that every layer's gradients are formed for each user and probe, and
+then squared. Only for causal encoders and full histories without repeated items, which is what is measured.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What one writes first: torch's own layers, cross-entropy over all items at the positions to be guessed."""
+"""The obvious implementation: torch's own layers, and cross-entropy over all items at the target positions."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class PlainEncoder(nn.Module):
         padding = torch.zeros(rows.shape).masked_fill(rows == 0, -torch.inf)
         if self.mask is None:
             return self.norm(self.layers(x, src_key_padding_mask=padding))
-        return self.norm(self.layers(x, mask=self.mask, is_causal=True))  # padding is on the right: nobody sees it
+        return self.norm(self.layers(x, mask=self.mask, is_causal=True))  # padding is on the right, unseen
 
 
 class PlainTraining:
@@ -35,16 +35,16 @@ class PlainTraining:
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=1e-3)
 
     def step(self, windows: Tensor) -> int:
-        """Learn from windows int64[B, 50] (causal: 51); gives how many positions were guessed."""
+        """Learn from windows int64[B, 50] (causal: 51); returns the number of target positions."""
         if self.causal:
             inputs, targets = windows[:, :-1], windows[:, 1:]
-            asked = targets != 0
+            predicted = targets != 0
         else:
-            asked = (torch.rand(windows.shape) < RATE) & (windows != 0)
-            inputs, targets = windows.masked_fill(asked, self.items + 1), windows
-        logits = F.linear(self.encoder(inputs)[asked], self.encoder.items.weight[1:-1], self.encoder.bias)
+            predicted = (torch.rand(windows.shape) < RATE) & (windows != 0)
+            inputs, targets = windows.masked_fill(predicted, self.items + 1), windows
+        logits = F.linear(self.encoder(inputs)[predicted], self.encoder.items.weight[1:-1], self.encoder.bias)
         self.optimizer.zero_grad()
-        F.cross_entropy(logits, targets[asked] - 1).backward()
+        F.cross_entropy(logits, targets[predicted] - 1).backward()
         nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
         self.optimizer.step()
-        return int(asked.sum())
+        return int(predicted.sum())

@@ -29,7 +29,7 @@ def main(log: str, attention: str, batch_size: int, threads: int) -> None:
         for picked in torch.randperm(len(rows)).split(batch_size):
             batch = rows[picked]
             targets = training.step(batch)
-            tokens = int((batch != 0).sum()) - causal * len(batch)  # the last item of a causal window is no input
+            tokens = int((batch != 0).sum()) - causal * len(batch)  # the last item of a causal window is not an input
             turns.done(tokens=tokens, targets=targets, columns=len(batch) * LENGTH)
 
 

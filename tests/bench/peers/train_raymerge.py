@@ -1,6 +1,6 @@
 """Training with this package, in turns: train_raymerge.py LOG OBJECTIVE:ATTENTION[:processes] BATCH THREADS.
 
-With `processes` there is one of one thread, a data-parallel rank, for each of the threads.
+With `processes`, each of the threads is a single-threaded process, a data-parallel rank.
 """
 
 import math
@@ -53,7 +53,7 @@ def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0) -> N
 
 
 def meet(rank: int, ranks: int) -> None:
-    """Join the other ranks by a file in the folder of the process; the first one starts them, they end when it does."""
+    """Join the other ranks by a file in the working folder; the first one starts them, and they end when it does."""
     if not rank:
         for other in range(1, ranks):
             subprocess.Popen([sys.executable, *sys.argv, str(other)], stdin=subprocess.DEVNULL)

@@ -31,8 +31,8 @@ SETTINGS = {
 }
 
 
-class Told:
-    """A data loader that tells what each batch trained, once the trainer comes back for the next one."""
+class Reporting:
+    """A data loader that reports what each batch trained when the trainer requests the next one."""
 
     def __init__(self, loader, model, turns):
         self.loader, self.model, self.turns = loader, model, turns
@@ -63,9 +63,9 @@ def main(log, name, batch_size, threads):
     torch.set_num_threads(threads)
     model = get_model(name)(config, loader.dataset)
     trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
-    told = Told(loader, model, turns)
+    reporting = Reporting(loader, model, turns)
     while True:
-        trainer._train_epoch(told, 0)
+        trainer._train_epoch(reporting, 0)
 
 
 if __name__ == "__main__":

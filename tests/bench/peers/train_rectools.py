@@ -14,7 +14,7 @@ SHAPE = {"n_blocks": 2, "n_heads": 2, "n_factors": 64, "session_max_len": 50, "d
 
 
 class EachBatch(Callback):
-    """Tells what a batch trained."""
+    """Reports what each batch trained."""
 
     def __init__(self, turns):
         self.turns = turns
@@ -25,7 +25,7 @@ class EachBatch(Callback):
 
 
 def training_part(log):
-    """All but the last two items of each user, with times in their order."""
+    """All but the last two items of each user, with times that keep their order."""
     table = pd.DataFrame(np.load(log), columns=["user_id", "item_id", "place"])
     left = table.groupby("user_id")["place"].transform("max") - table["place"]
     table = table[left >= 2]
@@ -38,7 +38,7 @@ def main(log, name, batch_size, threads):
     turns = Turns()
     torch.set_num_threads(threads)
 
-    def trainer():  # as its own default, with a callback and no end
+    def trainer():  # like its own default, but with a callback and without an end
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         return Trainer(
             max_epochs=-1,

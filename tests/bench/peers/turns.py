@@ -1,6 +1,6 @@
-"""How a process that is measured takes turns with others: it waits until told to go, works, reports, and waits again.
+"""How a measured process takes turns with others: it waits for its turn, works, reports, and waits again.
 
-Standard library alone, because it is imported in the peers' own environments.
+Uses only the standard library, because it is imported in the peers' own environments.
 """
 
 import json
@@ -10,21 +10,21 @@ import time
 
 
 class Turns:
-    """Counts what is done in a turn, and times it.
+    """Counts and times what is done in a turn.
 
-    A turn begins with a line on standard input, the least seconds that it shall last, and ends after the first unit of
-    work that is done later than that, with one JSON line: what was counted, and the seconds. The first unit of all is
-    a turn of its own, which says that all is set up. Whatever else is printed goes to standard error.
+    A turn begins with a line on standard input, its minimum length in seconds, and ends after the first unit of work
+    that finishes later than that, with one JSON line: the counts and the seconds. The very first unit is a turn of its
+    own, which shows that everything is set up. Anything else that is printed goes to standard error.
     """
 
     def __init__(self) -> None:
-        self.report = os.dup(1)  # a number, which trainers can copy, where a file is not
+        self.report = os.dup(1)  # a number: trainers can copy it, but not a file
         os.dup2(2, 1)
         self.counted: dict[str, float] = {}
         self.began, self.length = time.perf_counter(), 0.0
 
     def done(self, **counts: float) -> None:
-        """A unit of work is done: waits for the next turn if this one is over; ends the process if there is none."""
+        """Count a unit of work; if the turn is over, wait for the next one, or end the process if there is none."""
         for name, count in counts.items():
             self.counted[name] = self.counted.get(name, 0) + count
         seconds = time.perf_counter() - self.began
@@ -33,6 +33,6 @@ class Turns:
         os.write(self.report, json.dumps({**self.counted, "seconds": seconds}).encode() + b"\n")
         line = sys.stdin.readline()
         if not line:
-            os._exit(0)  # SystemExit is caught by the trainers of some
+            os._exit(0)  # some packages' trainers catch SystemExit
         self.counted, self.length = {}, float(line)
         self.began = time.perf_counter()
