@@ -1,4 +1,4 @@
-"""Models between members, held against models that are averaged and validated here."""
+"""Models between members, compared with models averaged and validated here."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A real MLflow server, one for the whole run, and trackers for it."""
+"""A real MLflow server, one for the whole session, and trackers for it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test writes into home or checkout, sends usage data, or sees the user's own tracking server."""
+    """No test writes to the home folder or checkout, sends usage data, or sees the user's own tracking server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,7 +28,7 @@ def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def new_tracker(server: Server, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
-    """Makes trackers of one pipeline, as a driver that is started again does; one experiment a test."""
+    """Makes trackers of one pipeline, as a restarted driver does; one experiment per test."""
 
     def make(**changes: object) -> Tracker:
         settings = {"name": "demo", "identity": request.node.name, "configuration": CONFIGURATION, "dataset": DATASET}

@@ -1,4 +1,4 @@
-"""A configuration, a data set, a report and a score such as a run has."""
+"""A configuration, a data set, a report and a score like those of a run."""
 
 from raymerge.evaluation.reported import Comparison, Kind, Measured, Report, Row
 from raymerge.tracking.registration import Score

@@ -1,4 +1,4 @@
-"""`raymerge log`: what commands left in an output reaches a server later, from the output alone, each figure once."""
+"""`raymerge log` sends what commands left in an output to a server, from the output alone and each value once."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def command(*arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `raymerge prepare` leaves, told to a database that has a password in its name."""
+    """The output of `raymerge prepare`, recorded in a database with a password in its URI."""
     folder = tmp_path_factory.mktemp("prepared")
     log = folder / "log.csv"
     log.write_text("user,item,timestamp\n" + "".join(f"u{n % 9},i{n % 7},{n}\n" for n in range(400)))
@@ -34,12 +34,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(output: Path, tmp_path: Path) -> Path:
-    """The same at another place, as an output may be moved."""
+    """The same in another place, since an output can be moved."""
     return shutil.copytree(output, tmp_path / "moved")
 
 
 def figures(uri: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Run → key → steps and values, as the server has them."""
+    """Run → key → steps and values on the server."""
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("log").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -68,11 +68,12 @@ def test_output_is_sent_to_another_server_as_the_command_would_have_and_nothing_
     assert found["prepare"]["interactions"] == [(0, 400.0)]
 
 
-def test_no_ray_is_started(copy: Path, server: Server) -> None:
-    asked = "import atexit, ray, sys, raymerge.cli as c; atexit.register(lambda: print(ray.is_initialized())); c.main()"
+def test_ray_is_not_started(copy: Path, server: Server) -> None:
+    code = "import atexit, ray, sys, raymerge.cli as c; atexit.register(lambda: print(ray.is_initialized())); c.main()"
     arguments = ["log", str(copy), "--tracking-uri", server.uri]
-    told = subprocess.run([sys.executable, "-c", asked, *arguments], check=True, capture_output=True, text=True).stdout
-    assert told.splitlines()[-1] == "False"
+    run = [sys.executable, "-c", code, *arguments]
+    printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-1] == "False"
 
 
 def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,18 +88,18 @@ def test_what_was_not_committed_is_left_out(copy: Path, server: Server, capsys: 
     assert (ended["prepare"], ended["pipeline"]) == ("FINISHED", "FAILED")
 
 
-def test_server_that_is_away_is_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("log", str(output), "--tracking-uri", "http://127.0.0.1:9") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("raymerge: MLflow at http://127.0.0.1:9 cannot be used")
 
 
-def test_record_that_was_not_put_in_its_place_is_passed_over(copy: Path) -> None:
+def test_a_partial_record_is_skipped(copy: Path) -> None:
     [file] = (copy / "runs").glob("*.json")
     (copy / "runs" / f"{file.name}.0123.part").write_text(file.read_text()[:-20])
     assert len(read_all(str(copy))) == 1
 
 
-def test_record_that_was_cut_is_refused_by_name(copy: Path) -> None:
+def test_a_truncated_record_is_refused_by_name(copy: Path) -> None:
     [file] = (copy / "runs").glob("*.json")
     file.write_text(file.read_text()[:-20])
     with pytest.raises(ArtifactError, match=f"{file} is not the record of a command"):

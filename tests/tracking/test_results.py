@@ -45,7 +45,7 @@ def estimated(output: Output, name: str, value: float, model: Artifact) -> Artif
     return make_artifact(output, "fisher", name, lambda folder: save_tensors(diagonal, folder / "diagonal.safetensors"))
 
 
-def test_plots_follow_from_what_there_is(output: Output) -> None:
+def test_plots_depend_on_the_artifacts_there_are(output: Output) -> None:
     models = {name: trained(output, name) for name in MEMBERS}
     diagonals = {"bert4rec": 1.0, "duorec": 4.0}
     estimates = {name: estimated(output, name, value, models[name]) for name, value in diagonals.items()}
@@ -64,7 +64,7 @@ def test_plots_follow_from_what_there_is(output: Output) -> None:
 
 
 def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> Report:
-    """The example, with the places of these artifacts."""
+    """The example with the places of these artifacts."""
     made = {"models": models, "diagonals": diagonals}
     places = {
         kind: {name: one.url.removeprefix(output.url + "/") for name, one in found.items()}

@@ -1,4 +1,4 @@
-"""Runs as a user reads them back from a real server: once each, whatever happened to server or driver meanwhile."""
+"""Runs as a user reads them from a real server: recorded once, whatever happened to the server or driver."""
 
 import json
 import time
@@ -93,7 +93,7 @@ def test_more_parameters_and_metrics_than_fit_a_batch_all_arrive(new_tracker: Ne
 
 def test_a_restarted_driver_continues_the_run_and_repeats_no_step(new_tracker: NewTracker) -> None:
     first = new_tracker()
-    first.__enter__()  # this driver is killed: nothing is marked
+    first.__enter__()  # this driver is killed: no run is marked as ended
     for event in losses("train/base", range(3)) + losses("prepare", range(1)):
         first(event)
     first.flush()
@@ -135,9 +135,7 @@ def test_a_batch_whose_answer_was_lost_is_sent_again_and_recorded_once(new_track
     assert history(tracker, all_runs(tracker)["train/base"], "loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
 
-def test_a_run_that_somebody_deleted_holds_up_no_other(
-    new_tracker: NewTracker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_deleted_run_does_not_hold_up_the_others(new_tracker: NewTracker, caplog: pytest.LogCaptureFixture) -> None:
     with new_tracker() as tracker:
         for event in losses("train/a", range(1)) + losses("train/b", range(1)):
             tracker(event)
@@ -155,7 +153,7 @@ def test_a_run_that_somebody_deleted_holds_up_no_other(
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_an_error_marks_what_had_not_finished(new_tracker: NewTracker, error: type[BaseException], status: str) -> None:
+def test_an_error_marks_unfinished_runs(new_tracker: NewTracker, error: type[BaseException], status: str) -> None:
     tracker = new_tracker()
     with pytest.raises(error), tracker:
         tracker(Event("prepare", "users", 0, 20))
@@ -168,7 +166,7 @@ def test_an_error_marks_what_had_not_finished(new_tracker: NewTracker, error: ty
     }  # fmt: skip
 
 
-def test_an_outage_delays_events_and_loses_or_repeats_none(
+def test_an_outage_delays_events_without_losing_or_repeating_any(
     new_tracker: NewTracker, server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "curve.txt"
@@ -197,10 +195,10 @@ def test_an_outage_delays_events_and_loses_or_repeats_none(
     [artifact] = MlflowClient(tracker.uri).list_artifacts(found["train/duorec"].info.run_id)
     assert artifact.path == "curve.txt"
     warnings = [record for record in caplog.records if record.name == "raymerge.tracking.runs"]
-    assert len(warnings) == 1, "one outage is told once"
+    assert len(warnings) == 1, "one outage is reported once"
 
 
-def test_a_server_that_cannot_be_reached_is_one_line_within_seconds() -> None:
+def test_an_unreachable_server_is_reported_in_one_line_within_seconds() -> None:
     tracker = Tracker(
         "http://me:hunter2@127.0.0.1:9", "demo", name="demo", identity="x", configuration={}, dataset=DATASET
     )
@@ -214,8 +212,8 @@ def test_a_server_that_cannot_be_reached_is_one_line_within_seconds() -> None:
     assert "\n" not in message
 
 
-@pytest.mark.chaos  # half a minute: such a server hashes the password anew at each request
-def test_a_server_with_passwords_takes_runs_and_artifacts_with_the_right_one_only(
+@pytest.mark.chaos  # half a minute: such a server hashes the password for each request
+def test_a_server_with_passwords_takes_runs_and_artifacts_only_with_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     password = "correct-horse-battery"
@@ -244,7 +242,7 @@ def test_a_server_with_passwords_takes_runs_and_artifacts_with_the_right_one_onl
         server.stop()
 
 
-def test_a_server_that_is_not_mlflow_is_a_tracking_error(tmp_path: Path) -> None:
+def test_a_store_that_is_not_a_database_is_a_tracking_error(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     database.write_text("not a database " * 100)
     tracker = Tracker(f"sqlite:///{database}", "demo", name="demo", identity="x", configuration={}, dataset=DATASET)
@@ -271,6 +269,6 @@ def test_the_default_store_keeps_everything_in_the_output_folder_and_is_silent(
         )
     assert all_runs(tracker)["prepare"].data.metrics == {"users": 7}
     for name in ("report.json", "MLmodel"):
-        assert list((output / "mlartifacts").rglob(name)), "artifacts lie in the output folder"
+        assert list((output / "mlartifacts").rglob(name)), "artifacts are in the output folder"
     assert not list(elsewhere.iterdir()), "nothing is left in the working directory"
     assert capfd.readouterr() == ("", "")

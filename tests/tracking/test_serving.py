@@ -1,4 +1,4 @@
-"""The registered model as its users meet it: in a fresh process, without this checkout, and without pickle."""
+"""The registered model as its users load it: in a fresh process, without this checkout and without pickle."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_prediction_is_the_best_unseen_items_and_their_scores(served: pyfunc.P
     assert found["scores"] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
-def test_seen_items_stay_if_asked_for(served: pyfunc.PyFuncModel, folder: Path) -> None:
+def test_seen_items_stay_if_requested(served: pyfunc.PyFuncModel, folder: Path) -> None:
     [found] = served.predict([[10, 80]], params={"top_k": 8, "exclude_seen": False})
     assert found["items"] == [item for item, _ in best_by_hand(folder, [10, 80], top_k=8, leave_out=[])]
 
@@ -72,7 +72,7 @@ def test_a_history_longer_than_the_model_keeps_its_last_items_and_is_excluded_wh
     assert found["items"] == [item for item, _ in best_by_hand(folder, history[-4:], top_k=2, leave_out=[])]
 
 
-def test_histories_of_unlike_lengths_go_together_and_a_data_frame_is_the_same(served: pyfunc.PyFuncModel) -> None:
+def test_histories_may_differ_in_length_and_a_data_frame_gives_the_same(served: pyfunc.PyFuncModel) -> None:
     histories = [[10], [20, 50, 10], [40, 40]]
     together = served.predict(histories)
     for one, history in zip(together, histories, strict=True):
@@ -84,7 +84,7 @@ def test_histories_of_unlike_lengths_go_together_and_a_data_frame_is_the_same(se
 
 
 @pytest.mark.parametrize("histories", ["10", [10, 20], [["10"]], [[1.5]], [[None]]])
-def test_what_is_no_list_of_histories_is_refused(served: pyfunc.PyFuncModel, histories: object) -> None:
+def test_input_that_is_not_a_list_of_histories_is_refused(served: pyfunc.PyFuncModel, histories: object) -> None:
     with pytest.raises(MlflowException, match=r"Expected (list|type int)"):
         served.predict(histories)
 
@@ -100,7 +100,7 @@ def test_an_unknown_item_an_empty_history_and_an_impossible_number_are_refused(
         served.predict([history], params=params)
 
 
-def test_more_items_than_the_catalogue_has_are_all_that_were_not_had(served: pyfunc.PyFuncModel) -> None:
+def test_more_items_than_the_catalogue_has_gives_all_that_are_not_in_the_history(served: pyfunc.PyFuncModel) -> None:
     [best] = served.predict([[10]], params={"top_k": 99})
     assert len(best["items"]) == 7 and 10 not in best["items"]
 

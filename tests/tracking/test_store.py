@@ -1,4 +1,4 @@
-"""Where runs go, and what of a configuration and its URLs may be written there."""
+"""Where runs are recorded, and which parts of a configuration and its URLs may be written there."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from raymerge.redaction import redact
 from raymerge.tracking import store
 
 
-def test_an_explicit_uri_goes_before_the_environment_and_that_before_the_output_folder(tmp_path: Path) -> None:
+def test_an_explicit_uri_precedes_the_environment_and_that_the_output_folder(tmp_path: Path) -> None:
     assert store.resolve_uri("http://a:5000", "http://b:5000", "out") == "http://a:5000"
     assert store.resolve_uri(None, "http://b:5000", "s3://bucket/out") == "http://b:5000"
     assert store.resolve_uri(None, None, str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
@@ -25,13 +25,13 @@ def test_a_relative_database_becomes_absolute() -> None:
     assert store.resolve_uri("sqlite:///runs.db", None, "out") == f"sqlite:///{os.getcwd()}/runs.db"
 
 
-def test_an_output_elsewhere_asks_for_a_server() -> None:
+def test_a_remote_output_needs_a_server() -> None:
     with pytest.raises(ConfigError, match=r"s3://bucket/out is not on this machine.*--tracking-uri"):
         store.resolve_uri(None, None, "s3://me:hunter2@bucket/out")
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///runs", "htp://host"])
-def test_a_store_that_mlflow_does_not_have_is_refused(uri: str) -> None:
+def test_a_store_that_mlflow_does_not_support_is_refused(uri: str) -> None:
     with pytest.raises(ConfigError, match="neither a server nor a database"):
         store.resolve_uri(uri, None, "out")
 

@@ -1,4 +1,4 @@
-"""What a study shows: every row in its table, every point in its plots, all of it in MLflow."""
+"""A study shows every row in its table and every point in its plots, and all of it reaches MLflow."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ def example() -> Study:
 
 
 def sums(error: float) -> Agreement:
-    """Of an estimate that is right but for something orthogonal."""
+    """The sums of an estimate that is right except for an orthogonal part."""
     return Agreement(difference=error**2, estimate=1 + error**2, product=1.0, exact=1.0)
 
 
@@ -63,14 +63,14 @@ def test_table_has_each_row_and_says_how_many_samples_are_enough() -> None:
     assert "topk - - -" in lines
 
 
-def test_plot_has_a_line_an_estimator_and_a_point_a_number_of_samples() -> None:
+def test_plot_has_a_line_per_estimator_and_a_point_per_number_of_samples() -> None:
     for axes in plots.error_over_cost(example()).axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         labels = {bars.get_label(): bars.lines[0] for bars in axes.containers}
         assert list(labels) == ["hutchinson", "topk (biased)"]
         assert labels["hutchinson"].get_xdata().tolist() == pytest.approx([2, 30])
         assert labels["topk (biased)"].get_markerfacecolor() == "white"
-        assert axes.lines[0].get_xdata() == pytest.approx([64, 64]), "where the exact diagonal costs"
+        assert axes.lines[0].get_xdata() == pytest.approx([64, 64]), "the cost of the exact diagonal"
     raw, _, cosine = plots.error_over_cost(example()).axes
     assert raw.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.25, 0.05])
     assert cosine.containers[0].lines[0].get_ydata()[0] == pytest.approx(1 - 0.9692, abs=1e-4), "as in the table"
@@ -100,7 +100,7 @@ def new_tracker(uri: str) -> Tracker:
     return Tracker(uri, "raymerge", name="study", identity="1", configuration={}, dataset=dataset)
 
 
-def test_a_study_that_mlflow_does_not_take_is_shown_all_the_same(tmp_path: Path) -> None:
+def test_a_study_that_mlflow_refuses_is_shown_all_the_same(tmp_path: Path) -> None:
     context = Context(configure("demo"), Output(str(tmp_path / "out")), print, Deadline(60))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with new_tracker(uri) as tracker:
