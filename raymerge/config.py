@@ -6,7 +6,7 @@ The settings of each stage are defined with the stage; here they are put togethe
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -246,3 +246,16 @@ def class_in(annotation: Any) -> Any:
     """The class in `Class | None`, `dict[str, Class]` or `Class`."""
     options = [one for one in getattr(annotation, "__args__", ()) if one not in (str, type(None))]
     return options[0] if options else annotation
+
+
+def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All settings of a configuration, each with its path; an empty mapping is a setting.
+
+    >>> dict(leaves({"training": {"epochs": 3, "seeds": [1, 2]}}))
+    {('training', 'epochs'): 3, ('training', 'seeds'): [1, 2]}
+    """
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value

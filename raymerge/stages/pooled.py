@@ -1,6 +1,6 @@
 """Several runs of one recipe that differ in their seed, as one report: only the table is computed again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
-from raymerge.config import Config
+from raymerge.config import Config, leaves
 from raymerge.errors import InputError
 from raymerge.evaluation import reported
 from raymerge.evaluation.config import EvaluationConfig
@@ -50,7 +50,7 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """Everything that must be the same in runs that are pooled."""
         configuration = self.artifact.manifest["configuration"]
-        recipe = dict(_settings(_with_defaults(configuration["recipe"])))
+        recipe = {".".join(path): value for path, value in leaves(_with_defaults(configuration["recipe"]))}
         return {**recipe, "entries": configuration["entries"], **self.content["protocol"], "data": self.data}
 
     @property
@@ -131,15 +131,6 @@ def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
         return kept_settings(Config.model_validate(recipe))
     except ValidationError:
         return recipe
-
-
-def _settings(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings of a configuration, each by its path."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _settings(value, f"{path}{key}.")
-        else:
-            yield path + key, value
 
 
 def _check(runs: Sequence[Run]) -> None:

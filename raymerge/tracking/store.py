@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from raymerge import storage
+from raymerge.config import leaves
 from raymerge.errors import ConfigError, TrackingError, innermost, reason
 from raymerge.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
@@ -74,22 +75,24 @@ def metric_name(key: str) -> str:
     >>> metric_name("ndcg@10")
     'ndcg_at_10'
     """
-    return re.sub(r"[^\w\-. :/]", "_", key.replace("@", "_at_"))
+    return _allowed(key.replace("@", "_at_"))
 
 
-def flatten(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _allowed(name: str) -> str:
+    """The name with `_` for each character that MLflow does not allow."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def flatten(configuration: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as dotted parameters, lists as JSON; secrets are masked, and overlong values are cut and say so.
 
     >>> flatten({"training": {"epochs": 3, "seeds": [1, 2]}})
     {'training.epochs': '3', 'training.seeds': '[1, 2]'}
     """
     parameters: dict[str, str] = {}
-    for key, value in configuration.items():
-        name = re.sub(r"[^\w\-. :/]", "_", f"{prefix}{key}")[:KEY_LENGTH]
-        if isinstance(value, Mapping) and value:
-            parameters |= flatten(value, f"{prefix}{key}.")
-        else:
-            parameters[name] = "***" if SECRET.search(str(key)) and value else _parameter(value)
+    for path, value in leaves(configuration):
+        name = _allowed(".".join(path))[:KEY_LENGTH]
+        parameters[name] = "***" if SECRET.search(path[-1]) and value else _parameter(value)
     return parameters
 
 
