@@ -51,7 +51,8 @@ class Run:
         """Everything that must be the same in runs that are pooled."""
         configuration = self.artifact.manifest["configuration"]
         recipe = {".".join(path): value for path, value in leaves(_with_defaults(configuration["recipe"]))}
-        return {**recipe, "entries": configuration["entries"], **self.content["protocol"], "data": self.data}
+        protocol = {**self.content["protocol"], "validation": None}  # words, which settings and data determine
+        return {**recipe, "entries": configuration["entries"], **protocol, "data": self.data}
 
     @property
     def data(self) -> str:

@@ -225,10 +225,10 @@ def _protocol(config: Config, data: Artifact, users: int) -> Protocol:
     validating = data.counts.get("validation_users", users)  # data from before this was counted: everyone
     if config.markets is None:
         whose = "each user" if validating == users else f"{validating:,} users"
-        words = f"the last item but one of {whose}, full ranking, NDCG@10"
+        words = f"the second-to-last item of {whose}, full ranking, NDCG@10"
         return {**protocol, "validation": words, "validation_users": validating}
     whose = "each user" if validating == users else "users drawn to validate"
-    part = f"the last item but one of {whose}, in each market that has it"
+    part = f"the second-to-last item of {whose}, in each market that has it"
     return {**protocol, "validation": f"{part}, ranked among the items that the market has, NDCG@10"}
 
 
