@@ -120,7 +120,7 @@ def bootstrap_of(
     """
     columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
-    for done, partition in enumerate(url.rpartition("/")[2] for url in partitions):
+    for done, partition in enumerate(partitions):
         progress(done, len(partitions))
         keys, values = torch.zeros(0, dtype=torch.int64), dict[str, Tensor]()
         for name, runs in ranks.items():
@@ -138,7 +138,7 @@ def bootstrap_of(
 def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) -> Overlap:
     """Which users the members hit, together or alone, and how many of them each of the other models hits."""
     groups: dict[str, Group] = {}
-    for partition in (url.rpartition("/")[2] for url in partitions):
+    for partition in partitions:
         hits = {entry.name: _columns(entry.ranks, partition, ranking)[0] <= HIT_AT for entry in entries}
         members = {entry.name: hits[entry.name] for entry in entries if entry.kind == "member"}
         for name, inside in by_agreement(members).items():
@@ -150,8 +150,8 @@ def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) 
 
 
 def _columns(ranks: Artifact, partition: str, *names: str) -> list[Tensor]:
-    """Columns of a partition's file, int64[U] each."""
-    with storage.open_file(ranks.file(partition)) as file:
+    """Columns of the ranks of a partition of the data, int64[U] each."""
+    with storage.open_file(ranks.file(partition.rpartition("/")[2])) as file:
         table = pq.read_table(file, columns=list(names))
     return [torch.from_numpy(table[name].to_numpy().copy()) for name in names]
 
