@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes, grid="both")
-    _legend_above(figure, panels["loss"][1])
+    _legend_above(figure)
     return figure
 
 
@@ -83,15 +84,13 @@ def metric_bars(report: Results) -> Figure:
         axes.barh(places, means[places], color=colour, height=0.68, label=label)
     axes.errorbar(means, range(len(rows)), xerr=spread, fmt="none", ecolor="#333333", capsize=3)
     for place, one in enumerate(measured):
-        axes.annotate(
-            f"{one['mean']:.4f}", (one["high"], place), xytext=(6, 0), textcoords="offset points", va="center"
-        )
+        _annotate(axes, f"{one['mean']:.4f}", one["high"], place)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlim(0, 1.14 * max(one["high"] for one in measured) or 1)
     seen = seen_items(filtered=protocol["seen_filtered"])
     axes.set_title(f"{METRIC.upper()} on {protocol['split']} ({ranking} ranking, {seen})", loc="left")
     axes.set_xlabel(f"mean over {protocol['users']:,} users; lines are bootstrap intervals")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _legend_below(figure, columns=3)
     _tidy(axes, grid="x")
     return figure
 
@@ -106,14 +105,12 @@ def hit_overlap(overlap: Overlap, model: str) -> Figure:
     axes.barh(places, users, color="#CCCCCC", height=0.68, label="hit by these members")
     axes.barh(places, kept, color=COLOURS[0], height=0.4, label=f"also hit by {model}")
     for place, all_of, some in zip(places, users, kept, strict=True):
-        axes.annotate(
-            f"{some:,} of {all_of:,}", (all_of, place), xytext=(6, 0), textcoords="offset points", va="center"
-        )
+        _annotate(axes, f"{some:,} of {all_of:,}", all_of, place)
     axes.set_yticks(places, [group["members"] for group in groups])
     axes.set_xlim(0, 1.25 * max(users) or 1)
     axes.set_title(f"Users whose item is among the first {overlap['k']}", loc="left")
     axes.set_xlabel(f"users; {model} also hits {missed['hits'][model]:,} of {missed['users']:,} that no member hits")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _legend_below(figure, columns=2)
     _tidy(axes, grid="x")
     return figure
 
@@ -128,7 +125,7 @@ def lines_between(interpolation: Interpolation) -> Figure:
         axes.plot(interpolation["points"], between["scores"], color=colour, linestyle=style, marker=marker, label=label)
     axes.set_title("Validation NDCG@10 of the models between two members", loc="left")
     axes.set_xlabel("t: parameters are (1 - t) · first + t · second")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _legend_below(figure, columns=3)
     _tidy(axes, grid="both")
     return figure
 
@@ -149,7 +146,7 @@ def diagonal_histograms(diagonals: Mapping[str, Mapping[str, Tensor]]) -> Figure
             axes.set_xlabel("log₁₀ F")
         if place % PANELS_A_ROW == 0:
             axes.set_ylabel("share of entries")
-    _legend_above(figure, figure.axes[0])
+    _legend_above(figure)
     return figure
 
 
@@ -217,7 +214,7 @@ def error_over_cost(study: Study) -> Figure:
         axes = figure.add_subplot(1, 3, place + 1)
         _draw_study(axes, study, errors)
         axes.set_title(f"{title} ({study['users']:,} users)", loc="left")
-    _legend_below(figure)
+    _legend_below(figure, columns=5)
     return figure
 
 
@@ -230,7 +227,7 @@ def error_over_cost_by_layer(study: Study) -> Figure:
         axes = figure.add_subplot(rows, PANELS_A_ROW, place + 1)
         _draw_study(axes, study, [row["layers"][layer]["scaled_error"] for row in study["rows"]])
         axes.set_title(layer, loc="left", fontsize=10)
-    _legend_below(figure)
+    _legend_below(figure, columns=5)
     return figure
 
 
@@ -277,6 +274,15 @@ def to_png(figure: Figure) -> bytes:
     return to_file(figure, "png")
 
 
+def save_pngs(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure to a PNG file named after its title."""
+    files = []
+    for title, figure in figures.items():
+        files.append(folder / f"{title.replace(' ', '-').lower()}.png")
+        files[-1].write_bytes(to_png(figure))
+    return files
+
+
 def to_file(figure: Figure, kind: str) -> bytes:
     """The figure as a file of one of the `FILE_KINDS`, without a date: the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -310,11 +316,16 @@ def _tidy(axes: Axes, *, grid: str) -> None:
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.7)  # type: ignore[arg-type]
 
 
-def _legend_below(figure: Figure) -> None:
+def _annotate(axes: Axes, text: str, x: float, y: float) -> None:
+    """Write to the right of a bar's end."""
+    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", va="center")
+
+
+def _legend_below(figure: Figure, *, columns: int) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend_above(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 5), frameon=False)

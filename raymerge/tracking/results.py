@@ -70,11 +70,7 @@ def log_results(
         (folder / "configuration.yaml").write_text(
             redact(yaml.safe_dump(dict(configuration), sort_keys=False)), encoding="utf-8"
         )
-        files = [folder / "report.json", folder / "configuration.yaml"]
-        pictures = [folder / f"{title.replace(' ', '-').lower()}.png" for title in drawn]
-        for picture, figure in zip(pictures, drawn.values(), strict=True):
-            picture.write_bytes(plots.to_png(figure))
-        tracker.log_artifacts(PIPELINE, files)
-        tracker.log_artifacts(PIPELINE, pictures, "plots")
+        tracker.log_artifacts(PIPELINE, [folder / "report.json", folder / "configuration.yaml"])
+        tracker.log_artifacts(PIPELINE, plots.save_pngs(drawn, folder), "plots")
         copy = storage.fetch_folder(model.file("model"), folder / "model")
         return register(tracker, PIPELINE, copy, name=model_name, score=score)

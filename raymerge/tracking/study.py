@@ -95,11 +95,7 @@ def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
         (folder / "study.json").write_bytes(storage.read_bytes(artifact.file("study.json")))
         write_table(study, folder / "study.csv")
         tracker.log_artifacts(run, [folder / "study.json", folder / "study.csv"])
-        pictures = []
-        for title, figure in figures(study).items():
-            pictures.append(folder / f"{title.replace(' ', '-')}.png")
-            pictures[-1].write_bytes(plots.to_png(figure))
-        tracker.log_artifacts(run, pictures, "plots")
+        tracker.log_artifacts(run, plots.save_pngs(figures(study), folder), "plots")
 
 
 def write_table(study: Study, file: Path) -> None:
