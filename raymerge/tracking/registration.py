@@ -137,9 +137,9 @@ def _compare(tags: Mapping[str, str], present: ModelVersion | None, candidate: s
         return True, "there was no champion"
     if str(present.version) == str(candidate):
         return True, "it is the champion already"
-    champion = f"the champion, version {present.version},"
+    champion = f"the champion, version {present.version}"
     if any(present.tags.get(tag) != tags[tag] for tag in (TAG_DATA, TAG_METRIC)):
-        return (False, f"{champion} was measured on other data or in another way, so their scores are not comparable")
+        return False, f"{champion}, was measured on other data or in another way, so their scores are not comparable"
     score, best = float(tags[TAG_SCORE]), float(present.tags[TAG_SCORE])
     verb = "beats" if score > best else "does not beat"
-    return (score > best, f"its validation score {score:.4f} {verb} {best:.4f} of {champion.rstrip(',')}")
+    return score > best, f"its validation score {score:.4f} {verb} {best:.4f} of {champion}"

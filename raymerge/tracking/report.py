@@ -49,23 +49,25 @@ def best_names(report: Results, metric: str, ranking: str | None = None) -> set[
 
 def render(report: Results) -> Group:
     """The table at the end of a run, for a `rich` console: metrics, NDCG@10's interval, and the verdict."""
-    table, runs = Table("model"), report["protocol"].get("runs", 1)
-    spread = ["± over runs"] if runs > 1 else []
+    table, protocol = Table("model"), report["protocol"]
+    ranking, is_pooled = protocol["ranking"], protocol.get("runs", 1) > 1
+    spread = ["± over runs"] if is_pooled else []
     for heading in (METRIC.upper(), *spread, "interval", *(metric.upper() for metric in COLUMNS[1:])):
         table.add_column(heading, justify="right", no_wrap=True)
     best = {metric: best_names(report, metric) for metric in COLUMNS}
     for row in report["rows"]:
-        metrics = row["metrics"][report["protocol"]["ranking"]]
+        metrics = row["metrics"][ranking]
         first, *others = (_cell(metrics[metric], best=row["name"] in best[metric]) for metric in COLUMNS)
         interval = Text(f"{metrics[METRIC]['low']:.4f} to {metrics[METRIC]['high']:.4f}", style="dim")
-        spread = [f"{row['spread'][report['protocol']['ranking']][METRIC]:.4f}"] if runs > 1 else []
+        spread = [f"{row['spread'][ranking][METRIC]:.4f}"] if is_pooled else []
         table.add_row(
             Text(row["name"]), first, *spread, interval, *others, style="dim" if row["kind"] in NOT_SERVED else ""
         )
-    apart = ", not counting the ensemble, which costs as much as all its models" if _has_ensemble(report) else ""
+    has_ensemble = any(row["kind"] == "ensemble" for row in report["rows"])
+    apart = ", not counting the ensemble, which costs as much as all its models" if has_ensemble else ""
     opening, *judgements = verdict(report)
     return Group(
-        Text(describe(report["protocol"])),
+        Text(describe(protocol)),
         table,
         Text(f"* best{apart}", style="dim"),
         Text(),
@@ -77,10 +79,6 @@ def render(report: Results) -> Group:
 def _cell(measured: Measured, *, best: bool) -> Text:
     """The best has a sign as well as bold type, which not every terminal shows."""
     return Text(f"{measured['mean']:.4f}" + ("*" if best else " "), style="bold green" if best else "")
-
-
-def _has_ensemble(report: Results) -> bool:
-    return any(row["kind"] == "ensemble" for row in report["rows"])
 
 
 def describe(protocol: Protocol) -> str:
@@ -98,8 +96,8 @@ def describe(protocol: Protocol) -> str:
 
 def verdict(report: Results) -> list[str]:
     """In plain words: which merged model validates best, and whether it differs from references by more than chance."""
-    metric, ranking, final = METRIC, report["protocol"]["ranking"], report["final"]
-    [measured] = [row["metrics"][ranking][metric] for row in report["rows"] if row["name"] == final]
+    ranking, final = report["protocol"]["ranking"], report["final"]
+    [measured] = [row["metrics"][ranking][METRIC] for row in report["rows"] if row["name"] == final]
     references = list(_references(report, final))
     several = sum(kind == "member" for kind, _ in references) > 1
     roles: dict[Kind, str] = {**ROLES, "member": "member"} if several else ROLES
@@ -107,7 +105,7 @@ def verdict(report: Results) -> list[str]:
     closing = "p values are Holm-corrected" if judgements else "It was not compared with other models"
     if judgements and report["protocol"].get("runs", 1) > 1:
         closing += ", and reflect the choice of users, given these runs, not the choice of seeds"
-    opening = f"{final} validates best of the merged models: {metric.upper()} {measured['mean']:.4f} on test."
+    opening = f"{final} validates best of the merged models: {METRIC.upper()} {measured['mean']:.4f} on test."
     return [opening, *judgements, f"{closing}."]
 
 
