@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from jinja2 import Environment, StrictUndefined
 from rich.console import Group
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from raymerge.evaluation.reported import (
@@ -49,7 +49,7 @@ def best_names(report: Results, metric: str, ranking: str | None = None) -> set[
 
 def render(report: Results) -> Group:
     """The table at the end of a run, for a `rich` console: metrics, NDCG@10's interval, and the verdict."""
-    table, protocol = Table("model"), report["protocol"]
+    table, protocol = Table(Column("model", overflow="fold")), report["protocol"]
     ranking, is_pooled = protocol["ranking"], protocol.get("runs", 1) > 1
     spread = ["± over runs"] if is_pooled else []
     for heading in (METRIC.upper(), *spread, "interval", *(metric.upper() for metric in COLUMNS[1:])):
