@@ -49,7 +49,7 @@ def run_submit(
     check_travels(arguments, given)
     config = _configuration(given, working_dir)
     catalogue = config.prepare.catalogue
-    if catalogue is not None and storage.is_local(catalogue):
+    if command in ("run", "prepare") and catalogue is not None and is_local(catalogue) and not working_dir:
         _refuse_relative("set prepare.catalogue", catalogue, catalogue.removeprefix("file://"))
     tracking = _tracking(config, given) if "tracking_uri" in given else None
     extra = ["--tracking-uri", tracking] if tracking and not given["tracking_uri"] else []

@@ -50,7 +50,7 @@ class Config(BaseModel):
     prepare: PrepareConfig = PrepareConfig()
     encoder: EncoderConfig = EncoderConfig()
     markets: MarketsConfig | None = None  # parts of the log that share no data: each member is trained on each part
-    base: ObjectiveConfig | None = None  # of the common encoder; null: members start from scratch
+    base: ObjectiveConfig | None = None  # what the common encoder learns first; null: members start from scratch
     training: TrainingConfig = TrainingConfig()  # of the base, or of members that start from scratch
     members: dict[str, ObjectiveConfig] = Field(min_length=1)
     fine_tuning: TrainingConfig = TrainingConfig()  # of each member from the base
@@ -58,10 +58,8 @@ class Config(BaseModel):
     fisher: FisherConfig = FisherConfig()
     study: StudyConfig = StudyConfig()  # of the estimators (raymerge fisher-study); not part of a run
     merge: MergeConfig = MergeConfig()
-    rivals: dict[str, FisherConfig] = Field(
-        default_factory=dict
-    )  # the last merge by other diagonals, each a row of the report
-    after_merge: TrainingConfig | None = None  # of merged models, and of the control (plus the epochs of all rounds)
+    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # the last merge by other diagonals, a row each
+    after_merge: TrainingConfig | None = None  # of merged models, and of the control (plus the epochs of later rounds)
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -83,6 +81,9 @@ class Config(BaseModel):
             raise ConfigError("rounds > 1 needs a base, from which the first round starts")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:
             raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or their seeds would repeat")
+        for rival in self.rivals:
+            if re.fullmatch(r"round-\d+", rival):
+                raise ConfigError(f"rivals must not be called as rounds are, got {rival!r}")
         self._check_names()
         return self
 

@@ -49,7 +49,7 @@ def refuse_secrets(url: str) -> None:
     """Raise InputError for a password in a URL, or for a query in a URL that is not http(s).
 
     They are refused, not hidden: a URL ends up in commands, manifests and messages of other libraries, and credentials
-    of a store belong into the environment. The query of a signed http(s) URL is kept, but never shown.
+    of a store belong in the environment. The query of a signed http(s) URL is kept, but never shown.
     """
     if is_local(url):
         return
@@ -88,7 +88,10 @@ class Store:
         options = ONE_ATTEMPT if self.protocol in ("s3", "s3a") else {}
         try:
             if is_local(url):  # url_to_fs would read :: in a path as a chain of stores
-                self._filesystem, self.path = filesystem("file"), os.path.abspath(url.removeprefix("file://"))
+                self._filesystem, self.path = (
+                    filesystem("file"),
+                    os.path.abspath(os.path.expanduser(url.removeprefix("file://"))),
+                )
             else:
                 self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
@@ -172,8 +175,10 @@ class Store:
         if self.protocol not in OBJECT_STORES:
             return [name for name in self._call("glob", pattern, on_error="raise") if self.isfile(name)]
         folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+        if not folder:
+            raise InputError(f"the bucket must be named without wildcards: {without_credentials(self._url)}")
         matches = re.compile(glob_translate(pattern)).match
-        return [name for name in self.find(folder) if matches(name)]
+        return [name for name in self.find(folder) if matches(name) and not name.endswith("/")]  # / marks a folder
 
     def mkdir(self, path: str, create_parents: bool = True) -> None:
         """Make a folder, unless in an object store, which has none and would make a bucket."""
@@ -185,11 +190,12 @@ class Store:
 
         In an object store file by file: its `rm` would read [, * or ? in a name as a pattern.
         """
-        with suppress(*MISSING):
-            if self.protocol not in OBJECT_STORES:
+        if self.protocol not in OBJECT_STORES:
+            with suppress(*MISSING):
                 self._call("rm", path, recursive=recursive)
-                return
-            for file in self.find(path) if recursive else [path]:
+            return
+        for file in self.find(path) if recursive else [path]:
+            with suppress(*MISSING):
                 self._call("rm_file", file)
 
     def modified(self, path: str) -> float:

@@ -116,7 +116,11 @@ class _Work:
         limit_s = min(most_s, max(PATIENCE_S, PATIENCE * self._slowest_s)) if self._slowest_s else most_s
         self._listen()
         now = time.monotonic()
-        ready = {*ray.wait([*self.under_way], num_returns=len(self.under_way), timeout=0)[0]} if self.under_way else ()
+        ready = (
+            {*ray.wait([*self.under_way], num_returns=len(self.under_way), timeout=0, fetch_local=False)[0]}
+            if self.under_way
+            else ()
+        )
         for reference, call in self.under_way.items():
             if call.ended or reference in ready:
                 continue

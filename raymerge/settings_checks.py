@@ -32,11 +32,11 @@ def check_choices(settings: object, section: str = "") -> None:
 def check_ranges(settings: object, section: str = "", /, **bounds: tuple[float, float]) -> None:
     """Raise ConfigError unless each named field of a dataclass is a number within its bounds, both included.
 
-    Of a tuple, each entry. A field whose default is a whole number must be one, and one whose default is None may be.
+    Of a tuple, each entry. A field whose default is a whole number must be one, and one whose default is None may be None.
     """
     for name, (low, high) in bounds.items():
         default, value = getattr(type(settings), name), getattr(settings, name)
-        for one in value if isinstance(value, tuple) else (value,):
+        for one in value if isinstance(value, tuple | list) else (value,):
             if one is None and default is None:
                 continue
             whole = isinstance(default, int)
@@ -44,6 +44,7 @@ def check_ranges(settings: object, section: str = "", /, **bounds: tuple[float, 
             if not is_number or not low <= one <= high:
                 kind = "" if is_number else "a whole number " if whole else "a number "
                 allowed = f"at least {low:,}" if math.isinf(high) else f"between {low:,} and {high:,}"
+                allowed += " or null" if default is None else ""
                 raise ConfigError(f"{_path(section, name)} must be {kind}{allowed}, got {one!r}")
 
 

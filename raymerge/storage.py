@@ -99,8 +99,8 @@ def list_folder(url: str) -> list[str]:
     """
     store = Store(url)
     try:
-        below = [name.rstrip("/") for name in store.ls(store.path)]
-        return sorted(name.rpartition("/")[2] for name in below if name != store.path.rstrip("/"))
+        below = [name for name in store.ls(store.path) if name != store.path.rstrip("/") + "/"]
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in below)
     except MISSING:
         return []
 

@@ -240,7 +240,7 @@ def _silence(error: BaseException) -> Outcome:
 
 def _wants_token(address: str, error: BaseException) -> ResourceError:
     return ResourceError(
-        f"the Ray cluster at {address} requires its token ({first_line(error)}); set RAY_AUTH_MODE=token and "
+        f"the Ray cluster at {redact(address)} requires its token ({first_line(error)}); set RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that contains it"
     )
 

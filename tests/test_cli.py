@@ -81,6 +81,10 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--set", "merge.method=average", "--set", "members={weighted-average: {name: next_item}}"],
             "two models of the run would be named 'weighted-average'",
         ),
+        (
+            ["run", "--set", "rivals={round-1: {estimator: target}}"],
+            "rivals must not be called as rounds are, got 'round-1'",
+        ),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "consist of letters, digits, - and _, got 'a b'"),
         (
             ["run", "--set", "merge.method=average", "--set", "rivals={t: {estimator: target}}"],
@@ -148,7 +152,10 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["log", "nowhere"], "is not an output folder in which a raymerge command has run"),
         (["evaluate", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
         (["fisher-study", "--data", "nowhere", "--model", "x"], "no raymerge artifact at"),
-        (["fisher-study", "--data", "x", "--model", "x", "--users", "0"], "study.users must be at least 1, got 0"),
+        (
+            ["fisher-study", "--data", "x", "--model", "x", "--users", "0"],
+            "study.users must be at least 1 or null, got 0",
+        ),
         (["fisher-study", "--data", "x", "--model", "x", "--users", "many"], "'many' is not a valid integer"),
         (["fisher-study", "--data", "x", "--model", "x", "--set", "study.samples=[0]"], "study.samples must be"),
         (

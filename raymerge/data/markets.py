@@ -47,11 +47,10 @@ class MarketsConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "markets")
-        if not 2 <= self.count <= MOST or (self.names and not 2 <= len(self.names) <= MOST):
-            what, found = (
-                ("the number of markets.names", len(self.names)) if self.names else ("markets.count", self.count)
-            )
-            raise ConfigError(f"{what} must be between 2 and {MOST}, got {found}")
+        markets = len(self.names) if self.names else self.count
+        if not 2 <= markets <= MOST:
+            what = "the number of markets.names" if self.names else "markets.count"
+            raise ConfigError(f"{what} must be between 2 and {MOST}, got {markets}")
         self._check_names()
         if not 0 <= self.shared < 1:
             raise ConfigError(f"markets.shared must be at least 0 and below 1, got {self.shared}")

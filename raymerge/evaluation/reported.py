@@ -79,6 +79,7 @@ class Overlap(TypedDict):
     """Users grouped by which members rank their item among the first `k`; each user is in one group."""
 
     k: int
+    ranking: str
     groups: list[Group]
 
 

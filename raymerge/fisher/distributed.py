@@ -1,9 +1,10 @@
 """The Fisher diagonal on Ray: each user partition is a shard, summed by whichever process is free, committed once.
 
-A shard's sum depends only on the model, the partition and the configuration. Its process commits it under a key made
-of these, so a shard that is made twice, after a process died or hung, is the same file. Shards are added in float64 in
-a fixed tree over the partitions (`raymerge.fisher.reduction`), so the diagonal is the same bit for bit for any number
-of processes, any order of completion and any process that died on the way.
+A shard's sum depends only on the model, the partition and the configuration; on GPUs also on the size of their memory.
+Its process commits it under a key made of these, so a shard that is made twice, after a process died or hung, is the
+same file. Shards are added in float64 in a fixed tree over the partitions (`raymerge.fisher.reduction`), so the
+diagonal is the same bit for bit for any number of processes, any order of completion and any process that died on the
+way.
 
 Traffic per process: it reads each model once and each partition once per model, and writes one float64 diagonal per
 shard to the output folder; the driver gets two numbers. Memory per process: the models it has loaded (at most 8), the

@@ -144,9 +144,9 @@ def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) 
         for name, inside in by_agreement(members).items():
             group = groups.setdefault(name, {"members": name, "users": 0, "hits": {}})
             group["users"] += int(inside.sum())
-            for model in hits.keys() - members.keys():
+            for model in (name for name in hits if name not in members):
                 group["hits"][model] = group["hits"].get(model, 0) + int((hits[model] & inside).sum())
-    return {"k": HIT_AT, "groups": list(groups.values())}
+    return {"k": HIT_AT, "ranking": ranking, "groups": list(groups.values())}
 
 
 def _columns(ranks: Artifact, partition: str, *names: str) -> list[Tensor]:

@@ -84,7 +84,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 {% if report.overlap is defined %}
 <h2>Users by the members that hit them</h2>
 <div class="scroll"><table>
-<caption>How many users are hit (their item is among the first {{ report.overlap.k }}) by no member, by only one, by
+<caption>How many users are hit (their item is among the first
+{{ report.overlap.k }} of the {{ report.overlap.ranking }} ranking) by no member, by only one, by
 several or by all, and how many of each group the other models hit.</caption>
 <thead><tr><th scope="col">members</th><th scope="col">users</th>
 {% for model in report.overlap.groups[0].hits %}

@@ -108,7 +108,7 @@ def hit_overlap(overlap: Overlap, model: str) -> Figure:
         _annotate(axes, f"{some:,} of {all_of:,}", all_of, place)
     axes.set_yticks(places, [group["members"] for group in groups])
     axes.set_xlim(0, 1.25 * max(users) or 1)
-    axes.set_title(f"Users whose item is among the first {overlap['k']}", loc="left")
+    axes.set_title(f"Users whose item is among the first {overlap['k']} ({overlap['ranking']} ranking)", loc="left")
     axes.set_xlabel(f"users; {model} also hits {missed['hits'][model]:,} of {missed['users']:,} that no member hits")
     _legend_below(figure, columns=2)
     _tidy(axes, grid="x")

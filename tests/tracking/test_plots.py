@@ -48,6 +48,7 @@ def test_bars_are_in_order_with_names_values_and_intervals() -> None:
 
 OVERLAP: Overlap = {
     "k": 10,
+    "ranking": "full",
     "groups": [
         {"members": "no member", "users": 700, "hits": {"fisher": 7, "average": 1}},
         {"members": "only bert4rec", "users": 30, "hits": {"fisher": 20, "average": 2}},

@@ -110,7 +110,7 @@ def test_the_page_shows_which_members_hit_which_users_if_there_are_several() -> 
     content = example_report()
     assert "Users by the members" not in Page(report.to_html(content, {})).text
     groups = [{"members": "no member", "users": 4321, "hits": {"fisher": 17, "ensemble of 2": 18}}]
-    content["overlap"] = {"k": 10, "groups": groups}
+    content["overlap"] = {"k": 10, "ranking": "full", "groups": groups}
     text = Page(report.to_html(content, {})).text
     assert re.search(r"no member\s*4,321\s*17\s*18", text), text
 

@@ -57,6 +57,7 @@ def test_plots_depend_on_the_artifacts_there_are(output: Output) -> None:
     assert list(figures(content, output.url)) == ["NDCG@10 with intervals", "training curves"]
     content["overlap"] = {
         "k": 10,
+        "ranking": "full",
         "groups": [{"members": "all members", "users": 3, "hits": {content["final"]: 2}}] * 2,
     }
     content["interpolation"] = {"points": [0, 1], "lines": [{"first": "a", "second": "b", "scores": [0.1, 0.2]}]}
