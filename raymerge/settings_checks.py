@@ -32,7 +32,7 @@ def check_choices(settings: object, section: str = "") -> None:
 def check_ranges(settings: object, section: str = "", /, **bounds: tuple[float, float]) -> None:
     """Raise ConfigError unless each named field of a dataclass is a number within its bounds, both included.
 
-    Of a tuple, each entry. A field whose default is a whole number must be one, and one whose default is None may be None.
+    Each entry of a tuple is checked. If the default is a whole number, so must the value be; if it is None, it may be.
     """
     for name, (low, high) in bounds.items():
         default, value = getattr(type(settings), name), getattr(settings, name)
