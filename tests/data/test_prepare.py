@@ -332,7 +332,7 @@ def peak_of_preparing(users: int, *, partitions: int, folder: Path) -> int:
     ("options", "match"),
     [
         ({"min_item_count": 0}, "prepare.min_item_count must be at least 1, got 0"),
-        ({"validation_users": 0}, "prepare.validation_users must be at least 1, got 0"),
+        ({"validation_users": 0}, "prepare.validation_users must be at least 1 or null, got 0"),
         ({"min_user_count": -3}, "prepare.min_user_count must be at least 1, got -3"),
         ({"partitions": 0}, "prepare.partitions must be between 1 and 65,536, got 0"),
         ({"max_bad_share": 1.5}, "prepare.max_bad_share must be between 0 and 1, got 1.5"),

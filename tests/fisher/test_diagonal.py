@@ -421,7 +421,7 @@ def test_progress_counts_every_user_once() -> None:
     [
         ({"estimator": "magic"}, UnknownNameError, "known: exact, model"),
         ({"estimator": "topk"}, ConfigError, "needs fisher.samples"),
-        ({"estimator": "topk", "samples": 0}, ConfigError, "at least 1, got 0"),
+        ({"estimator": "topk", "samples": 0}, ConfigError, "at least 1 or null, got 0"),
         ({"estimator": "topk", "samples": ITEMS + 1}, ConfigError, "at most the 9 items"),
         ({"estimator": "rank", "samples": 7}, ConfigError, "at most the 6 dimensions"),
         ({"samples": 3}, ConfigError, "takes no fisher.samples"),

@@ -126,8 +126,8 @@ def test_enough_is_the_cheapest_within_the_tolerance() -> None:
         ({"samples": (5, 5)}, "study.samples"),
         ({"samples": (0,)}, "study.samples"),
         ({"seeds": 0}, "study.seeds must be between 1 and 100, got 0"),
-        ({"users": 0}, "study.users must be at least 1, got 0"),
-        ({"batch_size": 1}, "study.batch_size must be at least 2, got 1"),
+        ({"users": 0}, "study.users must be at least 1 or null, got 0"),
+        ({"batch_size": 1}, "study.batch_size must be at least 2 or null, got 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change: dict, expected: str) -> None:
