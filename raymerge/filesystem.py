@@ -45,6 +45,11 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def local_path(url: str) -> str:
+    """The absolute path of a local URL, with `~` expanded."""
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
 def refuse_secrets(url: str) -> None:
     """Raise InputError for a password in a URL, or for a query in a URL that is not http(s).
 
@@ -88,10 +93,7 @@ class Store:
         options = ONE_ATTEMPT if self.protocol in ("s3", "s3a") else {}
         try:
             if is_local(url):  # url_to_fs would read :: in a path as a chain of stores
-                self._filesystem, self.path = (
-                    filesystem("file"),
-                    os.path.abspath(os.path.expanduser(url.removeprefix("file://"))),
-                )
+                self._filesystem, self.path = filesystem("file"), local_path(url)
             else:
                 self._filesystem, self.path = url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:

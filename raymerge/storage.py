@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 import pyarrow.fs
 
 from raymerge.errors import InputError, LostError, MissingError, reason
-from raymerge.filesystem import WEB, Store, is_local, refuse_secrets
+from raymerge.filesystem import WEB, Store, is_local, local_path, refuse_secrets
 from raymerge.redaction import without_credentials
 from raymerge.retries import MISSING, plain_errors
 
@@ -29,7 +29,7 @@ def absolute(url: str) -> str:
     InputError for a URL that contains a secret, see `refuse_secrets`.
     """
     refuse_secrets(url)
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://"))) if is_local(url) else url.rstrip("/")
+    return local_path(url) if is_local(url) else url.rstrip("/")
 
 
 def join(url: str, *parts: str) -> str:
