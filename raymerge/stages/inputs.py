@@ -1,5 +1,7 @@
 """What stages read from the manifests of data and models."""
 
+from collections.abc import Sequence
+
 from raymerge.artifacts import Artifact
 from raymerge.data.prepare import ITEMS_FILE, PARTITIONS_FOLDER
 
@@ -13,6 +15,11 @@ def restricted_catalogue(data: Artifact) -> str | None:
     """URL of the catalogue if only some of its items are on offer in these data, else None."""
     restricted = "offered" in data.counts and items_on_offer(data) < data.counts["items"]
     return data.file(ITEMS_FILE) if restricted else None
+
+
+def catalogues_of(data: Sequence[Artifact]) -> dict[str, str | None]:
+    """Partitions of all `data`, each with its `restricted_catalogue`."""
+    return {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
 
 
 def items_on_offer(data: Artifact) -> int:

@@ -8,7 +8,7 @@ from raymerge.merging.lines import POINTS, coefficients, models_on_lines, pairs
 from raymerge.merging.methods import MergeSetting
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
+from raymerge.stages.inputs import catalogues_of, model_digest
 
 INTERPOLATION_FILE = "interpolation.json"
 
@@ -23,7 +23,7 @@ def interpolate(
     filter_seen = context.config.evaluation.filter_seen
     inputs = {"data": [one.digest for one in data], "models": [model_digest(model) for model in models.values()]}
     configuration = {"names": names, "points": POINTS, "filter_seen": filter_seen}
-    partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
+    partitions = catalogues_of(data)
     urls = tuple(model.file("model") for model in models.values())
 
     def fill(making: Making) -> None:

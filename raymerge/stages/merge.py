@@ -20,7 +20,7 @@ from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
-from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
+from raymerge.stages.inputs import catalogues_of, model_digest
 
 
 def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
@@ -58,7 +58,7 @@ def merge(
         first, *_ = models.values()
         urls = tuple(model.file("model") for model in models.values())
         diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
-        partitions = {partition: restricted_catalogue(one) for one in data for partition in partitions_of(one)}
+        partitions = catalogues_of(data)
 
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
             return Candidate(urls, diagonal_urls, settings.method, point, setting)
