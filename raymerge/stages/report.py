@@ -120,19 +120,30 @@ def bootstrap_of(
     """
     columns = [_column(name, ranking, m) for name in ranks for ranking in settings.rankings for m in _metrics(settings)]
     bootstrap = Bootstrap(columns, replicates=settings.replicates, seed=settings.seed)
+    artifacts = {artifact.url: artifact for runs in ranks.values() for artifact in runs}  # in several rows, read once
     for done, partition in enumerate(partitions):
         progress(done, len(partitions))
-        keys, values = torch.zeros(0, dtype=torch.int64), dict[str, Tensor]()
-        for name, runs in ranks.items():
-            for artifact in runs:
-                keys, *found = _columns(artifact, partition, "key", *settings.rankings)
-                for ranking, ranked in zip(settings.rankings, found, strict=True):
-                    for metric, gains in per_user(ranked, settings.ks).items():
-                        column = _column(name, ranking, metric)
-                        values[column] = values.get(column, torch.zeros(())) + gains / len(runs)
+        measured = {url: _gains(artifact, partition, settings) for url, artifact in artifacts.items()}
+        values = {
+            _column(name, ranking, metric): sum(
+                (measured[one.url][ranking, metric] / len(runs) for one in runs), start=torch.zeros(())
+            )
+            for name, runs in ranks.items()
+            for ranking in settings.rankings
+            for metric in _metrics(settings)
+        }
+        keys = _columns(next(iter(artifacts.values())), partition, "key")[0]
         if len(keys):
             bootstrap.update(keys, values)
     return bootstrap
+
+
+def _gains(ranks: Artifact, partition: str, settings: EvaluationConfig) -> dict[tuple[str, str], Tensor]:
+    """Each user's metrics, by ranking and metric: float64[U] each."""
+    found = zip(settings.rankings, _columns(ranks, partition, *settings.rankings), strict=True)
+    return {
+        (ranking, metric): gains for ranking, ranked in found for metric, gains in per_user(ranked, settings.ks).items()
+    }
 
 
 def _overlap(partitions: Sequence[str], entries: Sequence[Entry], ranking: str) -> Overlap:
