@@ -124,12 +124,15 @@ def fisher_study(data: str, model: str, users: int | None, picture: str | None, 
 @click.option("--data", help="URL of prepared data; needed if the merge makes a choice on its validation split.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable; at least two).")
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a diagonal, one per model, in the same order.")
+@click.option("--start", help="URL of the model that they started from; needed for a merge.step other than 1.")
 @configured
-def merge(data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], **options: Any) -> None:
+def merge(
+    data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], start: str | None, **options: Any
+) -> None:
     """Merge models, of this or other runs, into one. Prints one line of JSON with its URL."""
     from raymerge.commands import run_merge
 
-    run_merge(data, models, diagonals, **options)
+    run_merge(data, models, diagonals, start, **options)
 
 
 @cli.command(short_help="Rank each user's test item under each model.")

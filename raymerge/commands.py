@@ -183,44 +183,58 @@ def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -
 
 
 def run_merge(
-    data: str | None, models: Sequence[str], diagonals: Sequence[str], *, recipe: str | None, **options: Any
+    data: str | None,
+    models: Sequence[str],
+    diagonals: Sequence[str],
+    start: str | None,
+    *,
+    recipe: str | None,
+    **options: Any,
 ) -> None:
     """`raymerge merge`."""
     with working(recipe=recipe or "default", **options) as context:
-        members = open_models(models)
+        settings, members = context.config.merge, open_models(models)
         if len(members) < 2:
             raise MergeError(f"a merge needs at least two models, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
         weights = dict(zip(members, (open_artifact(url, "fisher") for url in diagonals), strict=False))
-        check_mergeable(members, weights)
-        if context.config.merge.needs_diagonals and not weights:
+        if settings.needs_start and start is None:
+            raise MergeError(f"merge.step is {settings.step}: name the model that they started from with --start")
+        if start is not None and not settings.needs_start:
+            raise MergeError("merge.step is 1, which takes no --start: leave it out, or --set merge.step=0.75")
+        origin = next(iter(open_models([start]).values())) if start else None
+        check_mergeable(members | ({"--start": origin} if origin else {}), weights)
+        if settings.needs_diagonals and not weights:
             raise MergeError(
-                f"method {context.config.merge.method} needs a --diagonal for each --model; "
-                "or --set merge.method=average"
+                f"method {settings.method} needs a --diagonal for each --model; or --set merge.method=average"
             )
-        context.config.merge.check_members(len(members))
-        merged = _merge(context, data, members, weights)
+        settings.check_members(len(members))
+        merged = _merge(context, data, members, weights, origin)
     _print_artifacts({"merged": merged})
 
 
 def _merge(
-    context: Work, data: str | None, members: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]
+    context: Work,
+    data: str | None,
+    members: Mapping[str, Artifact],
+    diagonals: Mapping[str, Artifact],
+    start: Artifact | None,
 ) -> Artifact:
     """The merge; open settings are chosen on the validation split of the data."""
-    settings, given = context.config.merge, [*members.values(), *diagonals.values()]
+    settings, given = context.config.merge, [*members.values(), *diagonals.values(), *([start] if start else [])]
     if data is not None:
         prepared = open_data(data)
         check_catalogue(prepared, members)
         with working_pool(context, "merge", prepared, given) as pool:
-            return merge(context, pool, [prepared], members, diagonals, settings)
+            return merge(context, pool, [prepared], members, diagonals, settings, start=start)
     if not settings.is_settled:
         raise InputError(
             "merge chooses settings on the validation split of prepared data: give --data, or fix the settings with "
             "--set merge.coefficients=equal --set merge.normalise=none"
         )
     with tracked(context, "merge", dataset_of_models([*members.values()]), given):
-        return merge(context, None, [], members, diagonals, settings)
+        return merge(context, None, [], members, diagonals, settings, start=start)
 
 
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:

@@ -77,6 +77,8 @@ class Config(BaseModel):
             raise ConfigError(f"rivals are merges by other diagonals, but merge.method {self.merge.method} takes none")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets do not share: set after_merge=null")
+        if self.merge.needs_start and self.base is None:
+            raise ConfigError("merge.step goes from the base towards a merge, but base is null: set merge.step=1")
         if self.rounds > 1 and self.base is None:
             raise ConfigError("rounds > 1 needs a base, from which the first round starts")
         if self.rounds * len(self.all_members) >= SEEDS_OF_A_RUN:

@@ -43,15 +43,16 @@ def run(context: Context, log: Sequence[str]) -> Result:
     check_samples(context.config, parts.validation)
     base = train_base(context, parts.base)
     settings, label = context.config.merge, context.config.merge.label
-    early: list[Round] = []
+    start, early = base, list[Round]()
     for number in range(1, context.config.rounds):
-        early.append(early_round(context, parts, early[-1].merged if early else base, number))
-    members = train_members(context, parts.members, early[-1].merged if early else base, after=len(early))
+        early.append(early_round(context, parts, start, number))
+        start = early[-1].merged
+    members = train_members(context, parts.members, start, after=len(early))
     with context.pool() as pool:
         diagonals = own_diagonals(context, pool, parts, members)
-        uniform = average(context, pool, parts.validation, members)
-        merged = merge(context, pool, parts.validation, members, diagonals, settings)
-        merges = {label: merged} | merge_rivals(context, pool, parts, members)
+        uniform = average(context, pool, parts.validation, members, start=start)
+        merged = merge(context, pool, parts.validation, members, diagonals, settings, start=start)
+        merges = {label: merged} | merge_rivals(context, pool, parts, members, start)
         between = interpolate(context, pool, parts.validation, members)
     groups: list[tuple[Kind, Mapping[str, Artifact]]] = [
         ("base", {"base": base} if base else {}),

@@ -236,7 +236,8 @@ class _Planner:
         diagonals = self._diagonals()
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
         kept = min(models, MODELS_KEPT) if diagonals else 0  # kept by the same processes for the diagonals
-        memory = 4.0 * self.parameters * (models + diagonals + 1 + kept) + SCORES_BYTES
+        taking_part = models + settings.needs_start
+        memory = 4.0 * self.parameters * (taking_part + diagonals + 1 + kept) + SCORES_BYTES
         stage = self._pool("merge", work, self.config.prepare.partitions, memory, start=False)
         return replace(stage, seconds=stage.seconds + trials * RATES.trial_s)
 

@@ -254,6 +254,22 @@ def test_models_merge_without_data_if_no_setting_is_open(capsys: pytest.CaptureF
     torch.testing.assert_close(merged.item_embedding.weight, first / 4 + second * 3 / 4, rtol=0, atol=1e-5)
 
 
+def test_a_start_is_named_just_if_the_step_needs_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    start, *models = (model(tmp_path / name) for name in "abc")
+    arguments = [part for folder in models for part in ("--model", str(folder))]
+    arguments += ["--output", str(tmp_path / "out"), "--set", "merge.method=average"]
+    arguments += ["--set", "merge.coefficients=equal"]
+    step = ["--set", "merge.step=0.5"]
+    assert "merge.step is 0.5: name the model that they started from with --start" in mistake(
+        capsys, "merge", *arguments, *step
+    )
+    assert "merge.step is 1, which takes no --start" in mistake(capsys, "merge", *arguments, "--start", start)
+    cli(["merge", *arguments, *step, "--start", str(start)], standalone_mode=False)
+    merged = load_model(json.loads(capsys.readouterr().out)["url"])
+    origin, first, second = (load_model(str(folder)).item_embedding.weight for folder in (start, *models))
+    torch.testing.assert_close(merged.item_embedding.weight, origin / 2 + first / 4 + second / 4)
+
+
 def diagonal(folder: Path, of: Path, value: float) -> str:
     """A diagonal of a model with the same number everywhere."""
     key = Key("fisher", {"model": model_digest(open_artifact(str(of)))})

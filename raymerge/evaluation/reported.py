@@ -106,6 +106,7 @@ class Merge(TypedDict):
     normalise: Literal["none", "model", "tensor"]
     epsilon: float
     power: float
+    step: float
     validation_score: float | None
 
 

@@ -1,7 +1,7 @@
 """Choose how to merge: the setting and the coefficients that validate best, unless that is luck."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymerge.merging.coefficients import Point, search_settings
 from raymerge.merging.held_out import FoldedScore, held_out_gain
@@ -21,12 +21,13 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
     """The best-scoring setting and coefficients, if that choice is also better for users who did not make it.
 
     Otherwise it was luck, and the first trial is taken: the plainest setting, with equal or given coefficients.
-    Whatever `settings` fixes is not searched.
+    The step is chosen last, with everything else as chosen by then. Whatever `settings` fixes is not searched.
     """
     scores: dict[Trial, FoldedScore] = {}
 
     def mean(setting: MergeSetting, point: Point) -> float:
-        scores[setting, point] = score(setting, point)
+        if (setting, point) not in scores:
+            scores[setting, point] = score(setting, point)
         return scores[setting, point].mean
 
     candidates = settings.options()
@@ -36,6 +37,8 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
     else:
         point = settings.point(members)
         best = max(((setting, point) for setting in candidates), key=lambda trial: mean(*trial))
+    shorter = [(replace(best[0], step=step), best[1]) for step in settings.steps[1:]]
+    best = max([best, *shorter], key=lambda trial: mean(*trial))
     gain = held_out_gain(list(scores.values()))
     chosen = best if gain > 0 else next(iter(scores))
     return Chosen(chosen, scores[chosen].mean, gain)

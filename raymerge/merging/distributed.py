@@ -12,6 +12,7 @@ from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.validation import validation_gains
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
+from raymerge.merging.step import step_from
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.pool import Pool
 from raymerge.worker_cache import examples_of, offered_in
@@ -26,18 +27,20 @@ class Candidate:
     method: str
     coefficients: tuple[float, ...]
     setting: MergeSetting
+    start: str | None = None  # needed for a step below 1
 
 
 @lru_cache(maxsize=1)
 def _members(
-    models: tuple[str, ...], diagonals: tuple[str, ...]
-) -> tuple[list[SequenceEncoder], list[dict[str, Tensor]]]:
-    return [load_model(url) for url in models], [load_diagonal(url) for url in diagonals]
+    models: tuple[str, ...], diagonals: tuple[str, ...], start: str | None
+) -> tuple[list[SequenceEncoder], list[dict[str, Tensor]], SequenceEncoder | None]:
+    modules = [load_model(url) for url in models]
+    return modules, [load_diagonal(url) for url in diagonals], load_model(start) if start else None
 
 
 def merged_model(candidate: Candidate) -> SequenceEncoder:
     """The merged model of a candidate, on the CPU; the members stay in memory for the next one."""
-    modules, diagonals = _members(candidate.models, candidate.diagonals)
+    modules, diagonals, start = _members(candidate.models, candidate.diagonals, candidate.start)
     parameters = merge(
         modules,
         diagonals or None,
@@ -47,6 +50,8 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
         epsilon=candidate.setting.epsilon,
         power=candidate.setting.power,
     )
+    if start is not None:
+        parameters = step_from(start, parameters, candidate.setting.step)
     return SequenceEncoder.of(modules[0].num_items, modules[0].config, parameters)
 
 

@@ -26,12 +26,14 @@ from raymerge.merging.checks import (
     tensors_of,
 )
 from raymerge.merging.coefficients import Point
+from raymerge.merging.step import check_step
 from raymerge.merging.weights import ENTRIES_AT_ONCE, NORMALISATIONS, FisherWeights, Normalise, stacked_blocks
 from raymerge.registry import Registry
 from raymerge.settings_checks import check_choices, check_ranges
 
 EPSILONS = (1e-6, 1e-3, 1e-1)
 POWERS = (1.0, 0.5, 2.0)
+STEPS = (1.0, 0.75, 0.5)
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,12 @@ METHODS.add("fisher", MergeMethod(fisher, needs_diagonals=True))
 
 @dataclass(frozen=True)
 class MergeSetting:
-    """How diagonals are scaled, sharpened and floored to become weights: one candidate of a search on validation."""
+    """How diagonals become weights, and how far a merge goes from the start: one candidate of a search."""
 
     normalise: Normalise = "none"
     epsilon: float = 1e-6
     power: float = 1.0
+    step: float = 1.0  # see `raymerge.merging.step`
 
 
 Trial = tuple[MergeSetting, Point]
@@ -97,6 +100,7 @@ class MergeConfig:
     normalise: Literal["none", "model", "tensor", "search"] = "search"  # scale of diagonals
     epsilon: float | Literal["search"] = 1e-6  # ε, in units of a diagonal's mean: a number or search
     power: float | Literal["search"] = 1.0  # of each diagonal, near 0 almost equal weights: a number or search
+    step: float | Literal["search"] = 1.0  # share of the way from the members' start to the merge: a number or search
     budget: int = 48  # trials of a search
 
     def __post_init__(self) -> None:
@@ -114,6 +118,10 @@ class MergeConfig:
             check_power(self.power, ConfigError)
         elif self.power != "search":
             raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
+        if not isinstance(self.step, str):
+            check_step(self.step)
+        elif self.step != "search":
+            raise ConfigError(f"merge.step must be a number or search, got {self.step!r}")
         check_ranges(self, "merge", budget=(1, 10**6))
         if self.trials < len(self.options()):
             raise ConfigError(
@@ -123,16 +131,28 @@ class MergeConfig:
     @property
     def trials(self) -> int:
         """How many merges are scored, at most."""
-        return self.budget if self.coefficients == "search" else len(self.options())
+        weighings = self.budget if self.coefficients == "search" else len(self.options())
+        return weighings + len(self.steps) - 1
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The candidates for the step; just one if there is nothing to choose."""
+        return STEPS if isinstance(self.step, str) else (self.step,)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the model that members started from takes part."""
+        return self.steps != (1.0,)
 
     def options(self) -> list[MergeSetting]:
-        """The candidates for normalisation, ε and α, the plainest first; just one if there is nothing to choose."""
+        """The candidates for normalisation, ε and α, the plainest first, all with the first step."""
+        first = self.steps[0]
         if not self.needs_diagonals:
-            return [MergeSetting()]
+            return [MergeSetting(step=first)]
         normalise = NORMALISATIONS if self.normalise == "search" else (self.normalise,)
         epsilon = EPSILONS if isinstance(self.epsilon, str) else (self.epsilon,)
         power = POWERS if isinstance(self.power, str) else (self.power,)
-        return [MergeSetting(*candidate) for candidate in product(normalise, epsilon, power)]
+        return [MergeSetting(*candidate, first) for candidate in product(normalise, epsilon, power)]
 
     @property
     def label(self) -> str:
@@ -147,7 +167,7 @@ class MergeConfig:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left to choose, so that a merge needs no data."""
-        return self.coefficients != "search" and len(self.options()) == 1
+        return self.trials == 1 and self.coefficients != "search"
 
     def given(self, members: int) -> Trial:
         """The only setting and coefficients there are if the config is settled."""

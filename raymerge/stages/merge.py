@@ -23,10 +23,17 @@ from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import catalogues_of, model_digest
 
 
-def average(context: Context, pool: Pool, data: Sequence[Artifact], models: Mapping[str, Artifact]) -> Artifact:
-    """The uniform average of models: the baseline of all merges."""
-    settings = MergeConfig(method="average", coefficients="equal")
-    return merge(context, pool, data, models, {}, settings, name="average")
+def average(
+    context: Context,
+    pool: Pool,
+    data: Sequence[Artifact],
+    models: Mapping[str, Artifact],
+    *,
+    start: Artifact | None = None,
+) -> Artifact:
+    """The uniform average of models, with the step of the other merges: their baseline."""
+    settings = MergeConfig(method="average", coefficients="equal", step=context.config.merge.step)
+    return merge(context, pool, data, models, {}, settings, start=start, name="average")
 
 
 def merge(
@@ -37,21 +44,27 @@ def merge(
     diagonals: Mapping[str, Artifact],
     settings: MergeConfig,
     *,
+    start: Artifact | None = None,
     name: str | None = None,
 ) -> Artifact:
     """One model out of several; open settings are chosen on the validation split of all `data`.
 
-    Without open settings (`MergeConfig.is_settled`) no data are needed; the merge then has no score. `name` is that of
-    the run, by default the settings' label.
+    Without open settings (`MergeConfig.is_settled`) no data are needed; the merge then has no score. `start` is the
+    model that the members started from, if the settings need it; `name` is that of the run, by default their label.
     """
     run = f"merge/{name or settings.label}"
     uses = diagonals if settings.needs_diagonals else {}
     filter_seen = context.config.evaluation.filter_seen
-    inputs = {
+    inputs: dict[str, str | list[str]] = {
         "data": [one.digest for one in data],
         "models": [model_digest(model) for model in models.values()],
         "diagonals": [diagonal.digest for diagonal in uses.values()],
     }
+    start_url = None
+    if settings.needs_start:
+        assert start is not None, "there is a base, or the settings were refused"
+        inputs["start"] = model_digest(start)
+        start_url = start.file("model")
     configuration = {**asdict(settings), "filter_seen": filter_seen}
 
     def fill(making: Making) -> None:
@@ -61,7 +74,7 @@ def merge(
         partitions = catalogues_of(data)
 
         def candidate(setting: MergeSetting, point: Point) -> Candidate:
-            return Candidate(urls, diagonal_urls, settings.method, point, setting)
+            return Candidate(urls, diagonal_urls, settings.method, point, setting, start_url)
 
         def score(setting: MergeSetting, point: Point) -> FoldedScore:
             assert pool is not None, "there are data to validate on"

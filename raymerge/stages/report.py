@@ -201,6 +201,7 @@ def _content(
             "normalise": merge.counts["normalise"],
             "epsilon": merge.counts["epsilon"],
             "power": merge.counts["power"],
+            "step": merge.counts["step"],
             "coefficients": dict(zip(members, merge.counts["coefficients"], strict=True)),
             "validation_score": merge.counts[SCORE],
         },

@@ -27,18 +27,20 @@ def early_round(context: Context, parts: TrainingData, start: Artifact | None, n
     with context.pool() as pool:
         diagonals = own_diagonals(context, pool, parts, members, suffix=suffix)
         name = settings.label + suffix
-        return Round(members, merge(context, pool, parts.validation, members, diagonals, settings, name=name))
+        merged = merge(context, pool, parts.validation, members, diagonals, settings, start=start, name=name)
+    return Round(members, merged)
 
 
 def merge_rivals(
-    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact]
+    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact], start: Artifact | None
 ) -> dict[str, Artifact]:
-    """Merge the same members with the diagonals of each rival; by name."""
+    """Merge the same members, from the same start, with the diagonals of each rival; by name."""
     merges: dict[str, Artifact] = {}
+    settings = context.config.merge
     for rival in context.config.rivals:
         theirs = replace(context, config=context.config.of_rival(rival))
         diagonals = own_diagonals(theirs, pool, parts, members, suffix=f"-{rival}")
-        merges[rival] = merge(context, pool, parts.validation, members, diagonals, context.config.merge, name=rival)
+        merges[rival] = merge(context, pool, parts.validation, members, diagonals, settings, start=start, name=rival)
     return merges
 
 

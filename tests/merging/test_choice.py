@@ -24,6 +24,21 @@ def test_given_coefficients_are_not_searched() -> None:
         MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
 
 
+def test_the_step_is_chosen_last_for_the_best_weights() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
+        asked.append((setting.normalise, setting.step))
+        better = (setting.normalise == "model") + (setting.step == 0.75)
+        return folded(torch.full((100,), 0.25 * better), torch.arange(100))
+
+    settings = MergeConfig(coefficients="equal", step="search")
+    chosen = choose(score, settings, members=2)
+    assert asked == [("none", 1.0), ("model", 1.0), ("tensor", 1.0), ("model", 0.75), ("model", 0.5)]
+    assert (len(asked), settings.is_settled, settings.needs_start) == (settings.trials, False, True)
+    assert chosen.trial == (MergeSetting("model", step=0.75), (0.5, 0.5))
+
+
 def test_a_lucky_choice_is_not_made() -> None:
     noise = torch.Generator().manual_seed(1)
     plain, means = torch.rand(1000, generator=noise), []

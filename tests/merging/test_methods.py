@@ -287,6 +287,7 @@ def test_a_config_lists_the_settings_to_choose_from() -> None:
     assert len(MergeConfig(epsilon="search").options()) == 9
     assert [setting.power for setting in MergeConfig(normalise="none", power="search").options()] == [1.0, 0.5, 2.0]
     assert MergeConfig(method="average").options() == [MergeSetting()]
+    assert MergeConfig(method="average", step=0.5).options() == [MergeSetting(step=0.5)]
 
 
 @pytest.mark.parametrize(

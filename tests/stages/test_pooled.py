@@ -22,7 +22,14 @@ from raymerge.stages.report import Entry, report
 
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
 SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs
-MERGE = {"method": "fisher", "normalise": "none", "epsilon": 1e-6, "power": 1.0, "coefficients": [0.5, 0.5]}
+MERGE = {
+    "method": "fisher",
+    "normalise": "none",
+    "epsilon": 1e-6,
+    "power": 1.0,
+    "step": 1.0,
+    "coefficients": [0.5, 0.5],
+}
 
 
 def made(context: Context, stage: str, run: str, counts: dict, ranks: dict[str, Ranks] | None = None) -> Artifact:

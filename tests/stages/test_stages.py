@@ -142,6 +142,28 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
         assert torch.equal(value, expected[name]), name
 
 
+def test_a_merge_goes_only_a_step_from_the_start(
+    make_context: MakeContext, data: Artifact, models: dict[str, Artifact]
+) -> None:
+    context = make_context("out", "merge={method: average, coefficients: equal, step: 0.75}")
+    start, *members = models
+    with context.pool() as pool:
+        merged = merge_stage(
+            context,
+            pool,
+            [data],
+            {name: models[name] for name in members},
+            {},
+            context.config.merge,
+            start=models[start],
+        )
+    origin, *ends = (dict(load_model(model.url).named_parameters()) for model in models.values())
+    for name, value in load_model(merged.url).named_parameters():
+        expected = 0.25 * origin[name] + 0.75 * sum(end[name] for end in ends) / len(ends)
+        torch.testing.assert_close(value, expected)
+    assert merged.manifest["inputs"]["start"] == model_digest(models[start])
+
+
 def test_trainings_with_the_same_key_are_run_once(make_context: MakeContext, data: Artifact) -> None:
     done: list[str] = []
     context = make_context("out", "training.epochs=1", emit=lambda message: done.append(message.run))

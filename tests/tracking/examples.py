@@ -63,6 +63,7 @@ def example_report() -> Report:
             "normalise": "none",
             "epsilon": 1e-6,
             "power": 1.0,
+            "step": 1.0,
             "validation_score": 0.15,
         },
         "validation": {"bert4rec": 0.125, "duorec": 0.135, "Fisher merge": 0.145, "merge + fine-tuning": 0.15},
