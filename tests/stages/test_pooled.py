@@ -30,6 +30,13 @@ MERGE = {
     "step": 1.0,
     "coefficients": [0.5, 0.5],
 }
+    "method": "fisher",
+    "normalise": "none",
+    "epsilon": 1e-6,
+    "power": 1.0,
+    "step": 1.0,
+    "coefficients": [0.5, 0.5],
+}
 
 
 def made(context: Context, stage: str, run: str, counts: dict, ranks: dict[str, Ranks] | None = None) -> Artifact:
