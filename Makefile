@@ -44,7 +44,7 @@ check: install
 	$(BIN)/lint-imports --no-cache
 
 bench: install
-	@for script in tests/bench/bench_*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
+	@for script in tests/bench/bench_*.py; do PYTHONPATH=tests/support $(BIN)/python $$script || exit 1; done
 
 cluster: install
 	@PYTHON=$(abspath $(BIN))/python cluster/local start

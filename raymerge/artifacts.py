@@ -22,12 +22,12 @@ import safetensors.torch
 from torch import Tensor
 
 import raymerge
-from raymerge import storage
 from raymerge.errors import ArtifactError, ConfigError, InputError, MissingError, first_line
-from raymerge.filesystem import is_local
+from raymerge.files import storage
+from raymerge.files.filesystem import is_local
+from raymerge.files.retries import disk_errors
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.redaction import without_credentials
-from raymerge.retries import disk_errors
 
 FORMAT = 4  # raised when a change of numerics or files invalidates older artifacts
 MARKER = "raymerge.json"

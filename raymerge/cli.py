@@ -70,7 +70,7 @@ def configured(command: F) -> F:
 @configured
 def run(log: str | None, **options: Any) -> None:
     """Run the whole pipeline: from an interaction log to a merged model in MLflow and a table of results."""
-    from raymerge.commands import run_pipeline
+    from raymerge.commands.stages import run_pipeline
 
     run_pipeline(log, **options)
 
@@ -80,7 +80,7 @@ def run(log: str | None, **options: Any) -> None:
 @configured
 def prepare(log: str | None, **options: Any) -> None:
     """Clean an interaction log and partition it by user. Prints one line of JSON with the URL of the data."""
-    from raymerge.commands import run_prepare
+    from raymerge.commands.stages import run_prepare
 
     run_prepare(log, **options)
 
@@ -91,7 +91,7 @@ def prepare(log: str | None, **options: Any) -> None:
 @configured
 def train(data: str, start: str | None, **options: Any) -> None:
     """Train the base, then all members in parallel. Prints one line of JSON per model with its URL."""
-    from raymerge.commands import run_train
+    from raymerge.commands.stages import run_train
 
     run_train(data, start, **options)
 
@@ -102,7 +102,7 @@ def train(data: str, start: str | None, **options: Any) -> None:
 @configured
 def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
     """Compute the Fisher diagonal of each model. Prints one line of JSON per diagonal with its URL."""
-    from raymerge.commands import run_fisher
+    from raymerge.commands.stages import run_fisher
 
     run_fisher(data, models, **options)
 
@@ -115,7 +115,7 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
 @configured
 def fisher_study(data: str, model: str, users: int | None, picture: str | None, **options: Any) -> None:
     """Compare all estimators with the exact diagonal: error against cost, and how many samples are enough."""
-    from raymerge.commands import run_fisher_study
+    from raymerge.commands.stages import run_fisher_study
 
     run_fisher_study(data, model, users, picture, **options)
 
@@ -130,7 +130,7 @@ def merge(
     data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], start: str | None, **options: Any
 ) -> None:
     """Merge models, of this or other runs, into one. Prints one line of JSON with its URL."""
-    from raymerge.commands import run_merge
+    from raymerge.commands.stages import run_merge
 
     run_merge(data, models, diagonals, start, **options)
 
@@ -141,7 +141,7 @@ def merge(
 @configured
 def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
     """Rank each user's test item under each model. Prints a table of metrics."""
-    from raymerge.commands import run_evaluate
+    from raymerge.commands.stages import run_evaluate
 
     run_evaluate(data, models, **options)
 
@@ -159,7 +159,7 @@ def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
 @click.option("--include-seen", is_flag=True, help="Also recommend items that are in the history.")
 def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     """Recommend the next items after a history."""
-    from raymerge.commands import run_recommend
+    from raymerge.commands.stages import run_recommend
 
     run_recommend(model, history, top=top, exclude_seen=not include_seen)
 
@@ -173,7 +173,7 @@ def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> No
 
     Several runs that differ only in their seed (--set seed=1) give one table of means with their spread.
     """
-    from raymerge.commands import run_report
+    from raymerge.commands.stages import run_report
 
     run_report(urls, html, json_file)
 
@@ -187,7 +187,7 @@ def log(url: str, tracking_uri: str | None) -> None:
     URL: an output folder. Nothing is computed and Ray is not started. A command with missing results is marked FAILED
     in MLflow: run it again to resume it.
     """
-    from raymerge.tracking_commands import run_log
+    from raymerge.commands.tracking import run_log
 
     run_log(url, tracking_uri=tracking_uri)
 
@@ -202,7 +202,7 @@ def config(
     recipe: str, overrides: tuple[str, ...], listing: bool, objective: str | None, estimator: str | None
 ) -> None:
     """Print the whole configuration of a recipe as commented YAML, which --recipe accepts."""
-    from raymerge.config_command import print_config
+    from raymerge.commands.config import print_config
 
     print_config(recipe, overrides, listing, objective, estimator)
 
@@ -218,7 +218,7 @@ def plan(log: str | None, data: str | None, **options: Any) -> None:
 
     Nothing is trained. The exit code is 2 if something does not fit.
     """
-    from raymerge.cluster_commands import run_plan
+    from raymerge.commands.cluster import run_plan
 
     run_plan(log, data, **options)
 
@@ -251,7 +251,7 @@ def submit(command: str, arguments: tuple[str, ...], **options: Any) -> None:
     is the job's; Ctrl-C stops the job. For a cluster with a token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or
     RAY_AUTH_TOKEN_PATH.
     """
-    from raymerge.cluster_commands import run_submit
+    from raymerge.commands.cluster import run_submit
 
     parent = click.get_current_context().parent
     given = cli.commands[command].make_context(command, list(arguments), parent=parent).params

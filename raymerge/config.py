@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raymerge.capacity import ClusterConfig
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
 from raymerge.errors import ConfigError
 from raymerge.evaluation.config import EvaluationConfig
+from raymerge.execution.capacity import ClusterConfig
 from raymerge.fisher.study import StudyConfig
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig

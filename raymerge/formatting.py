@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from raymerge.capacity import Node
-from raymerge.costs import GIB
+from raymerge.execution.capacity import Node
+from raymerge.execution.costs import GIB
 
 
 def gib(size_bytes: float) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from raymerge import storage
 from raymerge.config import Config, read_yaml, resolve
 from raymerge.data import demo, movielens
 from raymerge.data.markets import MarketsConfig
@@ -15,6 +14,7 @@ from raymerge.data.prepare import PrepareConfig
 from raymerge.data.size import DataSize
 from raymerge.errors import ConfigError
 from raymerge.evaluation.config import EvaluationConfig
+from raymerge.files import storage
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig

@@ -10,8 +10,8 @@ import pytest
 import ray
 from object_store import KEY_ID, SECRET, Faults, fault_proxy, s3_server
 
-from raymerge.capacity import Capacity, ClusterConfig
-from raymerge.runtime import session
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.runtime import session
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -59,7 +59,8 @@ def capacity(tmp_path_factory: pytest.TempPathFactory, faulty_link: Faults) -> I
     """A local Ray, shared by all tests that need one, with a temporary home."""
     saved = dict(os.environ)
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    os.environ["PYTHONPATH"] = str(CHECKOUT / "tests")  # workers import the functions of tests
+    paths = (CHECKOUT / "tests", CHECKOUT / "tests" / "support")  # workers import the functions of tests
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
     os.environ.pop("RAY_ADDRESS", None)
     with session(ClusterConfig()) as found:

@@ -10,7 +10,7 @@ import pytest
 from mlflow_server import Server
 from pipeline_runs import CHECKOUT, check_mlflow, command, report_in, start, surroundings, write_log
 
-from raymerge.tracking_commands import run_log
+from raymerge.commands.tracking import run_log
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(700)]
 PATIENCE_S = 280

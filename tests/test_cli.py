@@ -15,9 +15,11 @@ import yaml
 from mlflow import MlflowClient
 from tracking.examples import example_report
 
-from raymerge import command_context, commands, recipes
+from raymerge import recipes
 from raymerge.artifacts import Key, Output, load_model, open_artifact, save_model, save_tensors
 from raymerge.cli import cli, main
+from raymerge.commands import context as command_context
+from raymerge.commands import stages as commands
 from raymerge.data.sequences import Items, write_items
 from raymerge.errors import ConfigError, LostError
 from raymerge.fisher.weights import ESTIMATORS
@@ -44,7 +46,7 @@ def test_temporary_failure_has_its_own_exit_code(
     def lost(*_: object, **__: object) -> None:
         raise LostError("s3://shop/out did not answer")
 
-    monkeypatch.setattr("raymerge.config_command.print_config", lost)
+    monkeypatch.setattr("raymerge.commands.config.print_config", lost)
     with pytest.raises(SystemExit) as ended:
         main(["config", "--list"])
     assert ended.value.code == 75

@@ -10,10 +10,10 @@ import pytest
 import s3fs
 from object_store import Faults
 
-from raymerge import retries, storage
 from raymerge.artifacts import Artifact, Key, Output, load_model, open_artifact
-from raymerge.blocks import TensorFile
 from raymerge.errors import ArtifactError, InputError, LostError, ResourceError
+from raymerge.files import retries, storage
+from raymerge.files.blocks import TensorFile
 from raymerge.tracking import record
 
 KEY = Key("prepare", {"log": "abc"}, {"k": 5})

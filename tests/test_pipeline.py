@@ -16,17 +16,18 @@ from mlflow import MlflowClient
 from object_store import FAULTS, Faults
 from pipeline_runs import SMALL, check_mlflow, report_in, start, without_times, write_log
 
-from raymerge import load_diagonal, load_model, storage
+from raymerge import load_diagonal, load_model
 from raymerge.artifacts import Artifact, Output
-from raymerge.capacity import Capacity
 from raymerge.cli import GRACE_S
-from raymerge.commands import run_evaluate
+from raymerge.commands.stages import run_evaluate
 from raymerge.data.sequences import read_items
-from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError
 from raymerge.evaluation import reported
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event, Progress
+from raymerge.execution.capacity import Capacity
+from raymerge.execution.deadline import Deadline
+from raymerge.files import storage
 from raymerge.pipeline import Result, run
 from raymerge.recipes import configure
 from raymerge.stages.context import Context

@@ -22,9 +22,9 @@ from pyarrow import parquet as pq
 from raymerge.data.ids import check_id_type
 from raymerge.data.timestamps import check_timestamp_type
 from raymerge.errors import ConfigError, InputError, first_line
+from raymerge.files.storage import open_file
 from raymerge.redaction import without_credentials
 from raymerge.registry import Registry
-from raymerge.storage import open_file
 
 BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20

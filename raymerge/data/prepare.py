@@ -5,8 +5,8 @@ the partitions and the catalogue are written.
 
 One engine serves every size: Arrow, in one process, with spill files of its own. A second one for large logs (Ray Data)
 would have to give the same bytes and shuffle the whole log through the object stores, to save a reading that takes one
-process under an hour for a billion rows (`raymerge.costs`). Memory: a batch of rows, one partition (about 100 bytes per
-row) and the catalogue's ids (about 200 bytes per item); on disk the spilled rows, about 30 bytes each.
+process under an hour for a billion rows (`raymerge.execution.costs`). Memory: a batch of rows, one partition (about 100
+bytes per row) and the catalogue's ids (about 200 bytes per item); on disk the spilled rows, about 30 bytes each.
 """
 
 import json
@@ -32,9 +32,9 @@ from raymerge.data.sequences import Items, Sequences, read_items, write_items, w
 from raymerge.data.spill import Spill
 from raymerge.data.split import MIN_LENGTH, drawn_to_validate, evaluated_users, training_part
 from raymerge.errors import InputError
+from raymerge.files.storage import join, list_files
 from raymerge.redaction import without_credentials
 from raymerge.settings_checks import check_choices, check_ranges
-from raymerge.storage import join, list_files
 
 Core = Literal["iterated", "once"]
 Tell = Callable[[str, int, int], None]

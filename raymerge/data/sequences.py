@@ -14,8 +14,8 @@ from pyarrow import parquet as pq
 from torch import Tensor
 
 from raymerge.errors import ArtifactError, InputError, first_line
+from raymerge.files.storage import open_file
 from raymerge.redaction import without_credentials
-from raymerge.storage import open_file
 
 NO_TEST = b"raymerge.no_test"  # key in the metadata of a partition that has no test items
 

@@ -7,14 +7,14 @@ from functools import lru_cache
 import pyarrow as pa
 from torch import Tensor
 
-from raymerge import chunking
 from raymerge.data.sequences import read_items
 from raymerge.data.split import evaluated_users
 from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.ranking import rank_targets
+from raymerge.execution import chunking
+from raymerge.execution.pool import Pool
+from raymerge.execution.worker_cache import examples_of, model_at, offered_in, sequences_at
 from raymerge.models.ensemble import Ensemble
-from raymerge.pool import Pool
-from raymerge.worker_cache import examples_of, model_at, offered_in, sequences_at
 
 
 @dataclass(frozen=True)

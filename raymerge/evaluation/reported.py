@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from raymerge import storage
 from raymerge.errors import ArtifactError
+from raymerge.files import storage
 
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 Kind = Literal["base", "member", "mean", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]

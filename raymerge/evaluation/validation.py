@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from raymerge import chunking
 from raymerge.data.split import Examples
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.ranking import full_ranks
 from raymerge.evaluation.scoring import MEMORY_BYTES
+from raymerge.execution import chunking
 from raymerge.models.recommender import Recommender
 
 METRIC = "ndcg@10"  # models are compared by it

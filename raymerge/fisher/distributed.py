@@ -9,7 +9,7 @@ way.
 Traffic per process: it reads each model once and each partition once per model, and writes one float64 diagonal per
 shard to the output folder; the driver gets two numbers. Memory per process: the models it has loaded (at most 8), the
 sums in float64, and the engine's budget; a model is too large for a process only if these do not fit. The driver holds
-1 + log2(shards) blocks of `raymerge.blocks.BLOCK_BYTES`, whatever the size of the model.
+1 + log2(shards) blocks of `raymerge.files.blocks.BLOCK_BYTES`, whatever the size of the model.
 """
 
 import time
@@ -20,16 +20,16 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from raymerge import chunking
 from raymerge.artifacts import Key, Output
-from raymerge.blocks import blocks, write_blocks
 from raymerge.data.split import Examples
+from raymerge.execution import chunking
+from raymerge.execution.pool import Pool
+from raymerge.execution.worker_cache import examples_of, model_at, offered_in
+from raymerge.files.blocks import blocks, write_blocks
 from raymerge.fisher.diagonal import accumulate
 from raymerge.fisher.engine import default_budget
 from raymerge.fisher.weights import FisherConfig
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
-from raymerge.pool import Pool
-from raymerge.worker_cache import examples_of, model_at, offered_in
 
 SUMS_FILE = "sums.safetensors"
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.validation import validation_gains
+from raymerge.execution.pool import Pool
+from raymerge.execution.worker_cache import examples_of, offered_in
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.merging.step import step_from
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.pool import Pool
-from raymerge.worker_cache import examples_of, offered_in
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raymerge.artifacts import Artifact, Draft, Key, Output
-from raymerge.capacity import Capacity
 from raymerge.config import Config
-from raymerge.deadline import Deadline
 from raymerge.events import Emit, Event, Place, Progress
-from raymerge.pool import Pool
-from raymerge.runtime import cluster_capacity
+from raymerge.execution.capacity import Capacity
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.pool import Pool
+from raymerge.execution.runtime import cluster_capacity
 
 EVENTS = "events.json"
 

@@ -8,7 +8,7 @@ from raymerge.artifacts import Artifact, Key
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
-from raymerge.pool import Pool
+from raymerge.execution.pool import Pool
 from raymerge.stages.context import EVENTS, Context, Making
 from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from raymerge.artifacts import Artifact, Key
-from raymerge.blocks import write_blocks
 from raymerge.config import Config
 from raymerge.events import Progress
+from raymerge.execution.pool import Pool
+from raymerge.files.blocks import write_blocks
 from raymerge.fisher.distributed import Shard, ShardPlan
-from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard

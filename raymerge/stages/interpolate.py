@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from raymerge.artifacts import Artifact, Key
+from raymerge.execution.pool import Pool
 from raymerge.merging.distributed import Candidate, validate
 from raymerge.merging.lines import POINTS, coefficients, models_on_lines, pairs
 from raymerge.merging.methods import MergeSetting
-from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import catalogues_of, model_digest
 

@@ -12,13 +12,13 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import MergeError
 from raymerge.evaluation.validation import SCORE
+from raymerge.execution.pool import Pool
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.choice import choose
 from raymerge.merging.coefficients import Point
 from raymerge.merging.distributed import Candidate, forget, merged_model, validate
 from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
-from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import catalogues_of, model_digest
 

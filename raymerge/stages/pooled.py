@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.config import Config, leaves
 from raymerge.errors import InputError
 from raymerge.evaluation import reported
 from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.reported import Kind, Report, Results
+from raymerge.files import storage
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.report import (
     CANDIDATES,

@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from raymerge import recipes, storage
+from raymerge import recipes
 from raymerge.artifacts import Artifact, Key, file_digest
 from raymerge.data.prepare import catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
+from raymerge.files import storage
 from raymerge.stages.context import Context, Making
 
 

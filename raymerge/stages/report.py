@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import raymerge
-from raymerge import storage
 from raymerge.artifacts import Artifact, Key
 from raymerge.config import Config
 from raymerge.evaluation.config import EvaluationConfig
@@ -20,6 +19,7 @@ from raymerge.evaluation.overlap import by_agreement
 from raymerge.evaluation.reported import SCHEMA, Comparison, Group, Kind, Measured, Overlap, Protocol, Report, Row
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
+from raymerge.files import storage
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import items_on_offer, partitions_of, restricted_catalogue
 from raymerge.stages.interpolate import INTERPOLATION_FILE

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from raymerge.artifacts import Artifact
-from raymerge.pool import Pool
+from raymerge.execution.pool import Pool
 from raymerge.stages.context import Context
 from raymerge.stages.fisher import fisher
 from raymerge.stages.markets import TrainingData

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, Output
-from raymerge.blocks import Block, Shapes, TensorFile, blocks
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.errors import InputError
+from raymerge.execution.pool import Pool
+from raymerge.files import storage
+from raymerge.files.blocks import Block, Shapes, TensorFile, blocks
 from raymerge.fisher.distributed import SUMS_FILE, Shard, ShardPlan, make_shards
 from raymerge.fisher.reduction import tree_sum
 from raymerge.fisher.weights import FisherConfig
-from raymerge.pool import Pool
 from raymerge.stages.inputs import model_digest, restricted_catalogue
 
 

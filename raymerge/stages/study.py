@@ -6,15 +6,15 @@ from functools import cached_property
 
 import torch
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, Key, Output
-from raymerge.blocks import TensorFile, write_blocks
 from raymerge.errors import InputError
 from raymerge.events import Progress
+from raymerge.execution.pool import Pool
+from raymerge.files import storage
+from raymerge.files.blocks import TensorFile, write_blocks
 from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.fisher.study import SCHEMA, Agreement, Measured, Study, backward_passes, candidates, line_of, rows
 from raymerge.fisher.weights import FisherConfig
-from raymerge.pool import Pool
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard

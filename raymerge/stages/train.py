@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.reported import Kind
 from raymerge.evaluation.validation import SCORE
+from raymerge.files import storage
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
 from raymerge.stages.context import Context, Making

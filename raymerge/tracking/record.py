@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymerge import storage
 from raymerge.errors import ArtifactError, InputError
+from raymerge.files import storage
 from raymerge.redaction import redact, without_credentials
 
 FOLDER = "runs"

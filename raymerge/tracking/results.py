@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, load_diagonal, open_artifact
 from raymerge.evaluation.reported import Merge, Report
+from raymerge.files import storage
 from raymerge.merging.methods import shares
 from raymerge.redaction import redact
 from raymerge.tracking import plots

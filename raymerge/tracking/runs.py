@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from raymerge.errors import innermost, reason
 from raymerge.events import Event
-from raymerge.filesystem import is_local
+from raymerge.files.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
 from raymerge.tracking import store
 from raymerge.tracking.store import call, flatten, metric_name

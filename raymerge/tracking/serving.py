@@ -11,8 +11,8 @@ from mlflow.models import ModelConfig, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 import raymerge
-from raymerge import storage
 from raymerge.data.sequences import read_items
+from raymerge.files import storage
 from raymerge.recommendation import recommend
 
 DEFAULTS: dict[str, Any] = {"top_k": 10, "exclude_seen": True}

@@ -16,10 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 from mlflow.exceptions import MlflowException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from raymerge import storage
 from raymerge.config import leaves
 from raymerge.errors import ConfigError, TrackingError, innermost, reason
-from raymerge.filesystem import is_local
+from raymerge.files import storage
+from raymerge.files.filesystem import is_local
 from raymerge.redaction import redact, without_credentials
 
 REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S, RETRY_LIMIT_S = 10, 120, 8  # with passwords a request may take seconds

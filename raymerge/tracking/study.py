@@ -11,9 +11,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from raymerge import storage
 from raymerge.artifacts import Artifact
 from raymerge.errors import ArtifactError
+from raymerge.files import storage
 from raymerge.fisher.study import SCHEMA, Row, Spread, Study, enough
 from raymerge.tracking import plots
 from raymerge.tracking.runs import Tracker

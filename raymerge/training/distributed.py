@@ -23,23 +23,24 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge import chunking, storage
 from raymerge.artifacts import file_digest, load_model, load_tensors, save_tensors
-from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.sequences import read_partition
-from raymerge.deadline import Deadline
 from raymerge.errors import ArtifactError, LostError, MissingError, ResourceError, ScoreError, UserError, reason
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Emit, Event, Progress
+from raymerge.execution import chunking
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.runtime import POLL_S
+from raymerge.execution.worker_cache import offered_in
+from raymerge.files import storage
+from raymerge.files.retries import disk_errors
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.retries import disk_errors
-from raymerge.runtime import POLL_S
 from raymerge.training.config import TrainingConfig
 from raymerge.training.event_log import EventLog, Mistake
 from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
-from raymerge.worker_cache import offered_in
 
 MAX_FAILURES = 3  # of a run's workers before the run is given up
 STATE_TENSORS, STATE_NUMBERS = "state.safetensors", "state.json"

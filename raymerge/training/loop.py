@@ -9,8 +9,8 @@ epoch is planned), of which a history has one for each `stride` items; one parti
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
 the last state, 4 while the next one replaces it, and once while it is written, with averaged epochs 3 times more; and
 one batch, in which positions × items stay within `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of
-steps. In smaller chunks (`raymerge.chunking`) a batch takes an eighth, its activations are computed twice, and dropout
-masks differ.
+steps. In smaller chunks (`raymerge.execution.chunking`) a batch takes an eighth, its activations are computed twice,
+and dropout masks differ.
 """
 
 import math

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from raymerge import chunking
+from raymerge.execution import chunking
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective

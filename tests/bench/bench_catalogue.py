@@ -13,10 +13,10 @@ import time
 import torch
 from machine import in_fresh_process, peak_mib
 
+from raymerge.execution.runtime import WORKER_ENVIRONMENT
 from raymerge.models.batch import Batch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.runtime import WORKER_ENVIRONMENT
 from raymerge.training.config import TrainingConfig
 from raymerge.training.step import Stepper
 

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from bench_prepare import PER_USER, write_log
 from random_models import random_model
 
 from raymerge.artifacts import Artifact, Output
-from raymerge.deadline import Deadline
-from raymerge.pool import Pool
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.pool import Pool
+from raymerge.execution.runtime import session
 from raymerge.recipes import configure
-from raymerge.runtime import session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate
 from raymerge.stages.fisher import fisher

@@ -71,7 +71,8 @@ def start_nodes(folder: Path, count: int) -> Iterator[Nodes]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = kept | token | PATIENCE | NOTICED_SOON | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
-    paths = (CHECKOUT, CHECKOUT / "tests", CHECKOUT / "tests" / "cluster" / "clock")
+    tests = CHECKOUT / "tests"
+    paths = (CHECKOUT, tests, tests / "support", tests / "cluster" / "clock")
     environment |= {"PYTHONPATH": ":".join(map(str, paths)), "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
     environment |= _own_places(folder / "driver")
     pipe = subprocess.PIPE

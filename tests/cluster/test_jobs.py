@@ -18,7 +18,7 @@ from cluster.head import CHECKOUT, Head, start_head, status
 
 from raymerge.artifacts import Output
 from raymerge.data import demo
-from raymerge.deadline import Deadline
+from raymerge.execution.deadline import Deadline
 from raymerge.recipes import configure
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import prepare
@@ -118,9 +118,9 @@ def test_driver_without_the_token_does_not_get_in(head: Head, door: str, change:
 CASES = """
 import json, sys, time
 from pathlib import Path
-from raymerge.deadline import Deadline
+from raymerge.execution.deadline import Deadline
 from raymerge.errors import ResourceError
-from raymerge.submission import Job, connect, run_job
+from raymerge.execution.submission import Job, connect, run_job
 
 address, mark = sys.argv[1:]
 def run(entrypoint, retries=1, deadline=Deadline(600)):
@@ -185,8 +185,8 @@ def test_job_past_its_deadline_is_stopped(found: dict) -> None:
 
 THROUGH_A_CUT = """
 import json, socket, sys, threading
-from raymerge import submission
-from raymerge.deadline import Deadline
+from raymerge.execution import submission
+from raymerge.execution.deadline import Deadline
 
 direct = sys.argv[1]
 host, port = direct.removeprefix("http://").split(":")
@@ -274,7 +274,7 @@ def test_stopped_job_leaves_nothing_behind_and_the_next_one_resumes(
     if way == "Ctrl-C":
         first.send_signal(signal.SIGINT)
     else:
-        jobs = "from raymerge.submission import connect; import sys; print(*[job.submission_id for job in "
+        jobs = "from raymerge.execution.submission import connect; import sys; print(*[job.submission_id for job in "
         jobs += "connect(sys.argv[1]).list_jobs() if job.status == 'RUNNING'])"
         [job] = head.run("-c", jobs, head.dashboard).stdout.split()
         stopped = head.run("-m", "ray.scripts.scripts", "job", "stop", "--address", head.dashboard, job)

@@ -13,11 +13,11 @@ import pytest
 from cluster.nodes import Nodes, start_nodes
 from random_models import random_model
 
-from raymerge import storage
 from raymerge.artifacts import Output
 from raymerge.data import demo
-from raymerge.deadline import Deadline
 from raymerge.errors import InputError
+from raymerge.execution.deadline import Deadline
+from raymerge.files import storage
 from raymerge.recipes import configure
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import prepare

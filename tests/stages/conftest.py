@@ -10,8 +10,8 @@ from stages.contexts import SMALL, MakeContext
 from raymerge.artifacts import Artifact, Output
 from raymerge.data import demo
 from raymerge.data.sequences import Sequences, read_partition
-from raymerge.deadline import Deadline
 from raymerge.events import Emit
+from raymerge.execution.deadline import Deadline
 from raymerge.recipes import configure
 from raymerge.stages.context import Context
 from raymerge.stages.inputs import partitions_of

@@ -9,7 +9,7 @@ import torch
 from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, Key
-from raymerge.commands import run_report
+from raymerge.commands.stages import run_report
 from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
 from raymerge.evaluation.distributed import Ranks
@@ -23,13 +23,6 @@ from raymerge.stages.report import Entry, report
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
 SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs
 MERGE = {
-    "method": "fisher",
-    "normalise": "none",
-    "epsilon": 1e-6,
-    "power": 1.0,
-    "step": 1.0,
-    "coefficients": [0.5, 0.5],
-}
     "method": "fisher",
     "normalise": "none",
     "epsilon": 1e-6,

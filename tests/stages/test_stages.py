@@ -16,19 +16,19 @@ from partitions import concatenate
 from processes import named
 from stages.contexts import MakeContext
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, Key, load_diagonal, load_model, save_model
-from raymerge.capacity import Capacity, ClusterConfig
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Sequences, read_items, read_partition
 from raymerge.data.split import examples
-from raymerge.deadline import Deadline
 from raymerge.errors import InputError, LostError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.ranking import rank_targets
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.runtime import cluster_capacity
+from raymerge.files import storage
 from raymerge.merging.methods import merge
 from raymerge.models.objectives import ObjectiveConfig
-from raymerge.runtime import cluster_capacity
 from raymerge.stages.context import Context, Making
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher

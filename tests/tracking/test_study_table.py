@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from raymerge import commands
 from raymerge.artifacts import Artifact, Key, Output
-from raymerge.deadline import Deadline
+from raymerge.commands import stages as commands
 from raymerge.errors import ArtifactError
+from raymerge.execution.deadline import Deadline
 from raymerge.fisher.study import Agreement, Measured, Study, rows
 from raymerge.fisher.weights import FisherConfig
 from raymerge.recipes import configure

@@ -8,8 +8,8 @@ from partitions import from_lists, random_histories
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from raymerge import chunking
 from raymerge.data.sequences import Sequences
+from raymerge.execution import chunking
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.training.config import TrainingConfig

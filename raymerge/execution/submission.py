@@ -28,10 +28,10 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from raymerge.deadline import Deadline
 from raymerge.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, LostError, ResourceError, first_line
+from raymerge.execution.deadline import Deadline
+from raymerge.files.retries import PASSING_STATUSES, is_passing
 from raymerge.redaction import redact
-from raymerge.retries import PASSING_STATUSES, is_passing
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # overrides any argument of Ray's client

@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 from raymerge import errors
-from raymerge.capacity import Capacity
+from raymerge.execution.capacity import Capacity
 
 
 def test_local_ray_requires_a_token_and_writes_none(capacity: Capacity) -> None:

@@ -10,10 +10,10 @@ import ray
 import yaml
 from object_store import KEY_ID, SECRET
 
-from raymerge import storage
-from raymerge.capacity import Capacity
 from raymerge.cli import main
 from raymerge.data import demo
+from raymerge.execution.capacity import Capacity
+from raymerge.files import storage
 from raymerge.recipes import configure
 
 SMALL = (

@@ -12,9 +12,9 @@ from typing import IO, TypeVar
 import pyarrow.fs
 
 from raymerge.errors import InputError, LostError, MissingError, reason
-from raymerge.filesystem import WEB, Store, is_local, local_path, refuse_secrets
+from raymerge.files.filesystem import WEB, Store, is_local, local_path, refuse_secrets
+from raymerge.files.retries import MISSING, plain_errors
 from raymerge.redaction import without_credentials
-from raymerge.retries import MISSING, plain_errors
 
 LAST_FILE = "manifest.json"  # written last: a folder without it is incomplete
 AT_ONCE = 8  # concurrent requests to a store

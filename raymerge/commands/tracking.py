@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, open_artifact
-from raymerge.command_context import tracker_of
+from raymerge.commands.context import tracker_of
 from raymerge.errors import TrackingError
 from raymerge.evaluation import reported
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event
+from raymerge.files import storage
 from raymerge.redaction import redact
 from raymerge.stages.context import EVENTS
 from raymerge.tracking import study as studies

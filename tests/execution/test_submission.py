@@ -9,12 +9,13 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus
 
 import raymerge
-from raymerge import cluster_commands, submission
 from raymerge.cli import main
-from raymerge.cluster_commands import runtime_env
-from raymerge.deadline import Deadline
+from raymerge.commands import cluster as cluster_commands
+from raymerge.commands.cluster import runtime_env
 from raymerge.errors import LostError, ResourceError
-from raymerge.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
+from raymerge.execution import submission
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from raymerge.data import demo
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 SMALL = (
     "encoder.max_length=12",
     "encoder.dim=16",

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from cluster.head import free_ports, status
 
-from raymerge import storage
 from raymerge.artifacts import open_artifact
 from raymerge.cli import main
 from raymerge.data import demo
 from raymerge.data.sequences import read_partition
+from raymerge.files import storage
 from raymerge.stages.inputs import partitions_of
 
 BUCKET = "gs://shop"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymerge import chunking
-from raymerge.capacity import Capacity, ClusterConfig
-from raymerge.deadline import Deadline
 from raymerge.errors import InputError, LostError, ResourceError
-from raymerge.pool import Pool
+from raymerge.execution import chunking
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.pool import Pool
 
 HOUR = Deadline(3600)
 
@@ -126,7 +126,7 @@ def test_work_that_runs_out_of_memory_even_in_smaller_chunks_is_given_up(capacit
 def test_process_that_hangs_is_replaced_and_its_work_is_retried(
     capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("raymerge.pool.PATIENCE_S", 0.5)
+    monkeypatch.setattr("raymerge.execution.pool.PATIENCE_S", 0.5)
     pieces = {f"{number:02d}": (number, str(tmp_path), how) for number in range(6)}
     assert collect(capacity, hang_once, pieces) == {key: value[0] ** 2 for key, value in pieces.items()}
     assert (tmp_path / "3").exists()
@@ -135,8 +135,8 @@ def test_process_that_hangs_is_replaced_and_its_work_is_retried(
 def test_process_that_gives_no_sign_of_life_is_replaced_however_long_its_piece_may_take(
     capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("raymerge.pool.BEAT_S", 0.2)
-    monkeypatch.setattr("raymerge.pool.SILENCE_S", 5.0)
+    monkeypatch.setattr("raymerge.execution.pool.BEAT_S", 0.2)
+    monkeypatch.setattr("raymerge.execution.pool.SILENCE_S", 5.0)
     assert collect(capacity, hang_once, {"a": (3, str(tmp_path), "stopped")}, actors=1) == {"a": 9}
     assert "the process for a gave no sign of life for 5 s" in caplog.text
 
@@ -144,7 +144,7 @@ def test_process_that_gives_no_sign_of_life_is_replaced_however_long_its_piece_m
 def test_processes_whose_results_wait_for_a_busy_driver_are_left_alone(
     capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("raymerge.pool.PATIENCE_S", 0.5)
+    monkeypatch.setattr("raymerge.execution.pool.PATIENCE_S", 0.5)
     results: dict[str, int] = {}
 
     def take(key: str, value: int) -> None:
@@ -160,14 +160,14 @@ def test_processes_whose_results_wait_for_a_busy_driver_are_left_alone(
 def test_busy_process_gives_signs_of_life(
     capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("raymerge.pool.BEAT_S", 0.1)
-    monkeypatch.setattr("raymerge.pool.SILENCE_S", 3.0)
+    monkeypatch.setattr("raymerge.execution.pool.BEAT_S", 0.1)
+    monkeypatch.setattr("raymerge.execution.pool.SILENCE_S", 3.0)
     assert collect(capacity, work, {"a": (8.0,)}, actors=2, actor_threads=2) == {"a": 2}
     assert not caplog.text
 
 
 def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raymerge.pool.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("raymerge.execution.pool.MAX_ATTEMPTS", 2)
     with pytest.raises(
         ResourceError, match=r"given up after 2 attempts; .* no result in 1 s: raise cluster.piece_hours"
     ):
@@ -177,7 +177,7 @@ def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pyt
 def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
     capacity: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raymerge.pool.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("raymerge.execution.pool.MAX_ATTEMPTS", 2)
     pids: list[int] = []
     pieces = {name: (str(tmp_path), 3) for name in "abc"}
     with Pool(capacity, ClusterConfig(actors=3), HOUR) as pool:

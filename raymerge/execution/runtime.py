@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymerge.capacity import Capacity, ClusterConfig, Node
 from raymerge.errors import ResourceError, first_line
+from raymerge.execution.capacity import Capacity, ClusterConfig, Node
 
 POLL_S = 0.25
 WORKER_ENVIRONMENT = {

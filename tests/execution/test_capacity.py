@@ -2,8 +2,8 @@
 
 import pytest
 
-from raymerge.capacity import Capacity, ClusterConfig, Node
 from raymerge.errors import ResourceError
+from raymerge.execution.capacity import Capacity, ClusterConfig, Node
 
 
 def test_more_gpus_than_there_are_is_refused_at_once() -> None:

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, digest_of, file_digest, open_artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
 from raymerge.evaluation import reported
+from raymerge.files import storage
 from raymerge.redaction import without_credentials
 from raymerge.stages.context import Context
 from raymerge.stages.prepare import check_logs, source

@@ -12,11 +12,11 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from raymerge import chunking
-from raymerge.capacity import Capacity, ClusterConfig
-from raymerge.deadline import Deadline
 from raymerge.errors import LostError, ResourceError, UserError, first_line
-from raymerge.runtime import POLL_S
+from raymerge.execution import chunking
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.runtime import POLL_S
 
 MAX_ATTEMPTS = 4  # of one piece of work whose process died
 BEAT_S, SILENCE_S = 10.0, 120.0
@@ -150,9 +150,10 @@ class Pool:
 
     One piece is under way per actor: it gets the next one before its last result is processed, so that it is never idle
     for long and at most one result per actor waits. An actor that dies or hangs is replaced and its piece retried, up
-    to `MAX_ATTEMPTS` times; one that ran out of memory is retried in smaller chunks (`raymerge.chunking`). A UserError
-    in a worker is raised here unchanged. Since pieces may be repeated, a function returns a value for its piece, or
-    commits it under its key, and changes nothing else. Actors live as long as the block, so functions may cache.
+    to `MAX_ATTEMPTS` times; one that ran out of memory is retried in smaller chunks (`raymerge.execution.chunking`). A
+    UserError in a worker is raised here unchanged. Since pieces may be repeated, a function returns a value for its
+    piece, or commits it under its key, and changes nothing else. Actors live as long as the block, so functions may
+    cache.
     """
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:

@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 import raymerge
-from raymerge import storage
 from raymerge.artifacts import open_artifact
-from raymerge.capacity import ClusterConfig
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
-from raymerge.deadline import Deadline
 from raymerge.errors import ConfigError, InputError
-from raymerge.filesystem import is_local
+from raymerge.execution.capacity import ClusterConfig
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.plan import Plan, make_plan
+from raymerge.execution.runtime import cluster_nodes, session
+from raymerge.execution.submission import DEFAULT_ADDRESS, Job, run_job
+from raymerge.files import storage
+from raymerge.files.filesystem import is_local
 from raymerge.formatting import describe, duration, gib
-from raymerge.plan import Plan, make_plan
 from raymerge.recipes import RECIPES, configure, default_recipe, is_file
 from raymerge.redaction import credentials_in, query_in, redact
-from raymerge.runtime import cluster_nodes, session
-from raymerge.submission import DEFAULT_ADDRESS, Job, run_job
 from raymerge.tracking.store import default_uri, sqlite_path
 
 JOB_GRACE_S = 60.0  # for a job to end by its own deadline, and to report that itself

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymerge import storage
 from raymerge.errors import ArtifactError, UserError
+from raymerge.files import storage
 from raymerge.redaction import without_credentials
 
 BLOCK_BYTES = 64 << 20

@@ -1,16 +1,19 @@
 """Estimate of what will run where, for how long and with how much memory, and of what does not fit.
 
-Times follow from multiply-adds and a few measured rates (`raymerge.costs`), memory from the shapes of what a process
-holds.
+Times follow from multiply-adds and a few measured rates (`raymerge.execution.costs`), memory from the shapes of what a
+process holds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from raymerge.capacity import Capacity, Node
 from raymerge.config import Config
-from raymerge.costs import (
+from raymerge.data.size import DataSize
+from raymerge.errors import ResourceError
+from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
+from raymerge.execution.capacity import Capacity, Node
+from raymerge.execution.costs import (
     ACTIVATIONS,
     ATTENTION,
     AVERAGE_COPIES,
@@ -28,9 +31,7 @@ from raymerge.costs import (
     layers,
     parameters,
 )
-from raymerge.data.size import DataSize
-from raymerge.errors import ResourceError
-from raymerge.evaluation.scoring import MEMORY_BYTES as SCORES_BYTES
+from raymerge.execution.worker_cache import MODELS_KEPT
 from raymerge.fisher.engine import MEMORY_BYTES as ENGINE_BYTES
 from raymerge.fisher.weights import ESTIMATORS, FisherConfig
 from raymerge.formatting import describe, duration, gib
@@ -39,7 +40,6 @@ from raymerge.models.item_losses import SoftmaxSettings
 from raymerge.models.losses import LOGIT_BYTES
 from raymerge.models.objectives import ContrastiveSettings, ObjectiveConfig
 from raymerge.training.config import TrainingConfig
-from raymerge.worker_cache import MODELS_KEPT
 
 REPORT = "report"
 

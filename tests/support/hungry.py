@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from raymerge import chunking
+from raymerge.execution import chunking
 from raymerge.models.batch import Batch, Term
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, NextItem, ObjectiveConfig

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymerge.blocks import Block, TensorFile, blocks, write_blocks
 from raymerge.errors import ArtifactError
+from raymerge.files.blocks import Block, TensorFile, blocks, write_blocks
 
 SHAPES = {"b": (5, 3), "a": (7,), "scalar": (), "empty": (0, 4), "deep": (3, 2, 2)}
 

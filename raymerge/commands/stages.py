@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raymerge import storage
 from raymerge.artifacts import Artifact, load_model, model_folder, open_artifact
-from raymerge.command_context import Work, tracked, working, working_pool
-from raymerge.command_inputs import (
+from raymerge.commands.context import Work, tracked, working, working_pool
+from raymerge.commands.inputs import (
     check_catalogue,
     chosen_model,
     dataset_of,
@@ -28,17 +27,19 @@ from raymerge.command_inputs import (
     open_models,
     open_start,
 )
+from raymerge.commands.tracking import send_report
 from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
 from raymerge.evaluation import reported
+from raymerge.execution.plan import make_plan, summary
+from raymerge.execution.runtime import cluster_nodes, session
+from raymerge.files import storage
 from raymerge.pipeline import run as pipeline
-from raymerge.plan import make_plan, summary
 from raymerge.recipes import default_recipe
 from raymerge.redaction import redact
-from raymerge.runtime import cluster_nodes, session
 from raymerge.stages.context import Context
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import check_samples, fisher
@@ -54,7 +55,6 @@ from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file, to_png
 from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
-from raymerge.tracking_commands import send_report
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:

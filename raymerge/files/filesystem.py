@@ -25,8 +25,8 @@ from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from raymerge.errors import InputError
+from raymerge.files.retries import MISSING, plain_errors, retried
 from raymerge.redaction import credentials_in, redact, without_credentials
-from raymerge.retries import MISSING, plain_errors, retried
 
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})

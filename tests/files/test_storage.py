@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
-from raymerge import storage
 from raymerge.data.interactions import LogConfig, open_log
 from raymerge.errors import InputError, LostError, UserError
-from raymerge.filesystem import Store, refuse_secrets
+from raymerge.files import storage
+from raymerge.files.filesystem import Store, refuse_secrets
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -149,8 +149,8 @@ def test_a_log_at_a_signed_address_is_read_through_an_outage(web: str, monkeypat
 
 def test_a_download_may_take_long_but_not_be_silent_for_long(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{web}/log.csv.gz?sig=x"
-    monkeypatch.setattr("raymerge.filesystem.SILENCE_S", 1.0)
-    monkeypatch.setattr("raymerge.retries.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("raymerge.files.filesystem.SILENCE_S", 1.0)
+    monkeypatch.setattr("raymerge.files.retries.MAX_ATTEMPTS", 1)
     HTTPFileSystem.clear_instance_cache()
     try:
         monkeypatch.setattr(Web, "pause_s", 0.4)

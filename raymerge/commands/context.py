@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from raymerge.artifacts import Artifact, Output, digest_of
-from raymerge.command_inputs import dataset_of
+from raymerge.commands.inputs import dataset_of
 from raymerge.config import Config
-from raymerge.deadline import Deadline
 from raymerge.events import Event, Message, Place, Progress
-from raymerge.pool import Pool
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.pool import Pool
+from raymerge.execution.runtime import session
 from raymerge.progress import display
 from raymerge.recipes import configure
-from raymerge.runtime import session
 from raymerge.stages.context import Context
 from raymerge.tracking.record import Record
 from raymerge.tracking.runs import Tracker, check_server

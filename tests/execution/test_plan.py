@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymerge.capacity import Capacity, Node
-from raymerge.cluster_commands import run_plan
+from raymerge.commands.cluster import run_plan
 from raymerge.data import demo
 from raymerge.data.prepare import PrepareConfig
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ResourceError
+from raymerge.execution.capacity import Capacity, Node
+from raymerge.execution.plan import Plan, make_plan, summary
+from raymerge.execution.runtime import cluster_nodes
 from raymerge.formatting import describe
-from raymerge.plan import Plan, make_plan, summary
 from raymerge.recipes import RECIPES, configure
-from raymerge.runtime import cluster_nodes
 
 GIB = 2**30
 LAPTOP = Node(cpus=2, gpus=0, memory_bytes=8 * GIB)

@@ -1,0 +1,1 @@
+"""Files at any URL: reading and writing, retries, and tensors in blocks."""
