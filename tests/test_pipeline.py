@@ -86,15 +86,15 @@ def test_lines_between_members_end_at_members(first: tuple[Path, Result, list]) 
 
 def test_merged_model_and_diagonals_load(first: tuple[Path, Result, list]) -> None:
     _, result, _ = first
-    module = load_model(result.merged.url)
-    diagonal = load_diagonal(result.diagonals["duorec"].url)
+    module = load_model(result.last.merged.url)
+    diagonal = load_diagonal(result.last.diagonals["duorec"].url)
     assert module(torch.tensor([[0, 1, 2]])).isfinite().all()
     assert {name: p.shape for name, p in module.named_parameters()} == {n: v.shape for n, v in diagonal.items()}
     assert all((value >= 0).all() for value in diagonal.values())
 
 
 def test_search_takes_the_best_trial_if_its_gain_holds_up_and_else_its_start(first: tuple[Path, Result, list]) -> None:
-    merged = first[1].merged
+    merged = first[1].last.merged
     scores = [trial["score"] for trial in merged.json("trials.json")]
     assert merged.counts[SCORE] == (max(scores) if merged.counts["held_out_gain"] > 0 else scores[0])
 
@@ -120,11 +120,11 @@ def test_second_run_makes_nothing_and_emits_the_same_figures(first: tuple[Path, 
 
 def test_an_average_with_searched_weights_needs_no_diagonals(first: tuple[Path, Result, list], log: Path) -> None:
     result = run(context(first[0], "merge.method=average", "after_merge=null"), [str(log)])
-    assert result.diagonals == {}
+    assert result.last.diagonals == {}
     kinds = {entry.name: entry.kind for entry in result.entries}
     assert (kinds["average"], kinds["weighted-average"]) == ("average", "merged")
     [uniform] = [entry for entry in first[1].entries if entry.name == "average"]
-    assert result.merged.counts[SCORE] >= uniform.model.counts[SCORE], "equal weights are its first trial"
+    assert result.last.merged.counts[SCORE] >= uniform.model.counts[SCORE], "equal weights are its first trial"
 
 
 def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Result, list], log: Path) -> None:
@@ -133,7 +133,7 @@ def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Res
     kinds = {entry.name: entry.kind for entry in result.entries}
     assert [name for name, kind in kinds.items() if kind == "merged"] == ["fisher", "target", "topk-2"]
     merged = {entry.name: entry.model for entry in result.entries if entry.kind == "merged"}
-    assert merged["fisher"].url == first[1].merged.url
+    assert merged["fisher"].url == first[1].last.merged.url
     for name, model in merged.items():
         used = [load for load in first[0].glob("fisher/*/manifest.json") if load.parent.name in diagonals_of(model)]
         estimators = {json.loads(file.read_text())["configuration"]["estimator"] for file in used}
@@ -150,7 +150,7 @@ def test_evaluate_leaves_its_figures_in_mlflow(
     first: tuple[Path, Result, list], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, result, _ = first
-    models, options = [result.merged.url], {"overrides": SMALL, "address": None, "tracking_uri": None}
+    models, options = [result.last.merged.url], {"overrides": SMALL, "address": None, "tracking_uri": None}
     run_evaluate(result.data.url, models, recipe="demo", output=str(tmp_path / "out"), **options)
     [row] = [
         row
@@ -185,10 +185,12 @@ def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[P
         "base": "base", "market-1": "member", "market-2": "member", "average": "average", "fisher": "merged",
         "ceiling": "ceiling", "ensemble": "ensemble",
     }  # fmt: skip
-    assert len({model.manifest["inputs"]["data"] for model in result.members.values()}) == 2, "each from its own data"
+    assert len({model.manifest["inputs"]["data"] for model in result.last.members.values()}) == 2, (
+        "each from its own data"
+    )
     base = load_model(next(entry.model for entry in result.entries if entry.name == "base").file("model"))
-    for name, diagonal in result.diagonals.items():
-        member = result.members[name]
+    for name, diagonal in result.last.diagonals.items():
+        member = result.last.members[name]
         assert diagonal.manifest["inputs"]["data"] == member.manifest["inputs"]["data"]
         offered = read_items(f"{output}/markets/{member.manifest['inputs']['data']}/items.parquet").offered
         assert offered is not None and 0 < offered.sum() < len(offered)
@@ -208,9 +210,9 @@ def test_another_round_starts_from_the_merge_of_the_first(markets: tuple[Path, R
     found = {one.run for one in told if isinstance(one, Progress) and one.note == "found, reused"}
     assert found >= {"train/market-1-round-1", "fisher/market-1-round-1", "merge/fisher-round-1"}
     assert [entry.name for entry in second.entries if entry.kind == "round"] == ["fisher-round-1"]
-    for name, member in second.members.items():
-        assert member.manifest["inputs"]["start"] == first.merged.digest
-        seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, first.members[name])]
+    for name, member in second.last.members.items():
+        assert member.manifest["inputs"]["start"] == first.last.merged.digest
+        seeds = [one.manifest["configuration"]["training"]["seed"] for one in (member, first.last.members[name])]
         assert seeds[0] - seeds[1] == 2, "other draws than in the first round"
     ceiling = next(entry.model for entry in second.entries if entry.name == "ceiling")
     assert ceiling.manifest["configuration"]["training"]["epochs"] == 2, "as many as all rounds have"
@@ -224,12 +226,16 @@ def test_rounds_on_one_log_have_a_control_of_as_many_epochs_that_starts_from_no_
     shutil.copytree(made, output)
     twice = run(context(output, "rounds=2", "rivals={target: {estimator: target}}"), [str(log)])
     models = {entry.name: entry.model for entry in twice.entries if entry.model}
-    assert models["fisher-round-1"].digest == once.merged.digest
-    assert models["target"].manifest["inputs"]["models"] == twice.merged.manifest["inputs"]["models"]
+    assert models["fisher-round-1"].digest == once.last.merged.digest
+    assert models["target"].manifest["inputs"]["models"] == twice.last.merged.manifest["inputs"]["models"]
     assert "target-round-1" not in models, "a rival merges the members of the last round"
     starts = {name: models[name].manifest["inputs"]["start"] for name in ("duorec", "fine-tuned", "control")}
-    best = max(once.members.values(), key=lambda member: member.counts[SCORE])
-    assert starts == {"duorec": once.merged.digest, "fine-tuned": twice.merged.digest, "control": best.digest}
+    best = max(once.last.members.values(), key=lambda member: member.counts[SCORE])
+    assert starts == {
+        "duorec": once.last.merged.digest,
+        "fine-tuned": twice.last.merged.digest,
+        "control": best.digest,
+    }
     epochs = {name: models[name].manifest["configuration"]["training"]["epochs"] for name in starts}
     assert epochs == {"duorec": 1, "fine-tuned": 1, "control": 2}
 
@@ -256,7 +262,7 @@ def test_driver_killed_in_training_resumes_and_ends_with_the_same_report(
     made, result, _ = first
     output = tmp_path / "out"
     shutil.copytree(made, output, ignore=shutil.ignore_patterns("evaluate", "report"))
-    [merged] = output.glob(f"merge/{result.merged.digest}")
+    [merged] = output.glob(f"merge/{result.last.merged.digest}")
     trained_after = {entry.model.digest for entry in result.entries if entry.name in ("fine-tuned", "control")}
     assert merged.is_dir() and len(trained_after) == 2
     for digest in trained_after:

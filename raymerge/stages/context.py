@@ -23,6 +23,11 @@ class Context:
     output: Output
     emit: Emit
     deadline: Deadline
+    suffix: str = ""  # of the names of runs, which tells rounds and rivals apart
+
+    def run(self, stage: str, name: str) -> str:
+        """The name of a model's run in a stage."""
+        return f"{stage}/{name}{self.suffix}"
 
     @property
     def capacity(self) -> Capacity:

@@ -1,6 +1,7 @@
 """From models to the ranks of each user's test item."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
@@ -8,9 +9,39 @@ from raymerge.artifacts import Artifact, Key
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
+from raymerge.evaluation.reported import Kind
+from raymerge.evaluation.validation import SCORE
 from raymerge.execution.pool import Pool
 from raymerge.stages.context import EVENTS, Context, Making
 from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the report: a model, its kind and its ranks."""
+
+    name: str
+    kind: Kind
+    model: Artifact | None  # None for the ensemble of all members
+    ranks: Artifact
+
+    @property
+    def score(self) -> float:
+        """On validation, by which models are chosen."""
+        assert self.model is not None, "an ensemble is never chosen"
+        return float(self.model.counts[SCORE])
+
+
+def evaluate_all(
+    context: Context, pool: Pool, data: Artifact, models: Mapping[Kind, Mapping[str, Artifact]]
+) -> list[Entry]:
+    """The rows of a report, in the order given: all models, by kind and name, and the ensemble of the members."""
+    kinds = {name: kind for kind, group in models.items() for name in group}
+    flat = {name: model for group in models.values() for name, model in group.items()}
+    ranks = evaluate(context, pool, data, flat)
+    together = _evaluate(context, pool, data, "ensemble", list(models["member"].values()))
+    entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in flat.items()]
+    return [*entries, Entry("ensemble", "ensemble", None, together)]
 
 
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -18,12 +49,8 @@ def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, 
     return {name: _evaluate(context, pool, data, name, [model]) for name, model in models.items()}
 
 
-def evaluate_together(context: Context, pool: Pool, data: Artifact, models: Sequence[Artifact]) -> Artifact:
-    """Ranks under the mean of several models' logits."""
-    return _evaluate(context, pool, data, "ensemble", models)
-
-
 def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: Sequence[Artifact]) -> Artifact:
+    """Ranks under a model, or under the mean of several models' logits."""
     run, settings = f"evaluate/{name}", context.config.evaluation
     inputs = {"data": data.digest, "models": [model_digest(model) for model in models]}
     configuration = {

@@ -31,7 +31,7 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     """
     done: dict[str, Artifact] = {}
     for name, model in models.items():
-        found = context.find(f"fisher/{name}", _key(context, data, model))
+        found = context.find(context.run("fisher", name), _key(context, data, model))
         if found is not None:
             done[name] = found
     missing = {name: model for name, model in models.items() if name not in done}
@@ -39,13 +39,13 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     total, rate = len(partitions_of(data)) + 1, Rate()
 
     def tell(name: str, shard: Shard) -> None:
-        context.emit(Progress(f"fisher/{name}", groups.done[name], total, rate.note(shard.users)))
+        context.emit(Progress(context.run("fisher", name), groups.done[name], total, rate.note(shard.users)))
 
     def commit(name: str, shards: list[Shard]) -> None:
         done[name] = _commit_diagonal(context, data, name, models[name], ShardSum(shards))
 
     for name in missing:
-        context.emit(Progress(f"fisher/{name}", groups.done[name], total))
+        context.emit(Progress(context.run("fisher", name), groups.done[name], total))
     groups.make(pool, doing="the Fisher diagonals", on_shard=tell, on_group=commit)
     return {name: done[name] for name in models}
 
@@ -70,7 +70,7 @@ def _commit_diagonal(context: Context, data: Artifact, name: str, model: Artifac
         making.counts.update({"users": total.users, "estimator": context.config.fisher.estimator})
         making.progress(1, 1, f"{total.users:,} users")
 
-    return context.make(f"fisher/{name}", _key(context, data, model), fill)
+    return context.make(context.run("fisher", name), _key(context, data, model), fill)
 
 
 def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:

@@ -27,6 +27,10 @@ class TrainingData:
     members: Mapping[str, Artifact]
     validation: Sequence[Artifact]
 
+    def names_on(self, data: Artifact) -> list[str]:
+        """Names of the members that are trained on these data."""
+        return [name for name, own in self.members.items() if own is data]
+
 
 def divide(context: Context, data: Artifact) -> TrainingData:
     """All data for every model, or a part for each market, as an artifact of its own with the same catalogue.

@@ -50,9 +50,9 @@ def merge(
     """One model out of several; open settings are chosen on the validation split of all `data`.
 
     Without open settings (`MergeConfig.is_settled`) no data are needed; the merge then has no score. `start` is the
-    model that the members started from, if the settings need it; `name` is that of the run, by default their label.
+    model that the members started from, if the settings need it; `name` is that of the merge, by default their label.
     """
-    run = f"merge/{name or settings.label}"
+    run = context.run("merge", name or settings.label)
     uses = diagonals if settings.needs_diagonals else {}
     filter_seen = context.config.evaluation.filter_seen
     inputs: dict[str, str | list[str]] = {

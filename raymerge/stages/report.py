@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +20,7 @@ from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.files import storage
 from raymerge.stages.context import Context, Making
+from raymerge.stages.evaluate import Entry
 from raymerge.stages.inputs import items_on_offer, partitions_of, restricted_catalogue
 from raymerge.stages.interpolate import INTERPOLATION_FILE
 
@@ -31,22 +31,6 @@ REFERENCES: tuple[Kind, ...] = ("base", "average", "control", "ceiling", "ensemb
 MEAN = "mean of the members"  # a row that is not a model: the expected metrics of a random member
 HIT_AT = 10
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table: a model, its kind and its ranks."""
-
-    name: str
-    kind: Kind
-    model: Artifact | None  # None for the ensemble of all members
-    ranks: Artifact
-
-    @property
-    def score(self) -> float:
-        """On validation, by which models are chosen."""
-        assert self.model is not None, "an ensemble is never chosen"
-        return float(self.model.counts[SCORE])
 
 
 def report(

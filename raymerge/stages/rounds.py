@@ -1,4 +1,4 @@
-"""What a round consists of: members, the diagonal of each on its own data, and their merge."""
+"""Rounds: members, the diagonal of each on its own data, and their merge, from which the next round starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,47 +14,55 @@ from raymerge.stages.train import train_members
 
 @dataclass(frozen=True)
 class Round:
-    """What an early round makes."""
+    """What a round makes from its start; None is a start from scratch."""
 
+    start: Artifact | None
     members: Mapping[str, Artifact]
+    diagonals: Mapping[str, Artifact]
     merged: Artifact
 
 
-def early_round(context: Context, parts: TrainingData, start: Artifact | None, number: int) -> Round:
-    """Train members from `start` and merge them; the next round starts from the merge."""
-    suffix, settings = f"-round-{number}", context.config.merge
-    members = train_members(context, parts.members, start, after=number - 1, suffix=suffix)
+def run_rounds(context: Context, parts: TrainingData, base: Artifact | None) -> list[Round]:
+    """All rounds, the first from the base; runs of rounds before the last have their number as a suffix."""
+    rounds: list[Round] = []
+    for number in range(1, context.config.rounds + 1):
+        suffix = f"-round-{number}" if number < context.config.rounds else ""
+        start = rounds[-1].merged if rounds else base
+        rounds.append(_run_round(replace(context, suffix=suffix), parts, start, after=number - 1))
+    return rounds
+
+
+def _run_round(context: Context, parts: TrainingData, start: Artifact | None, *, after: int) -> Round:
+    members = train_members(context, parts.members, start, after=after)
     with context.pool() as pool:
-        diagonals = own_diagonals(context, pool, parts, members, suffix=suffix)
-        name = settings.label + suffix
-        merged = merge(context, pool, parts.validation, members, diagonals, settings, start=start, name=name)
-    return Round(members, merged)
+        diagonals = _own_diagonals(context, pool, parts, members)
+        merged = merge(context, pool, parts.validation, members, diagonals, context.config.merge, start=start)
+    return Round(start, members, diagonals, merged)
 
 
-def merge_rivals(
-    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact], start: Artifact | None
-) -> dict[str, Artifact]:
-    """Merge the same members, from the same start, with the diagonals of each rival; by name."""
+def merge_rivals(context: Context, parts: TrainingData, last: Round) -> dict[str, Artifact]:
+    """Merge the members of the last round with the diagonals of each rival; by name."""
+    if not context.config.rivals:
+        return {}
     merges: dict[str, Artifact] = {}
     settings = context.config.merge
-    for rival in context.config.rivals:
-        theirs = replace(context, config=context.config.of_rival(rival))
-        diagonals = own_diagonals(theirs, pool, parts, members, suffix=f"-{rival}")
-        merges[rival] = merge(context, pool, parts.validation, members, diagonals, settings, start=start, name=rival)
+    with context.pool() as pool:
+        for rival in context.config.rivals:
+            theirs = replace(context, config=context.config.of_rival(rival), suffix=f"-{rival}")
+            diagonals = _own_diagonals(theirs, pool, parts, last.members)
+            merges[rival] = merge(
+                context, pool, parts.validation, last.members, diagonals, settings, start=last.start, name=rival
+            )
     return merges
 
 
-def own_diagonals(
-    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact], suffix: str = ""
+def _own_diagonals(
+    context: Context, pool: Pool, parts: TrainingData, members: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """The Fisher diagonal of each member, on the data that it was trained on; none if the method takes none.
-
-    The suffix is appended to the names of their runs.
-    """
+    """The Fisher diagonal of each member, on the data that it was trained on; none if the method takes none."""
     if not context.config.merge.needs_diagonals:
         return {}
-    found: dict[str, Artifact] = {}
+    diagonals: dict[str, Artifact] = {}
     for data in parts.validation:
-        mine = {name + suffix: model for name, model in members.items() if parts.members[name] is data}
-        found |= fisher(context, pool, data, mine)
-    return {name: found[name + suffix] for name in members}
+        diagonals |= fisher(context, pool, data, {name: members[name] for name in parts.names_on(data)})
+    return {name: diagonals[name] for name in members}

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.config import SEEDS_OF_A_RUN, Config
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.evaluation.reported import Kind
 from raymerge.evaluation.validation import SCORE
 from raymerge.files import storage
 from raymerge.models.encoder import SequenceEncoder
@@ -56,17 +55,17 @@ def train_base(context: Context, data: Artifact) -> Artifact | None:
 
 
 def train_members(
-    context: Context, data: Mapping[str, Artifact], start: Artifact | None, *, after: int = 0, suffix: str = ""
+    context: Context, data: Mapping[str, Artifact], start: Artifact | None, *, after: int = 0
 ) -> dict[str, Artifact]:
     """All members by name, trained in parallel, each on its own data, or on the same data in an order of its own.
 
-    Seeds differ from those of the rounds that they come `after`; the suffix is appended to the names of runs.
+    Seeds differ from those of the rounds that they come `after`.
     """
     config = context.config
     settings, members = config.fine_tuning if start else config.training, config.all_members
     trainings = [
         Training(
-            f"train/{name}{suffix}",
+            context.run("train", name),
             objective,
             seeded(config, settings, member=after * len(members) + number),
             data[name],
@@ -77,7 +76,7 @@ def train_members(
         for number, (name, objective) in enumerate(members.items(), start=1)
     ]
     trained = train(context, trainings)
-    return {name: trained[f"train/{name}{suffix}"] for name in data}
+    return {name: trained[context.run("train", name)] for name in data}
 
 
 def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
@@ -94,32 +93,31 @@ def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> di
 
 
 def train_after_merge(
-    context: Context, data: Artifact, merges: Mapping[str, Artifact], first_members: Mapping[str, Artifact]
-) -> list[tuple[Kind, dict[str, Artifact]]]:
-    """Fine-tuned merges, and the control: the best member of the first round, trained further for as long.
+    context: Context,
+    data: Artifact,
+    merged: Artifact,
+    rivals: Mapping[str, Artifact],
+    first_members: Mapping[str, Artifact],
+) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+    """Fine-tuned merges, `<name>-fine-tuned` for rivals, and the control; both by name, both empty if not configured.
 
-    `first_members` do not start from a merge; the control also gets the epochs of the later rounds. The first merge
-    becomes the model `fine-tuned`, others `<name>-fine-tuned`; each is a group of models of one kind.
+    The control is the best of the members that do not start from a merge, trained further for as many epochs as all
+    that comes after them.
     """
     config = context.config
     if config.after_merge is None:
-        return []
+        return {}, {}
     best = best_member(first_members)
     objective = config.base or config.members[best]
     workers, threads = config.cluster.member_workers, config.cluster.member_threads
-    first, *rivals = merges
-    starts: list[tuple[Kind, str, Artifact]] = [
-        ("fine-tuned", "fine-tuned", merges[first]),
-        ("control", "control", first_members[best]),
-        *(("fine-tuned", f"{name}-fine-tuned", merges[name]) for name in rivals),
-    ]
-    settings = {"fine-tuned": config.after_merge, "control": config.control_training}
-    trainings = [
-        Training(f"train/{name}", objective, seeded(config, settings[kind]), data, start, workers, threads)
-        for kind, name, start in starts
-    ]
-    trained = train(context, trainings)
-    return [(kind, {name: trained[f"train/{name}"]}) for kind, name, _ in starts]
+
+    def training(name: str, start: Artifact, settings: TrainingConfig) -> Training:
+        return Training(f"train/{name}", objective, seeded(config, settings), data, start, workers, threads)
+
+    starts = {"fine-tuned": merged} | {f"{name}-fine-tuned": rival for name, rival in rivals.items()}
+    trainings = [training(name, start, config.after_merge) for name, start in starts.items()]
+    trained = train(context, [*trainings, training("control", first_members[best], config.control_training)])
+    return {name: trained[f"train/{name}"] for name in starts}, {"control": trained["train/control"]}
 
 
 def _of_base(context: Context) -> tuple[int, int]:

@@ -16,9 +16,10 @@ from raymerge.evaluation.distributed import Ranks
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.validation import SCORE
 from raymerge.stages.context import Context, Making
+from raymerge.stages.evaluate import Entry
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.prepare import prepare
-from raymerge.stages.report import Entry, report
+from raymerge.stages.report import report
 
 KINDS = {"one": "member", "two": "member", "average": "average", "fisher": "merged"}
 SCORES = {"a": {"one": 0.1, "two": 0.2}, "b": {"one": 0.4, "two": 0.3}, "c": {}}  # the best member differs
