@@ -68,8 +68,8 @@ class Config(BaseModel):
     def _check(self) -> "Config":
         for objective in [*self.members.values(), *([self.base] if self.base else [])]:
             check_objective(objective, self.encoder)
-        for settings in (self.fisher, *self.rivals.values()):
-            settings.check_model(dim=self.encoder.dim)
+        for section, settings in self.estimators.items():
+            settings.check_model(section, dim=self.encoder.dim)
         for name in (*self.members, *self.rivals):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"names of members and rivals consist of letters, digits, - and _, got {name!r}")
@@ -104,6 +104,11 @@ class Config(BaseModel):
             return self.members
         labels = self.markets.labels
         return {f"{name}-{label}": objective for name, objective in self.members.items() for label in labels}
+
+    @property
+    def estimators(self) -> dict[str, FisherConfig]:
+        """The settings of all diagonals, by their place in the configuration."""
+        return {"fisher": self.fisher} | {f"rivals.{name}": settings for name, settings in self.rivals.items()}
 
     @property
     def member_training(self) -> TrainingConfig:
@@ -219,7 +224,9 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         section, dot, rest = message.partition(".")
-        return f"{where}.{rest}" if dot and where and section in SHARED else message
+        if dot and where and section in SHARED:
+            return f"{where}.{rest}"
+        return message if message.startswith(where.partition(".")[0]) else f"{where}: {message}"
     if first["type"] == "missing":  # the input would be the whole section
         return f"{where}: {message[0].lower()}{message[1:]}"
     if first["type"] == "too_short":

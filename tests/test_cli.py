@@ -145,7 +145,14 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--set", "members={}"], "members: at least one is needed, got none"),
         (["run", "--set", "evaluation.confidence=0.01"], "evaluation.confidence must be at least .5 and below 1"),
         (["run", "--set", "members.cl4srec.settings={augmentations: 5}"], "augmentations must be a list of some of"),
-        (["run", "--set", "members.cl4srec.settings={projection: nope}"], "projection must be true or false, got"),
+        (
+            ["run", "--set", "members.cl4srec.settings={projection: nope}"],
+            "members.cl4srec: projection must be true or false, got",
+        ),
+        (
+            ["run", "--set", "rivals={low: {estimator: rank, samples: 100}}"],
+            "rivals.low.samples must be at most the 64 dimensions of the model, got 100",
+        ),
         (["run", "--set", "tracking.model_name=shop.v2"], "tracking.model_name: string should match pattern"),
         (["run", "--input", "http://[x/y"], "cannot parse URL"),
         (["run", "--nope"], "(see raymerge run --help)"),
@@ -283,14 +290,31 @@ def diagonal(folder: Path, of: Path, value: float) -> str:
     return output.locate(key)
 
 
-def test_a_start_with_another_encoder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> None:
+@pytest.fixture
+def data(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> str:
+    """URL of the log as prepared, with its seven items."""
     arguments = ["--set", "prepare.min_item_count=1", "--set", "prepare.min_user_count=1"]
     cli(["prepare", "--input", str(log), "--output", str(tmp_path / "out"), *arguments], standalone_mode=False)
-    data = json.loads(capsys.readouterr().out)["url"]
-    start = model(tmp_path / "a", num_items=7, ids=[f"i{number}" for number in range(7)])
+    return str(json.loads(capsys.readouterr().out)["url"])
+
+
+SEVEN = [f"i{number}" for number in range(7)]
+
+
+def test_a_start_with_another_encoder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str) -> None:
+    start = model(tmp_path / "a", num_items=7, ids=SEVEN)
     line = mistake(capsys, "train", "--data", data, "--start", start, "--output", tmp_path / "out")
     assert "encoder.attention is causal, but" in line
     assert "has bidirectional: set it to that" in line
+
+
+def test_samples_that_a_given_model_cannot_give_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str
+) -> None:
+    small = model(tmp_path / "a", num_items=7, ids=SEVEN)  # of 8 dimensions, not the configuration's 64
+    settings = ["--set", "fisher.estimator=rank", "--set", "fisher.samples=9"]
+    line = mistake(capsys, "fisher", "--data", data, "--model", small, "--output", tmp_path / "out", *settings)
+    assert "fisher.samples must be at most the 8 dimensions of the model, got 9" in line
 
 
 def test_a_merge_of_one_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

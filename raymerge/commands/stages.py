@@ -134,7 +134,7 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
     with working(recipe=recipe or "default", **options) as context:
         prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
-        check_samples(context.config, [prepared])
+        check_samples(context.config, [prepared], members.values())
         with working_pool(context, "fisher", prepared, members.values()) as pool:
             diagonals = fisher(context, pool, prepared, members)
     _print_artifacts(diagonals)

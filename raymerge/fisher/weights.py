@@ -123,13 +123,16 @@ class FisherConfig:
             del found["align"]
         return found
 
-    def check_model(self, *, dim: int, items: int | None = None) -> None:
-        """Raise ConfigError if a model of this many dimensions, and items if known, cannot give this many samples."""
+    def check_model(self, section: str = "fisher", *, dim: int, items: int | None = None) -> None:
+        """Raise ConfigError if a model of this many dimensions, and items if known, cannot give this many samples.
+
+        `section` is where these settings are in the configuration, for the message.
+        """
         entry = ESTIMATORS[self.estimator]
         most = {"items": items, "dimensions": dim, None: None}[entry.limit]
         if most is not None and self.samples is not None and self.samples > most:
             raise ConfigError(
-                f"fisher.samples must be at most the {most} {entry.limit} of the model, got {self.samples}"
+                f"{section}.samples must be at most the {most} {entry.limit} of the model, got {self.samples}"
             )
 
 

@@ -1,6 +1,6 @@
 """From models to Fisher diagonals, shard by shard."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -17,11 +17,15 @@ from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 
 
-def check_samples(config: Config, data: Sequence[Artifact]) -> None:
-    """Raise ConfigError if an estimator draws more items than there are."""
+def check_samples(config: Config, data: Sequence[Artifact], models: Iterable[Artifact] = ()) -> None:
+    """Raise ConfigError if an estimator takes more samples than there are items, or dimensions in a model.
+
+    `models` are those that are there already; without any they will be as configured.
+    """
     items = min(items_on_offer(one) for one in data)
-    for settings in (config.fisher, *config.rivals.values()):
-        settings.check_model(dim=config.encoder.dim, items=items)
+    dim = min((int(model.json("model", "config.json")["dim"]) for model in models), default=config.encoder.dim)
+    for section, settings in config.estimators.items():
+        settings.check_model(section, dim=dim, items=items)
 
 
 def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
