@@ -102,13 +102,14 @@ class Squares:
         return x.reshape(-1, self.group_size * x.shape[1], *x.shape[2:])
 
     def _total(self, key: Key, like: Tensor) -> Tensor:
-        """The running total of a key: [groups, i + 1, P·o], for the most groups squared at a time.
+        """The running total of a key: [groups, i + 1, P·o], for the most groups squared at a time so far.
 
         A key is a layer, its first row, the number of probes squared at a time, and o.
         """
-        if key not in self._partial:
-            self._partial[key] = torch.zeros_like(like)
-        return self._partial[key]
+        total = self._partial.get(key, like[:0])
+        if len(total) < len(like):
+            total = self._partial[key] = torch.cat([total, torch.zeros_like(like[len(total) :])])
+        return total
 
 
 def runs(count: int, bytes_of_one: int) -> Iterator[slice]:

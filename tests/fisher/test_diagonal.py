@@ -270,6 +270,28 @@ def test_reading_the_catalogue_in_tiles_changes_only_rounding(estimator: str, mo
     assert_close(estimate(module, users, estimator="topk", samples=3, batch_size=2), batch, 1e-12)
 
 
+@pytest.mark.parametrize("cache_bytes", [300, 700, 1500])
+@pytest.mark.parametrize("most_probes", [2, 3, 4, 5])
+def test_chunks_of_any_number_of_probes_change_only_rounding(
+    cache_bytes: int, most_probes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, users, samples = encoder(9, blocks=3), histories().repeat(2, 1), {"estimator": "topk", "samples": 7}
+    whole, batch = estimate(module, users), estimate(module, users, batch_size=2, **samples)
+    monkeypatch.setattr("raymerge.fisher.squares.CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr("raymerge.fisher.transformer.MOST_PROBES", most_probes)
+    assert_close(estimate(module, users), whole, 1e-12)
+    assert_close(estimate(module, users, batch_size=2, **samples), batch, 1e-12)
+
+
+def test_a_last_chunk_of_few_probes_takes_more_groups_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = SequenceEncoder(150, EncoderConfig(attention="causal", dim=100, feed_forward=400, max_length=20)).eval()
+    users = torch.randint(1, 151, (8, 20))
+    chunks = estimate(module, users, estimator="topk", samples=50)  # 32 probes, then 18
+    monkeypatch.setattr("raymerge.fisher.transformer.MOST_PROBES", 50)
+    assert_close(chunks, estimate(module, users, estimator="topk", samples=50), 1e-4)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_seed_matters_only_to_estimators_that_draw_at_random(name: str) -> None:
     module, users, entry = encoder(9), histories(), ESTIMATORS[name]
