@@ -232,7 +232,8 @@ class _Planner:
 
     def _merge(self) -> Stage:
         models, settings = len(self.config.all_members), self.config.merge
-        trials = 1 + settings.trials * (self.config.rounds + len(self.config.rivals)) + models_on_lines(models)
+        merges = self.config.rounds + len(self.config.rivals)
+        trials = len(settings.steps) + settings.trials * merges + models_on_lines(models)  # first those of the average
         diagonals = self._diagonals()
         work = trials * (self._ranking_work(self.validating) + self.parameters * models * 4 / RATES.ranking)
         kept = min(models, MODELS_KEPT) if diagonals else 0  # kept by the same processes for the diagonals

@@ -32,7 +32,8 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
 
     candidates = settings.options()
     if settings.coefficients == "search":
-        choice = search_settings(mean, candidates, members, budget=settings.budget)
+        budget = settings.budget - len(settings.steps) + 1  # the steps are tried afterwards
+        choice = search_settings(mean, candidates, members, budget=budget)
         best = (choice.setting, choice.found.coefficients)
     else:
         point = settings.point(members)

@@ -91,7 +91,10 @@ Trial = tuple[MergeSetting, Point]
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How members become one model. Settings of "search" are chosen on the validation split, within `budget` trials."""
+    """How members become one model. Settings of "search" are chosen on the validation split.
+
+    Where coefficients are searched, `budget` is the most trials of all settings together.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
@@ -101,7 +104,7 @@ class MergeConfig:
     epsilon: float | Literal["search"] = 1e-6  # ε, in units of a diagonal's mean: a number or search
     power: float | Literal["search"] = 1.0  # of each diagonal, near 0 almost equal weights: a number or search
     step: float | Literal["search"] = 1.0  # share of the way from the members' start to the merge: a number or search
-    budget: int = 48  # trials of a search
+    budget: int = 48  # trials of a search of coefficients
 
     def __post_init__(self) -> None:
         METHODS[self.method]
@@ -123,16 +126,14 @@ class MergeConfig:
         elif self.step != "search":
             raise ConfigError(f"merge.step must be a number or search, got {self.step!r}")
         check_ranges(self, "merge", budget=(1, 10**6))
-        if self.trials < len(self.options()):
-            raise ConfigError(
-                f"merge.budget must be at least {len(self.options())}, a trial for each setting, got {self.budget}"
-            )
+        least = len(self.options()) + len(self.steps) - 1
+        if self.coefficients == "search" and self.budget < least:
+            raise ConfigError(f"merge.budget must be at least {least}, a trial for each setting, got {self.budget}")
 
     @property
     def trials(self) -> int:
         """How many merges are scored, at most."""
-        weighings = self.budget if self.coefficients == "search" else len(self.options())
-        return weighings + len(self.steps) - 1
+        return self.budget if self.coefficients == "search" else len(self.options()) + len(self.steps) - 1
 
     @property
     def steps(self) -> tuple[float, ...]:

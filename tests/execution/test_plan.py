@@ -113,6 +113,14 @@ def test_more_work_takes_longer(setting: str) -> None:
     assert plan(search, setting).seconds > plan(search).seconds > plan().seconds
 
 
+def test_the_average_is_tried_with_each_step_too() -> None:
+    def two_more_steps(rounds: int) -> float:
+        least, most = (plan(f"rounds={rounds}", f"merge.step={step}") for step in ("0.5", "search"))
+        return seconds(most)["merge"] - seconds(least)["merge"]
+
+    assert two_more_steps(rounds=2) == pytest.approx(1.5 * two_more_steps(rounds=1)), "average and merges alike"
+
+
 @pytest.mark.parametrize(
     ("estimator", "dearer"), [("target", "rank"), ("rank", "exact"), ("model", "exact"), ("hutchinson", "model")]
 )

@@ -39,6 +39,21 @@ def test_the_step_is_chosen_last_for_the_best_weights() -> None:
     assert chosen.trial == (MergeSetting("model", step=0.75), (0.5, 0.5))
 
 
+@pytest.mark.parametrize("budget", [5, 24])
+def test_a_search_of_weights_and_steps_keeps_to_its_budget(budget: int) -> None:
+    asked: list[tuple[MergeSetting, tuple[float, ...]]] = []
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
+        asked.append((setting, point))
+        return folded(torch.full((100,), point[0] ** 0.5 + setting.step), torch.arange(100))
+
+    settings = MergeConfig(coefficients="search", step="search", budget=budget)
+    choose(score, settings, members=2)
+    assert {setting.normalise for setting, _ in asked} == {"none", "model", "tensor"}
+    assert {setting.step for setting, _ in asked} == set(settings.steps)
+    assert len(asked) <= budget == settings.trials
+
+
 def test_a_lucky_choice_is_not_made() -> None:
     noise = torch.Generator().manual_seed(1)
     plain, means = torch.rand(1000, generator=noise), []
