@@ -1,26 +1,32 @@
-"""Choose how to merge: the setting and the coefficients that validate best, unless that is luck."""
+"""Choose how to merge: the setting and the coefficients that validate best, unless that may be luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from raymerge.merging.coefficients import Point, search_settings
-from raymerge.merging.held_out import FoldedScore, held_out_gain
+from raymerge.merging.held_out import FoldedScore, held_out_gain, standard_error
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """How to merge, its score, and by how much the best trial beats the first for users who did not choose it."""
+    """How to merge, its score, and by how much the best trial beats the first for users who did not choose it.
+
+    `gain_error` is the standard error of the best trial's lead over the first.
+    """
 
     trial: Trial
     score: float
     held_out_gain: float
+    gain_error: float
 
 
 def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
-    """The best-scoring setting and coefficients, if that choice is also better for users who did not make it.
+    """The best-scoring setting and coefficients, if such a choice is clearly better for users who did not make it.
 
-    Otherwise it was luck, and the first trial is taken: the plainest setting, with equal or given coefficients.
+    That is, by more than a standard error. Otherwise it may be luck, and the first trial is taken: the plainest
+    setting, with equal or given coefficients.
+
     The step is chosen last, with everything else as chosen by then. Whatever `settings` fixes is not searched.
     """
     scores: dict[Trial, FoldedScore] = {}
@@ -40,6 +46,7 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
         best = max(((setting, point) for setting in candidates), key=lambda trial: mean(*trial))
     shorter = [(replace(best[0], step=step), best[1]) for step in settings.steps[1:]]
     best = max([best, *shorter], key=lambda trial: mean(*trial))
-    gain = held_out_gain(list(scores.values()))
-    chosen = best if gain > 0 else next(iter(scores))
-    return Chosen(chosen, scores[chosen].mean, gain)
+    first = next(iter(scores))
+    gain, error = held_out_gain(list(scores.values())), standard_error(scores[best], scores[first])
+    chosen = best if gain > error else first
+    return Chosen(chosen, scores[chosen].mean, gain, error)

@@ -113,7 +113,7 @@ def _chosen(
     making.counts[SCORE] = chosen.score
     making.tell(SCORE, chosen.score)
     if len(trials) > 1:
-        making.counts["held_out_gain"] = chosen.held_out_gain
+        making.counts |= {"held_out_gain": chosen.held_out_gain, "held_out_gain_error": chosen.gain_error}
         making.tell("held_out_gain.ndcg@10", chosen.held_out_gain)
     return chosen.trial
 

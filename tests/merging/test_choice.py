@@ -68,3 +68,20 @@ def test_a_lucky_choice_is_not_made() -> None:
     assert max(means) > means[0]
     assert (chosen.trial, chosen.score) == ((MergeSetting(), (0.5, 0.5)), pytest.approx(float(plain.double().mean())))
     assert chosen.held_out_gain < 0
+
+
+@pytest.mark.parametrize(("advantage", "least", "most"), [(0.0, 0, 30), (3.0, 190, 200)])
+def test_a_choice_is_made_for_a_real_advantage_and_seldom_for_none(advantage: float, least: int, most: int) -> None:
+    """Eight settings that are all better than the plainest, or no better, by so many standard errors of the noise."""
+    users = 640
+    noise, keys, made = torch.Generator().manual_seed(0), torch.arange(users), 0
+    for _ in range(200):
+        plain = torch.rand(users, generator=noise)
+
+        def score(setting: MergeSetting, point: tuple[float, ...], plain: torch.Tensor = plain) -> FoldedScore:
+            better = 0.1 * (torch.randn(users, generator=noise) + advantage / users**0.5)
+            return folded(plain if setting == MergeSetting() else plain + better, keys)
+
+        chosen = choose(score, MergeConfig(coefficients="equal", epsilon="search"), members=2)
+        made += chosen.trial[0] != MergeSetting()
+    assert least <= made <= most

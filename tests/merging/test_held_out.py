@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raymerge.merging.held_out import DIVISIONS, FOLDS, FoldedScore, folded, held_out_gain
+from raymerge.merging.held_out import DIVISIONS, FOLDS, FoldedScore, folded, held_out_gain, standard_error
 from raymerge.models.draws import hashed
 from raymerge.splitmix import Stream
 
@@ -57,3 +57,21 @@ def test_a_gain_for_everybody_holds_and_luck_does_not() -> None:
     trials = scores_of(torch.cat([plain, lucky]))
     assert max(trial.mean for trial in trials) > trials[0].mean
     assert held_out_gain(trials) < 0
+
+
+def test_the_standard_error_is_the_spread_of_the_difference_over_samples_of_users() -> None:
+    drawn, differences, errors = torch.Generator().manual_seed(0), [], []
+    for _ in range(400):
+        plain = torch.rand(500, generator=drawn)
+        first, best = scores_of(torch.stack([plain, plain + 0.2 + 0.3 * torch.randn(500, generator=drawn)]))
+        differences.append(best.mean - first.mean)
+        errors.append(standard_error(best, first))
+    spread = torch.tensor(differences).std().item()
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.1)
+    assert spread == pytest.approx(0.3 / 500**0.5, rel=0.1)
+
+
+def test_a_difference_that_is_the_same_for_all_users_has_no_error() -> None:
+    plain = torch.rand(1, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, best = scores_of(torch.cat([plain, plain + 0.25]))
+    assert standard_error(best, first) == pytest.approx(0, abs=1e-12)
