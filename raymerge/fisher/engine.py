@@ -142,7 +142,7 @@ class Engine:
         had = None if self.head.repeat_direction is None else distinct_columns(positions, self.head.items)
         scores = Scores(self.head, hidden, streams(self.config.seed, keys.flatten()).view(-1, size), had)
         rows = InputRows.of(positions.reshape(len(hidden), -1))
-        columns = self.names.columns(rows.rows, self.head.items)
+        columns = self.names.columns(rows.rows)
         request = Request(self.config.samples or 1, self.config.align, self._targets(users, size), columns)
         probes = ESTIMATORS[self.config.estimator].build(scores, request)
         journal = Journal(self.sums)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from raymerge.errors import ConfigError, InputError
 from raymerge.fisher.inputs import InputSide
 from raymerge.fisher.model import as_recommender
 from raymerge.fisher.sums import SquareSums
@@ -48,7 +49,15 @@ class AutogradBackward:
         return [name for name, g in zip(self.parameters, gradients, strict=True) if g is not None]
 
     def add(self, histories: Tensor, cotangents: Tensor, inputs: InputSide) -> None:
-        """Add the squares for histories int64[G·S, L] with all their cotangents of h [G, P, S, d]."""
+        """Add the squares for histories int64[G·S, L] with all their cotangents of h [G, P, S, d].
+
+        Raises ConfigError for a head that is not tied as it says, InputError for rows read that `input_rows` lacks.
+        """
+        if inputs.head.tied and inputs.wanted and inputs.table not in (self._embeds or []):
+            raise ConfigError(
+                f"head() says that its weight {inputs.table!r} is tied to the input, but embed() does not use it: "
+                "return None as the third value"
+            )
         size = cotangents.shape[2]
         for group, probes in enumerate(cotangents):
             users = histories[group * size : (group + 1) * size]
@@ -85,6 +94,11 @@ class AutogradBackward:
             gradients.append(torch.stack([g[rows.rows[0]] for g in table], dim=1)[None])
             for gradient in table:
                 gradient[rows.rows[0]] = 0  # rows that are read get their output part before they are squared
+                if inputs.head.tied and bool(gradient[inputs.head.scored].any()):
+                    raise InputError(
+                        f"the model reads rows of {inputs.table!r} that are not at the histories' indices: give it "
+                        "input_rows(histories), the row at each position"
+                    )
                 self.sums.add(str(inputs.table), gradient.square())
         if gradients and inputs.wanted:
             inputs.add(inputs.squares(torch.stack(gradients).sum(0), group, slice(None)), group)

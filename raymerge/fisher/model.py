@@ -19,10 +19,14 @@ def as_recommender(module: nn.Module) -> Recommender:
 
 @dataclass(frozen=True)
 class HeadNames:
-    """Where the head's tensors are: parameter, and its row for column 0. A name is None if that part is a constant."""
+    """Where the head's tensors are: parameter, and its row for column 0 of `items`.
+
+    A name is None if that part is a constant.
+    """
 
     weight: str | None
     bias: str | None
+    items: int
     first: int = 0
     first_bias: int = 0
     tied: bool = False
@@ -43,14 +47,19 @@ class HeadNames:
         whole = None if direction is None else _locate(module, direction, "repeat_direction")[0]
         if whole is not None and direction is not None and module.get_parameter(whole).shape != direction.shape:
             raise ConfigError(f"repeat_direction must be a whole parameter or a constant, but it is part of {whole!r}")
-        return cls(name, bias_name, first, first_bias, tied is not None, whole)
+        return cls(name, bias_name, len(weight), first, first_bias, tied is not None, whole)
 
-    def columns(self, rows: Tensor, items: int) -> Tensor | None:
+    @property
+    def scored(self) -> slice:
+        """The rows of the weight's parameter that are output weights."""
+        return slice(self.first, self.first + self.items)
+
+    def columns(self, rows: Tensor) -> Tensor | None:
         """The column scored by each row that is read, -1 if none; None if the head is not tied: int64[G, K]."""
         if not self.tied:
             return None
         columns = rows - self.first
-        return columns.masked_fill((rows == 0) | (columns < 0) | (columns >= items), -1)
+        return columns.masked_fill((rows == 0) | (columns < 0) | (columns >= self.items), -1)
 
 
 def _locate(module: nn.Module, tensor: Tensor, what: str) -> tuple[str | None, int]:

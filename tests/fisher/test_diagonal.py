@@ -480,6 +480,30 @@ def test_a_head_that_is_computed_from_parameters_is_refused() -> None:
         estimate(module, histories())
 
 
+def test_a_head_that_is_tied_to_no_input_is_refused() -> None:
+    module = randomised(Recurrent(tied=False, bias=True).double(), 0)
+    weight, bias, _ = module.head()
+    module.head = lambda: (weight, bias, "output.weight")
+    with pytest.raises(ConfigError, match=r"tied to the input, but embed\(\) does not use it"):
+        estimate(module, histories())
+
+
+class Shifted(Recurrent):
+    """Reads each item at the next row of the tied embedding."""
+
+    def embed(self, histories: Tensor) -> Tensor:
+        """int64[B, L] → [B, L, d]."""
+        return super().embed((histories + 1) % (ITEMS + 1) * (histories > 0))
+
+
+def test_rows_read_elsewhere_need_input_rows() -> None:
+    module, users = randomised(Shifted(tied=True, bias=True, rows=False).double(), 0), histories()
+    with pytest.raises(InputError, match=r"reads rows of 'embedding.weight' that are not at the histories' indices"):
+        estimate(module, users)
+    module.input_rows = lambda histories: (histories + 1) % (ITEMS + 1) * (histories > 0)
+    assert_close(estimate(module, users), diagonal(module, users, probabilities(module, users)))
+
+
 def test_default_budget_is_of_the_device_and_not_of_what_others_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(total_memory=16 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
