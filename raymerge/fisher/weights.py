@@ -209,7 +209,7 @@ def random_unweighted(scores: Scores, request: Request) -> Probes:
 )
 def topk(scores: Scores, request: Request) -> Probes:
     """The most probable items: a lower bound, whose share of the whole differs between models."""
-    if request.align == "identity":
+    if request.align == "identity" and scores.group_size > 1:
         items = for_each_user(
             scores, scores.top(lambda run: _group_sum(scores, scores.probabilities(run)), request.samples)
         )

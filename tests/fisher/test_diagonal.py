@@ -112,6 +112,14 @@ def test_topk_of_the_whole_catalogue_is_exact() -> None:
     assert_close(estimate(module, users, estimator="topk", samples=ITEMS), estimate(module, users))
 
 
+def test_without_groups_topk_does_not_depend_on_the_alignment() -> None:
+    module = encoder(1, repeat_direction=False).float()
+    module.item_embedding.weight.data.zero_()
+    module.output_bias.data = 1e-9 * torch.arange(ITEMS)  # so close that all probabilities are equal
+    found = [estimate(module, histories(), estimator="topk", samples=1, align=way) for way in ("rank", "identity")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def uniform_picks(seed: int, keys: Tensor, count: int) -> Tensor:
     return integers(streams(seed, keys), torch.arange(ITEMS)).argsort(dim=1, descending=True)[:, :count]
 
