@@ -7,6 +7,7 @@ most d backward passes, for any size of catalogue (see factor).
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -45,9 +46,10 @@ def estimate(
     across them by `align`; without it, each user and item is squared before any sum. `keys` int64[N] identify users:
     random draws depend only on (seed, key) (default: the row number). `offered` bool[V] marks the items that the
     model chooses among, all if None; the others have probability 0. Parameters that do not reach the logits get 0;
-    `skip_frozen` leaves out those with requires_grad off. `dtype` computes in a precision other than the module's.
-    `precision` "bf16" computes the products inside a float32 SequenceEncoder in bf16, for 4 probes or more: faster
-    where the hardware supports it, with an error of about 1e-3 of a parameter's diagonal (up to 5e-3 for a few users).
+    `skip_frozen` leaves out those with requires_grad off. `dtype` computes in a precision other than the module's; the
+    lowest is float32, also without it. `precision` "bf16" computes the products inside a float32 SequenceEncoder in
+    bf16, for 4 probes or more: faster where the hardware supports it, with an error of about 1e-3 of a parameter's
+    diagonal (up to 5e-3 for a few users).
     `memory_bytes` is each torch thread's budget for working memory, on top of parameters and sums; without it 64 MiB on
     a CPU, a sixteenth of a GPU's. `progress` is called with the number of users just done. The module is in eval mode
     meanwhile and restored afterwards. The result is the same bit for bit for any number of threads.
@@ -68,7 +70,7 @@ def estimate(
         memory_bytes=memory_bytes,
         progress=progress,
     )
-    kept = dtype or next(module.parameters()).dtype
+    kept = working_dtype(module, dtype)
     return {name: total.div_(users).to(kept) for name, total in sums.items()}
 
 
@@ -101,11 +103,18 @@ def accumulate(
         return engine.sums.result(), len(users.histories)
 
 
+def working_dtype(module: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
+    """The precision of the computation: as asked, or that of the parameters; at least float32."""
+    given = (parameter.dtype for parameter in module.parameters()) if dtype is None else (dtype,)
+    return reduce(torch.promote_types, given, torch.float32)
+
+
 @contextmanager
 def evaluated(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
     """The module in `evaluation_mode`, or a copy if the precision differs; its flags are restored afterwards."""
-    if dtype is not None and any(p.dtype != dtype for p in module.parameters()):
-        module = copy.deepcopy(module).to(dtype)
+    working = working_dtype(module, dtype)
+    if any(p.dtype != working for p in module.parameters()):
+        module = copy.deepcopy(module).to(working)
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
         with evaluation_mode(module):

@@ -352,6 +352,16 @@ def test_float32_agrees_with_float64_and_dtype_computes_in_another_precision() -
     assert_close(double, exact, 1e-5)
 
 
+@pytest.mark.parametrize("estimator", [{}, {"estimator": "hutchinson", "samples": 2}])
+def test_a_model_in_half_precision_is_measured_in_float32(estimator: dict[str, Any]) -> None:
+    half, users = encoder(9).bfloat16(), histories()
+    found = estimate(half, users, **estimator)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert half.output_bias.dtype == torch.bfloat16
+    assert_close(found, estimate(encoder(9).bfloat16().float(), users, **estimator), 0)
+    assert_close(estimate(half.float(), users, dtype=torch.float16, **estimator), found, 0)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
