@@ -52,7 +52,7 @@ def estimate(
     diagonal (up to 5e-3 for a few users).
     `memory_bytes` is each torch thread's budget for working memory, on top of parameters and sums; without it 64 MiB on
     a CPU, a sixteenth of a GPU's. `progress` is called with the number of users just done. The module is in eval mode
-    meanwhile and restored afterwards. The result is the same bit for bit for any number of threads.
+    meanwhile and restored afterwards. That of a SequenceEncoder is the same bit for bit for any number of threads.
 
     Raises ConfigError for invalid settings, InputError for invalid histories, ScoreError if a logit is not finite.
     Source: https://arxiv.org/abs/2307.05476, equation 4.
