@@ -101,9 +101,8 @@ def train_all(
                     raise _named(message.run, message.error)
             for future in done:
                 job = running.pop(future)
-                state = _result(future, exhausted=ray.get(log.was_exhausted.remote(job.run)))
                 if job.run not in failed:
-                    on_trained(job, state)
+                    on_trained(job, _result(future, exhausted=ray.get(log.was_exhausted.remote(job.run))))
         if failed:
             raise ScoreError("; ".join(str(_named(run, error)) for run, error in failed.items()))
     finally:

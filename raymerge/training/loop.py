@@ -90,7 +90,7 @@ def train(
     parameters are their average since the first of these, while training continues from its own. Softmax and
     validation are over the items `offered` bool[V], all if None. `on_epoch` gets each epoch's report and a state from
     which `resume` continues bit for bit. Raises InputError if no rank has anything to train on, and ScoreError if a
-    loss is not finite, after `on_bad_step` has received its batch.
+    loss is not finite, after `on_bad_step` has received its batch, or a score in validation.
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
@@ -139,13 +139,22 @@ def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
 def validate(
     encoder: SequenceEncoder, partitions: Sequence[Sequences], *, filter_seen: bool, offered: Tensor | None = None
 ) -> float:
-    """Mean NDCG@10 of the validation items, ranked among all items or those offered, over all ranks."""
-    total = torch.zeros(2, dtype=torch.float64)
-    for partition in partitions:
-        asked = examples(partition, "validation", encoder.config.max_length)
-        gains = validation_gains(encoder, asked, filter_seen=filter_seen, offered=offered)
-        total += torch.tensor([float(gains.sum()), len(gains)], dtype=torch.float64)
-    gain, users = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
+    """Mean NDCG@10 of the validation items, ranked among all items or those offered, over all ranks.
+
+    Raises ScoreError on all of them if one finds scores that are not finite: a rank may have nobody to validate on.
+    """
+    total, failure = torch.zeros(3, dtype=torch.float64), None
+    try:
+        for partition in partitions:
+            asked = examples(partition, "validation", encoder.config.max_length)
+            gains = validation_gains(encoder, asked, filter_seen=filter_seen, offered=offered)
+            total += torch.tensor([float(gains.sum()), len(gains), 0], dtype=torch.float64)
+    except ScoreError as error:
+        failure = error
+        total[2] = 1
+    gain, users, failures = sum_over_ranks(total.to(encoder.item_embedding.weight.device)).tolist()
+    if failures:
+        raise ScoreError("scores in validation are not finite numbers: lower training.learning_rate") from failure
     return gain / max(users, 1.0)
 
 

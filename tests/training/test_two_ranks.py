@@ -9,11 +9,12 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from raymerge.data.sequences import Sequences
+from raymerge.errors import ScoreError
 from raymerge.execution import chunking
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.training.config import TrainingConfig
-from raymerge.training.loop import train
+from raymerge.training.loop import train, validate
 from raymerge.training.state import TrainingState
 
 ITEMS = 20
@@ -57,9 +58,13 @@ def train_case(case: str, parts: list[Sequences], *, seed: int) -> TrainingState
     return train(encoder, objective, parts, TrainingConfig(epochs=2, batch_size=7, learning_rate=1e-2, patience=0))
 
 
-def run_rank(rank: int, folder: str) -> None:
+def join(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(OWN))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    join(rank, folder)
     everything = partitions()
     own = [everything[p] for p in OWN[rank]]
     states = {case: train_case(case, own, seed=rank) for case in CASES}  # others must take rank 0's parameters
@@ -93,3 +98,17 @@ def test_several_ranks_train_the_same_model_as_one(case: str, by_rank: list[dict
             assert report["ndcg"] == pytest.approx(lone.ndcg)
             assert report["loss"] == pytest.approx(lone.loss)
             assert (report["tokens"], report["targets"]) == (lone.tokens, lone.targets)
+
+
+def validate_rank(rank: int, folder: str) -> None:
+    join(rank, folder)
+    everything = partitions()
+    encoder = SequenceEncoder(ITEMS, EncoderConfig(dim=8, heads=2))
+    torch.nn.init.constant_(encoder.output_bias[:1], torch.nan)
+    with pytest.raises(ScoreError, match="scores in validation are not finite numbers"):
+        validate(encoder, [everything[p] for p in OWN[rank]], filter_seen=True)
+    dist.destroy_process_group()
+
+
+def test_scores_that_are_not_finite_end_all_ranks_also_those_without_users(tmp_path: Path) -> None:
+    mp.spawn(validate_rank, args=(str(tmp_path),), nprocs=len(OWN))
