@@ -55,7 +55,10 @@ class ContrastiveSettings(ClozeSettings):
 
 @dataclass(frozen=True)
 class Cl4srecSettings(ContrastiveSettings):
-    """The augmentations to draw views from, and the share of a history that each keeps or changes."""
+    """The augmentations to draw views from, and the share of a history that each keeps or changes.
+
+    Another registered augmentation needs a subclass with a setting of its name.
+    """
 
     augmentations: tuple[str, ...] = ("crop", "mask", "reorder")  # each view draws one of these
     crop: float = 0.6  # share that is kept
@@ -71,6 +74,9 @@ class Cl4srecSettings(ContrastiveSettings):
         object.__setattr__(self, "augmentations", tuple(names))
         for name in self.augmentations:
             AUGMENTATIONS[name]
+            if name not in {f.name for f in fields(self)}:
+                raise ConfigError(f"{type(self).__name__} has no setting {name!r} for the share of that augmentation")
+        check_ranges(self, **dict.fromkeys(self.augmentations, (0, 1)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every registered objective: its loss against a naive one, its gradients, its settings, and what it must not see."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ from partitions import random_histories
 from torch import Tensor
 
 from raymerge.errors import ConfigError, UnknownNameError
-from raymerge.models.augmentations import two_views
+from raymerge.models.augmentations import AUGMENTATIONS, two_views
 from raymerge.models.batch import Batch
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.item_losses import ClozeSettings, hide
 from raymerge.models.objectives import (
     OBJECTIVES,
+    Cl4srec,
+    Cl4srecSettings,
     ObjectiveConfig,
     build_objective,
     check_objective,
@@ -253,6 +255,33 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         ObjectiveConfig("sasrec")
     with pytest.raises(UnknownNameError, match="crop, mask, reorder"):
         ObjectiveConfig("cl4srec", {"augmentations": ["flip"]})
+
+
+def test_an_augmentation_registered_by_a_user_needs_a_setting_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    def nothing(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
+        shares.append(share)
+        return histories
+
+    @dataclass(frozen=True)
+    class WithNothing(Cl4srecSettings):
+        augmentations: tuple[str, ...] = ("nothing",)
+        nothing: float = 0.5
+
+    class Another(Cl4srec):
+        Settings = WithNothing
+
+    monkeypatch.setitem(AUGMENTATIONS._entries, "nothing", nothing)
+    monkeypatch.setitem(OBJECTIVES._entries, "another", Another)
+    with pytest.raises(ConfigError, match="Cl4srecSettings has no setting 'nothing' for the share"):
+        ObjectiveConfig("cl4srec", {"augmentations": ["crop", "nothing"]})
+    with pytest.raises(ConfigError, match="nothing must be between 0 and 1, got 2.0"):
+        ObjectiveConfig("another", {"nothing": 2.0})
+    encoder = make("causal")
+    objective = build_objective(ObjectiveConfig("another", {"nothing": 0.25}), encoder.config).double()
+    assert bool(objective(encoder, make_batch(objective.window))[1].total.isfinite())
+    assert shares == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
