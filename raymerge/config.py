@@ -6,6 +6,7 @@ The settings of each stage are defined with the stage; here they are put togethe
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -91,9 +92,12 @@ class Config(BaseModel):
 
     def _check_names(self) -> None:
         merge = self.merge.label
-        names = [*RESERVED, merge, *(f"{merge}-round-{number}" for number in range(1, self.rounds))]
+        early = [f"-round-{number}" for number in range(1, self.rounds)]
+        names = [*RESERVED, merge, *(merge + suffix for suffix in early)]
         names += [*self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        suffixes = [*early, *(f"-{rival}" for rival in self.rivals)]
+        names += [member + suffix for member in self.all_members for suffix in suffixes]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise ConfigError(f"two models of the run would be named {twice!r}: rename the member, market or rival")
 

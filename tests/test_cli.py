@@ -137,6 +137,14 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--set", "rivals={t: {estimator: target}}", "--set", "members={t-fine-tuned: {name: next_item}}"],
             "two models of the run would be named 't-fine-tuned'",
         ),
+        (
+            ["run", "--set", "rivals={b: {estimator: target}}", "--set", "members.duorec-b={name: duorec}"],
+            "two models of the run would be named 'duorec-b'",
+        ),
+        (
+            ["run", "--set", "rounds=2", "--set", "members.duorec-round-1={name: duorec}"],
+            "two models of the run would be named 'duorec-round-1'",
+        ),
         (["run", "--set", "fine_tuning.epochs=-1"], "fine_tuning.epochs must be between 1 and 1,000,000, got -1"),
         (["run", "--set", "rivals={t: {estimator: model, samples: 0}}"], "rivals.t.samples must be"),
         (["run", "--set", "merge.epsilon=abc"], "merge.epsilon: input should be a valid number"),
