@@ -130,6 +130,10 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
             "merge.budget must be at least 9, a trial for each setting, got 8",
         ),
         (
+            ["run", "--set", "merge.coefficients=search", "--set", "merge.budget=20"],
+            "merge.budget must be at least 21 to try each of 3 models, got 20",
+        ),
+        (
             ["run", "--set", "fisher.estimator=rank", "--set", "fisher.samples=100"],
             "fisher.samples must be at most the 64 dimensions of the model, got 100",
         ),

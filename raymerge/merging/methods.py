@@ -180,7 +180,16 @@ class MergeConfig:
         return (1 / members,) * members if isinstance(self.coefficients, str) else tuple(self.coefficients)
 
     def check_members(self, members: int) -> None:
-        """Raise ConfigError if coefficients are given, but not one for each member."""
+        """Raise ConfigError if there is not a coefficient for each member, or not enough trials to try each of them.
+
+        For each setting a search tries equal coefficients, each member with the most, and each member alone.
+        """
+        least = len(self.options()) * (2 * members + 1) + len(self.steps) - 1
+        if self.coefficients == "search" and self.budget < least:
+            raise ConfigError(
+                f"merge.budget must be at least {least} to try each of {members} models, got {self.budget}: raise it, "
+                "fix merge.normalise, or set merge.coefficients=equal"
+            )
         if not isinstance(self.coefficients, str) and len(self.coefficients) != members:
             raise ConfigError(
                 f"merge.coefficients must be one for each of {members} models, got {len(self.coefficients)}"

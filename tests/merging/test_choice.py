@@ -1,5 +1,7 @@
 """Given coefficients are not searched, and lucky choices are not made."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,6 +24,27 @@ def test_given_coefficients_are_not_searched() -> None:
     assert (setting.normalise, point, chosen.score, chosen.held_out_gain) == ("model", (1.0, 3.0), 0.5, 0.25)
     with pytest.raises(ConfigError, match="one for each of 3 models, got 2"):
         MergeConfig(coefficients=(1.0, 3.0)).check_members(3)
+
+
+@pytest.mark.parametrize(("members", "step"), [(2, 1.0), (7, 1.0), (20, "search")])
+def test_the_least_budget_tries_each_member_under_each_setting(members: int, step: Any) -> None:
+    asked: set[tuple[str, tuple[float, ...]]] = set()
+
+    def score(setting: MergeSetting, point: tuple[float, ...]) -> FoldedScore:
+        asked.add((setting.normalise, point))
+        return folded(torch.zeros(100), torch.arange(100))
+
+    least = 3 * (2 * members + 1) + 2 * (step == "search")
+    with pytest.raises(ConfigError, match=f"merge.budget must be at least {least} to try each of {members} models"):
+        MergeConfig(coefficients="search", step=step, budget=least - 1).check_members(members)
+    settings = MergeConfig(coefficients="search", step=step, budget=least)
+    settings.check_members(members)
+    choose(score, settings, members=members)
+    for number in range(members):
+        assert ("none", tuple(float(other == number) for other in range(members))) in asked, "alone"
+        for normalise in ("none", "model", "tensor"):
+            points = (point for name, point in asked if name == normalise)
+            assert any(point[number] == max(point) > sorted(point)[-2] for point in points), "with the most"
 
 
 def test_the_step_is_chosen_last_for_the_best_weights() -> None:

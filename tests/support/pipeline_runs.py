@@ -23,7 +23,8 @@ SMALL = (
     "fine_tuning.epochs=1",
     "after_merge.epochs=1",
     "merge.coefficients=search",
-    "merge.budget=6",
+    "merge.normalise=model",
+    "merge.budget=7",
     "evaluation.replicates=200",
     "cluster.base_workers=1",
 )
