@@ -66,10 +66,10 @@ def rank_targets(
         for name in config.rankings:
             if name == "full":
                 seen = examples.seen if config.filter_seen else None
-                ranks[name] = _full_ranks(module, states, examples.targets, seen, memory, offered)
+                ranks[name] = _full_ranks(states, examples.targets, seen, memory, offered)
             else:
-                negatives = negatives_for(name, examples, len(module.head()[0]), config.seed, counts, offered)
-                ranks[name] = sampled_ranks(module, states, examples.targets, negatives, memory)
+                negatives = negatives_for(name, examples, states.num_items, config.seed, counts, offered)
+                ranks[name] = sampled_ranks(states, examples.targets, negatives, memory)
     return ranks
 
 
@@ -105,36 +105,34 @@ def full_ranks(
     """
     with evaluation_mode(module):
         states = States.of(module, histories, memory_bytes=memory_bytes)
-        return _full_ranks(module, states, targets, seen, memory_bytes, offered)
+        return _full_ranks(states, targets, seen, memory_bytes, offered)
 
 
 def _full_ranks(
-    module: Recommender,
     states: States,
     targets: Tensor,
     seen: Ragged | None,
     memory_bytes: int,
     offered: Tensor | None = None,
 ) -> Tensor:
-    weight, bias, _ = module.head()
-    _check_targets(states, targets, len(weight))
+    _check_targets(states, targets)
     if seen is not None:
         _check_users("seen items", len(seen.offsets) - 1, len(states))
-        check_items("seen items", seen.items, len(weight))
+        check_items("seen items", seen.items, states.num_items)
     missing = None if offered is None else ~offered.to(states.hidden.device)
     ranks = torch.empty(len(states), dtype=torch.int64)
-    for rows, blocks in user_chunks(module, states, memory_bytes):
+    for rows, blocks in user_chunks(states, memory_bytes):
         items = targets[rows].to(states.hidden.device)
-        bar = blocks.of(items) - _rounding(states[rows], weight, bias, items)
+        bar = blocks.of(items) - _rounding(states[rows], items)
         ranks[rows] = _ranks_of_chunk(
             blocks, bar, items, missing, *excluded_pairs(seen, rows, states.hidden.device)
         ).cpu()
     return ranks
 
 
-def _check_targets(states: States, targets: Tensor, num_items: int) -> None:
+def _check_targets(states: States, targets: Tensor) -> None:
     _check_users("targets", len(targets), len(states))
-    check_items("targets", targets, num_items)
+    check_items("targets", targets, states.num_items)
 
 
 def _check_users(what: str, found: int, users: int) -> None:
@@ -142,17 +140,17 @@ def _check_users(what: str, found: int, users: int) -> None:
         raise InputError(f"{what} must be of the same users as the histories, got {found} and {users} users")
 
 
-def _rounding(states: States, weight: Tensor, bias: Tensor | None, items: Tensor) -> Tensor:
+def _rounding(states: States, items: Tensor) -> Tensor:
     """By how much rounding may separate the scores of a target and an equal item: [B].
 
     A matrix product sums the columns at the edge of a tile in another order than those inside. For equal rows, d up to
     300, score differences of up to .75·eps·‖h‖·‖w‖ were observed; the bound is 2·eps·(‖h‖·‖w‖ + |b| + |h·r|), even if
     the target is not a repeat.
     """
-    dtype = working_dtype(weight)
-    size = states.hidden.to(dtype).norm(dim=1) * weight[items - 1].to(dtype).norm(dim=1)
-    if bias is not None:
-        size = size + bias[items - 1].to(dtype).abs()
+    dtype = working_dtype(states.weight)
+    size = states.hidden.to(dtype).norm(dim=1) * states.weight[items - 1].to(dtype).norm(dim=1)
+    if states.bias is not None:
+        size = size + states.bias[items - 1].to(dtype).abs()
     return 2 * torch.finfo(dtype).eps * (size if states.shift is None else size + states.shift.abs())
 
 
@@ -168,16 +166,15 @@ def _ranks_of_chunk(
     return ranks
 
 
-def sampled_ranks(module: Recommender, states: States, targets: Tensor, negatives: Tensor, memory_bytes: int) -> Tensor:
+def sampled_ranks(states: States, targets: Tensor, negatives: Tensor, memory_bytes: int) -> Tensor:
     """Rank of each target among its negatives int64[U, n], 0 for none: int64[U] from 1 to n + 1.
 
     Ties count against the model. Time and memory do not depend on V. Raises the errors of `full_ranks`.
     """
-    weight, bias, _ = module.head()
-    _check_targets(states, targets, len(weight))
+    _check_targets(states, targets)
     _check_users("negatives", len(negatives), len(states))
-    check_items("negatives", negatives[negatives != 0], len(weight))
-    dtype = working_dtype(weight)
+    check_items("negatives", negatives[negatives != 0], states.num_items)
+    weight, dtype = states.weight, working_dtype(states.weight)
     users = max(1, memory_bytes // (2 * dtype.itemsize * (negatives.shape[1] + 1) * weight.shape[1]))
     ranks = torch.empty(len(states), dtype=torch.int64)
     for first in range(0, len(states), users):
@@ -185,9 +182,9 @@ def sampled_ranks(module: Recommender, states: States, targets: Tensor, negative
         some, items, others = states[rows], *(x[rows].to(states.hidden.device) for x in (targets, negatives))
         candidates = (torch.cat([items[:, None], others], dim=1) - 1).clamp_(min=0)  # one gather: both round alike
         scores = torch.einsum("bnd,bd->bn", weight[candidates].to(dtype), some.hidden.to(dtype))
-        if bias is not None:
-            scores += bias[candidates].to(dtype)
+        if states.bias is not None:
+            scores += states.bias[candidates].to(dtype)
         some.shift_columns(scores, candidates)
-        bar = finite(scores)[:, 0] - _rounding(some, weight, bias, items)
+        bar = finite(scores)[:, 0] - _rounding(some, items)
         ranks[rows] = 1 + ((scores[:, 1:] >= bar[:, None]) & (others != 0)).sum(dim=1).cpu()
     return ranks

@@ -4,7 +4,7 @@ Shapes: U users, B users of a chunk, L columns, d dimensions, V items, C columns
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -20,13 +20,12 @@ MEMORY_BYTES = 256 << 20
 USERS_AT_ONCE = 64, 256  # fewer waste the matrix product, more no longer fit the caches
 
 
-def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
-    """Hidden states [U, d] of histories int64[U, L], on the module's device; call it in `evaluation_mode`.
+def encode(module: Recommender, weight: Tensor, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
+    """Hidden states [U, d] of histories int64[U, L], like the head's weight [V, d]; call it in `evaluation_mode`.
 
     Users are sorted by length and common left padding is cut off: short histories are cheap, and since positions count
     from the end the states are the same. The bytes per user are estimated for a transformer.
     """
-    weight = module.head()[0]
     length, dim = histories.shape[1], weight.shape[1]
     real_lengths = length - (histories != 0).int().argmax(dim=1)
     order = real_lengths.argsort(stable=True)
@@ -44,25 +43,32 @@ def encode(module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY
 class States:
     """A module's states of U users: `hidden` [U, d] of `histories` int64[U, L], and the shift of scores of repeats.
 
-    The shift is computed on access, so take a chunk of users first.
+    With its head, `weight` [V, d] and `bias` [V] or None, which an ensemble would build anew each time. The shift is
+    computed on access, so take a chunk of users first.
     """
 
     module: Recommender
-    num_items: int
+    weight: Tensor
+    bias: Tensor | None
     histories: Tensor
     hidden: Tensor
 
     @classmethod
     def of(cls, module: Recommender, histories: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> "States":
         """Encode histories; call it in `evaluation_mode`."""
-        hidden = encode(module, histories, memory_bytes=memory_bytes)
-        return cls(module, len(module.head()[0]), histories, hidden)  # once: an ensemble builds its head on each call
+        weight, bias, _ = module.head()
+        return cls(module, weight, bias, histories, encode(module, weight, histories, memory_bytes=memory_bytes))
+
+    @property
+    def num_items(self) -> int:
+        """V, the number of items."""
+        return len(self.weight)
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, users: slice) -> "States":
-        return States(self.module, self.num_items, self.histories[users], self.hidden[users])
+        return replace(self, histories=self.histories[users], hidden=self.hidden[users])
 
     @cached_property
     def shift(self) -> Tensor | None:
@@ -93,15 +99,15 @@ class CatalogueScores:
     every pass recomputes the blocks, and nothing larger than one of them is held.
     """
 
-    def __init__(self, states: States, weight: Tensor, bias: Tensor | None, columns: int) -> None:
+    def __init__(self, states: States, columns: int) -> None:
         self.users = len(states)
-        self._states, self._weight, self._bias, self._columns = states, weight, bias, columns
-        self._whole = [(0, self._block(0))] if columns >= len(weight) else None
+        self._states, self._columns = states, columns
+        self._whole = [(0, self._block(0))] if columns >= states.num_items else None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         if self._whole is not None:
             return iter(self._whole)
-        return ((first, self._block(first)) for first in range(0, len(self._weight), self._columns))
+        return ((first, self._block(first)) for first in range(0, self._states.num_items, self._columns))
 
     def of(self, items: Tensor) -> Tensor:
         """Score of one item per user, taken from the blocks: int64[B] → [B]."""
@@ -113,11 +119,11 @@ class CatalogueScores:
         return scores
 
     def _block(self, first: int) -> Tensor:
-        columns = slice(first, first + self._columns)
-        dtype = working_dtype(self._weight)
-        bias = None if self._bias is None else self._bias[columns].to(dtype)
-        scores = F.linear(self._states.hidden.to(dtype), self._weight[columns].to(dtype), bias)
-        self._states.shift_block(scores, first)
+        states, columns = self._states, slice(first, first + self._columns)
+        dtype = working_dtype(states.weight)
+        bias = None if states.bias is None else states.bias[columns].to(dtype)
+        scores = F.linear(states.hidden.to(dtype), states.weight[columns].to(dtype), bias)
+        states.shift_block(scores, first)
         return finite(scores)
 
 
@@ -148,17 +154,16 @@ def excluded_pairs(ragged: Ragged | None, rows: slice, device: torch.device) -> 
     return users.to(device), items.to(device)
 
 
-def user_chunks(module: Recommender, states: States, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:
+def user_chunks(states: States, memory_bytes: int) -> Iterator[tuple[slice, CatalogueScores]]:
     """(users, scores) for chunks of users, with blocks whose scores and masks fit memory_bytes."""
-    weight, bias, _ = module.head()
-    entry_bytes = 3 * working_dtype(weight).itemsize  # a score, its comparison masks and a running count
+    entry_bytes = 3 * working_dtype(states.weight).itemsize  # a score, its comparison masks and a running count
     fewest, most = USERS_AT_ONCE
-    users = max(fewest, min(most, memory_bytes // (len(weight) * entry_bytes)))
+    users = max(fewest, min(most, memory_bytes // (states.num_items * entry_bytes)))
     users = max(1, min(users, len(states)))
-    columns = max(1, min(len(weight), memory_bytes // (users * entry_bytes)))
+    columns = max(1, min(states.num_items, memory_bytes // (users * entry_bytes)))
     for first in range(0, len(states), users):
         rows = slice(first, min(first + users, len(states)))
-        yield rows, CatalogueScores(states[rows], weight, bias, columns)
+        yield rows, CatalogueScores(states[rows], columns)
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:

@@ -43,7 +43,7 @@ def top_k(
         items = torch.zeros(len(states), k, dtype=torch.int64)
         scores = torch.zeros(len(states), k, dtype=working_dtype(states.hidden))
         missing = None if offered is None else ~offered.to(states.hidden.device)
-        for rows, blocks in user_chunks(module, states, memory_bytes):
+        for rows, blocks in user_chunks(states, memory_bytes):
             best = _top_of_chunk(blocks, k, missing, *excluded_pairs(exclude, rows, states.hidden.device))
             items[rows], scores[rows] = (part.cpu() for part in best)
     return items, scores

@@ -22,7 +22,7 @@ def sampled_ranks(
     """`ranking.sampled_ranks` of histories."""
     with evaluation_mode(module):
         states = States.of(module, histories, memory_bytes=memory_bytes)
-        return ranking.sampled_ranks(module, states, targets, negatives, memory_bytes)
+        return ranking.sampled_ranks(states, targets, negatives, memory_bytes)
 
 
 class TableScorer(nn.Module):

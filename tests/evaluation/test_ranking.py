@@ -181,10 +181,9 @@ def test_equal_rows_tie_in_any_tile_of_the_matrix_product(dim: int, users: int) 
     states = torch.randn(users, dim, generator=generator)
     for num_items in (5, 17, 513):
         weight = torch.randn(1, dim, generator=generator).expand(num_items, dim).contiguous()
-        module = SimpleNamespace(head=lambda w=weight: (w, None, None))
-        made = States(module, num_items, states, states)
+        made = States(SimpleNamespace(), weight, None, states, states)
         targets = torch.randint(1, num_items + 1, (users,), generator=generator)
-        assert ranking._full_ranks(module, made, targets, None, 1 << 28).tolist() == [num_items] * users
+        assert ranking._full_ranks(made, targets, None, 1 << 28).tolist() == [num_items] * users
 
 
 class LargestTensor(TorchDispatchMode):

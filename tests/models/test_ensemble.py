@@ -1,11 +1,31 @@
 """The ensemble scores as the mean of its members' logits, however it is computed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import Tensor
 
-from raymerge.evaluation.ranking import full_ranks
+from raymerge.evaluation.config import EvaluationConfig
+from raymerge.evaluation.ranking import full_ranks, rank_targets
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.ensemble import Ensemble
+
+
+def test_a_ranking_builds_the_head_once() -> None:
+    class Counting(Ensemble):
+        built = 0
+
+        def head(self) -> tuple[Tensor, Tensor | None, None]:
+            self.built += 1
+            return super().head()
+
+    models = [SequenceEncoder(30, EncoderConfig(max_length=6, dim=8, heads=2)).eval() for _ in range(2)]
+    ensemble, rows = Counting(models), torch.randint(1, 31, (20, 6))
+    seen = SimpleNamespace(items=torch.zeros(0, dtype=torch.int64), offsets=torch.zeros(21, dtype=torch.int64))
+    examples = SimpleNamespace(histories=rows, targets=rows[:, 0], keys=rows[:, 1], seen=seen)
+    ranks = rank_targets(ensemble, examples, config=EvaluationConfig(), counts=torch.ones(30, dtype=torch.int64))
+    assert set(ranks) == {"full", "uni100", "pop100"} and ensemble.built == 1
 
 
 @pytest.mark.parametrize("some", [{}, {"output_bias": False}, {"repeat_direction": True}])
