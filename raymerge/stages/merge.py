@@ -1,6 +1,6 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -86,7 +86,8 @@ def merge(
         module = merged_model(candidate(setting, point))
         save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
         forget()
-        write_items(_merged_items(models.values()), making.folder / "model" / ITEMS_FILE)
+        catalogues = [read_items(model.file("model", ITEMS_FILE)) for model in models.values()]
+        write_items(merged_items(catalogues), making.folder / "model" / ITEMS_FILE)
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
 
@@ -118,13 +119,15 @@ def _chosen(
     return chosen.trial
 
 
-def _merged_items(models: Iterable[Artifact]) -> Items:
-    """The models' common catalogue: an item is on offer if it is for any model; counts are of all their data."""
-    first, *others = catalogues = [read_items(model.file("model", ITEMS_FILE)) for model in models]
-    same_data = all(torch.equal(items.counts, first.counts) for items in others)
-    counts = first.counts if same_data else torch.stack([items.counts for items in catalogues]).sum(0)
+def merged_items(catalogues: Sequence[Items]) -> Items:
+    """The common catalogue of models of the same items, from their own ones.
+
+    An item is on offer if it is for any model. Counts are of all their data; equal counts are of the same data.
+    """
+    of_data = {items.counts.numpy().tobytes(): items.counts for items in catalogues}
     known = [items.offered for items in catalogues if items.offered is not None]
-    return Items(first.ids, counts, torch.stack(known).any(0) if len(known) == len(catalogues) else None)
+    counts = torch.stack(list(of_data.values())).sum(0)
+    return Items(catalogues[0].ids, counts, torch.stack(known).any(0) if len(known) == len(catalogues) else None)
 
 
 def check_mergeable(models: Mapping[str, Artifact], diagonals: Mapping[str, Artifact]) -> None:

@@ -18,7 +18,7 @@ from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, Key, load_diagonal, load_model, save_model
 from raymerge.data.prepare import ITEMS_FILE
-from raymerge.data.sequences import Sequences, read_items, read_partition
+from raymerge.data.sequences import Items, Sequences, read_items, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import InputError, LostError, ResourceError, ScoreError
 from raymerge.evaluation.metrics import per_user
@@ -35,6 +35,7 @@ from raymerge.stages.fisher import fisher
 from raymerge.stages.inputs import model_digest, partitions_of
 from raymerge.stages.markets import divide
 from raymerge.stages.merge import merge as merge_stage
+from raymerge.stages.merge import merged_items
 from raymerge.stages.prepare import prepare
 from raymerge.stages.train import Training, seeded, train, train_base
 
@@ -140,6 +141,14 @@ def test_merge_stage_gives_the_closed_form_of_its_choice(
     )
     for name, value in load_model(merged.url).state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_counts_of_a_merge_are_of_all_data_each_once() -> None:
+    markets = torch.tensor([[3, 0, 1], [0, 2, 5]])
+    of_market = [Items(pa.array(["a", "b", "c"]), counts, counts > 0) for counts in markets]
+    merged = merged_items([*of_market, *of_market])  # two members of each
+    assert merged.counts.tolist() == [3, 2, 6] and merged.offered.tolist() == [True] * 3
+    assert merged_items(of_market[:1] * 3).counts.tolist() == [3, 0, 1]
 
 
 def test_a_merge_goes_only_a_step_from_the_start(
