@@ -47,7 +47,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
-    seed: int = Field(default=0, ge=0, lt=2**31)  # of the whole run, all trainings included
+    seed: int = Field(default=0, ge=0, lt=2**31)  # of all trainings; fisher, markets and evaluation have their own
     prepare: PrepareConfig = PrepareConfig()
     encoder: EncoderConfig = EncoderConfig()
     markets: MarketsConfig | None = None  # parts of the log that share no data: each member is trained on each part

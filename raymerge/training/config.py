@@ -27,7 +27,7 @@ class TrainingConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     epochs: int = 30
-    average_epochs: int = 1  # average the parameters of this many last epochs; 1: those of the best epoch
+    average_epochs: int = 1  # in this many last epochs their average so far validates; the best epoch is kept
     batch_size: int = 128  # windows per step, over all ranks
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of AdamW, on matrices only
