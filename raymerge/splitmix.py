@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What numbers are drawn for: two purposes never share a number."""
+    """What numbers are drawn for: with equal seeds and counters, two purposes have different numbers."""
 
     RANKED_NEGATIVES = 1
     BOOTSTRAP = 2

@@ -14,8 +14,8 @@ def step_from(start: Model, merged: Tensors, step: float) -> dict[str, Tensor]:
     Members that train at a constant rate scatter around what they have in common, and so does their start: as one more
     member it removes some of the noise. For a Fisher merge with equal λ of M members, s = M / (M + 1) is the merge
     with the start whose diagonal is the mean of theirs. In rounds this is the slow weights' step of Zhang et al.,
-    "Lookahead optimizer", NeurIPS 2019, eq. 1. Integer tensors are the merge's. Raises MergeError unless the models
-    have the same settings, names and shapes, ConfigError for a step out of range.
+    "Lookahead optimizer", NeurIPS 2019, eq. 1. Integer tensors are the merge's. Raises MergeError unless both have
+    the same names, shapes and dtypes, ConfigError for a step out of range.
 
     >>> step_from({"w": torch.tensor([0.0, 4.0])}, {"w": torch.tensor([1.0, 2.0])}, 0.75)
     {'w': tensor([0.7500, 2.5000])}

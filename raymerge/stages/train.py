@@ -127,7 +127,10 @@ def _of_base(context: Context) -> tuple[int, int]:
 
 
 def seeded(config: Config, training: TrainingConfig, *, member: int = 0) -> TrainingConfig:
-    """The settings with a seed that differs from all other members' and all other runs'."""
+    """The settings with a seed of its own for each member, counted from 1, and for each run.
+
+    Base, ceiling, control and fine-tuned models are all member 0.
+    """
     return replace(training, seed=training.seed + member + SEEDS_OF_A_RUN * config.seed)
 
 

@@ -1,8 +1,9 @@
 """The training loop: one encoder, one objective, this rank's partitions. Plain torch; knows nothing of Ray or files.
 
 Under an initialised torch.distributed each rank calls `train` with its own partitions, and all of them together take
-exactly the steps that one process with all partitions would: losses and gradients are sums over ranks, divided by
-counts over ranks. A base model and a fine-tune differ only in the encoder that they start from.
+the steps that one process with all partitions would, but for rounding and dropout masks, which each rank draws itself:
+losses and gradients are sums over ranks, divided by counts over ranks. A base model and a fine-tune differ only in the
+encoder that they start from.
 
 Memory per rank: its partitions, 8 bytes per interaction and about 60 per user; 40 bytes per window (about 100 while an
 epoch is planned), of which a history has one for each `stride` items; one partition's histories in validation; with

@@ -2,7 +2,8 @@
 
 Of each item's occurrences as a target only the M of lowest hash priority are kept. A priority is a function of (seed,
 user key, position), so the kept ones are a uniform sample, and indices of any parts merge into the index of the
-whole. Memory: at most min(V · M, interactions) entries of 4 · length + 16 bytes, on every rank.
+whole. Memory: at most min(V · M, interactions) entries of 4 · length + 16 bytes, on every rank; while the indices of k
+ranks are merged, up to 2k times that.
 """
 
 from collections.abc import Sequence
