@@ -58,7 +58,7 @@ class Bootstrap:
     0.5
     """
 
-    def __init__(self, columns: Sequence[str], *, replicates: int = 1000, seed: int = 0) -> None:
+    def __init__(self, columns: Sequence[str], *, replicates: int, seed: int = 0) -> None:
         if replicates < 100:
             raise ConfigError(f"a bootstrap needs at least 100 replicates for its intervals, got {replicates}")
         self.columns = tuple(columns)

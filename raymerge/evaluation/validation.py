@@ -9,7 +9,8 @@ from raymerge.evaluation.scoring import MEMORY_BYTES
 from raymerge.execution import chunking
 from raymerge.models.recommender import Recommender
 
-METRIC = "ndcg@10"  # models are compared by it
+CUTOFF = 10
+METRIC = f"ndcg@{CUTOFF}"  # models are compared by it
 SCORE = f"validation.{METRIC}"  # models are chosen by it, never by the test split
 
 
@@ -22,4 +23,4 @@ def validation_gains(
     """
     seen, budget = asked.seen if filter_seen else None, chunking.budget(MEMORY_BYTES)
     ranks = full_ranks(module, asked.histories, asked.targets, seen=seen, offered=offered, memory_bytes=budget)
-    return ndcg(ranks, 10)
+    return ndcg(ranks, CUTOFF)

@@ -70,7 +70,7 @@ class _Trials:
 
 
 def search(
-    score: Callable[[Point], float], members: int, *, budget: int = 48, known: Mapping[Point, float] | None = None
+    score: Callable[[Point], float], members: int, *, budget: int, known: Mapping[Point, float] | None = None
 ) -> Found:
     """Coefficients (each >= 0, sum 1) with the highest score that `budget` calls of `score` find.
 
@@ -95,7 +95,7 @@ def search(
 
 
 def search_settings(
-    score: Callable[[S, Point], float], settings: Sequence[S], members: int, *, budget: int = 48
+    score: Callable[[S, Point], float], settings: Sequence[S], members: int, *, budget: int
 ) -> Choice[S]:
     """Search the coefficients under each setting, with an equal share of the budget, and take the best of all.
 

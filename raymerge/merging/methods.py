@@ -31,7 +31,8 @@ from raymerge.merging.weights import ENTRIES_AT_ONCE, NORMALISATIONS, FisherWeig
 from raymerge.registry import Registry
 from raymerge.settings_checks import check_choices, check_ranges
 
-EPSILONS = (1e-6, 1e-3, 1e-1)
+EPSILON = 1e-6  # times the mean of the diagonals, unless told
+EPSILONS = (EPSILON, 1e-3, 1e-1)
 POWERS = (1.0, 0.5, 2.0)
 STEPS = (1.0, 0.75, 0.5)
 
@@ -81,7 +82,7 @@ class MergeSetting:
     """How diagonals become weights, and how far a merge goes from the start: one candidate of a search."""
 
     normalise: Normalise = "none"
-    epsilon: float = 1e-6
+    epsilon: float = EPSILON
     power: float = 1.0
     step: float = 1.0  # see `raymerge.merging.step`
 
@@ -101,7 +102,7 @@ class MergeConfig:
     method: Annotated[str, METHODS] = "fisher"
     coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"  # λ: search | equal | a list
     normalise: Literal["none", "model", "tensor", "search"] = "search"  # scale of diagonals
-    epsilon: float | Literal["search"] = 1e-6  # ε, in units of a diagonal's mean: a number or search
+    epsilon: float | Literal["search"] = EPSILON  # ε, in units of a diagonal's mean: a number or search
     power: float | Literal["search"] = 1.0  # of each diagonal, near 0 almost equal weights: a number or search
     step: float | Literal["search"] = 1.0  # share of the way from the members' start to the merge: a number or search
     budget: int = 48  # trials of a search of coefficients
@@ -204,7 +205,7 @@ def merge(
     method: str = "fisher",
     coefficients: Sequence[float] | None = None,
     normalise: Normalise = "none",
-    epsilon: float = 1e-6,
+    epsilon: float = EPSILON,
     power: float = 1.0,
 ) -> dict[str, Tensor]:
     """Merge modules or state dicts of one shape: name → new tensor, with the first model's dtype and device.
@@ -252,7 +253,7 @@ def shares(
     *,
     coefficients: Sequence[float] | None = None,
     normalise: Normalise = "none",
-    epsilon: float = 1e-6,
+    epsilon: float = EPSILON,
     power: float = 1.0,
 ) -> dict[str, list[float]]:
     """The share of each tensor of a Fisher merge that comes from each model: name → M numbers that sum to 1.

@@ -11,7 +11,7 @@ from raymerge.artifacts import Artifact, Key, save_model
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import Items, read_items, write_items
 from raymerge.errors import MergeError
-from raymerge.evaluation.validation import SCORE
+from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.execution.pool import Pool
 from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.choice import choose
@@ -103,7 +103,7 @@ def _chosen(
     def scored(setting: MergeSetting, point: Point) -> FoldedScore:
         value = score(setting, point)
         trials.append({"coefficients": point, **asdict(setting), "score": value.mean})
-        making.tell("trial.ndcg@10", value.mean, step=len(trials))
+        making.tell(f"trial.{METRIC}", value.mean, step=len(trials))
         making.progress(
             min(len(trials), settings.trials - 0.5), settings.trials, f"validation NDCG@10 {value.mean:.4f}"
         )
@@ -115,7 +115,7 @@ def _chosen(
     making.tell(SCORE, chosen.score)
     if len(trials) > 1:
         making.counts |= {"held_out_gain": chosen.held_out_gain, "held_out_gain_error": chosen.gain_error}
-        making.tell("held_out_gain.ndcg@10", chosen.held_out_gain)
+        making.tell(f"held_out_gain.{METRIC}", chosen.held_out_gain)
     return chosen.trial
 
 

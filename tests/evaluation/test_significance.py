@@ -22,8 +22,8 @@ def metrics_of(users: int, gain: float = 0.02, seed: int = 0) -> tuple[Tensor, T
     return torch.from_numpy(a), torch.from_numpy(b)
 
 
-def compared(a: Tensor, b: Tensor, keys: Tensor | None = None, **options: Any) -> Difference:
-    bootstrap = Bootstrap(["a", "b"], **options)
+def compared(a: Tensor, b: Tensor, keys: Tensor | None = None, replicates: int = 1000, **options: Any) -> Difference:
+    bootstrap = Bootstrap(["a", "b"], replicates=replicates, **options)
     bootstrap.update(torch.arange(len(a)) if keys is None else keys, {"a": a, "b": b})
     return bootstrap.compare("a", "b")
 

@@ -62,7 +62,7 @@ def test_single_models_are_among_the_candidates_so_no_search_is_worse_than_the_b
 
 
 def test_a_single_model_needs_one_trial() -> None:
-    assert search(lambda point: 0.3, 1).trials == (((1.0,), 0.3),)
+    assert search(lambda point: 0.3, 1, budget=48).trials == (((1.0,), 0.3),)
 
 
 def test_known_scores_cost_nothing() -> None:
@@ -92,9 +92,9 @@ def test_settings_share_the_budget_and_the_best_wins() -> None:
 
 def test_scores_that_are_not_finite_and_empty_searches_are_refused() -> None:
     with pytest.raises(ScoreError, match="is nan"):
-        search(lambda point: float("nan"), 2)
+        search(lambda point: float("nan"), 2, budget=48)
     with pytest.raises(ConfigError, match="got 0 and 48"):
-        search(lambda point: 0.0, 0)
+        search(lambda point: 0.0, 0, budget=48)
     with pytest.raises(ConfigError, match="got 1 for 2 settings"):
         search_settings(lambda setting, point: 0.0, [1, 2], 2, budget=1)
     with pytest.raises(ConfigError, match="got 5 for 0 settings"):
