@@ -1,1 +1,4 @@
-"""How good rankings are, and whether differences are more than chance. Plain torch; distributed.py runs it on Ray."""
+"""How good rankings are, and whether differences are more than chance.
+
+Plain torch, except for distributed.py, which runs it on Ray, and reported.py, the report as it is stored.
+"""

@@ -16,10 +16,10 @@ POISSON_CDF = torch.tensor(
 )
 
 
-def uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
+def open_uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
     """Numbers in the open interval (0, 1), one for each combination of the broadcast int64 counters: float64.
 
-    >>> uniform(0, Stream.RANKED_NEGATIVES, torch.tensor([[7], [8]]), torch.arange(3)).shape
+    >>> open_uniform(0, Stream.RANKED_NEGATIVES, torch.tensor([[7], [8]]), torch.arange(3)).shape
     torch.Size([2, 3])
     """
     state = mix_(torch.tensor(signed(seed)) ^ signed(GAMMA * stream))
@@ -31,5 +31,5 @@ def uniform(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
 
 def poisson(seed: int, stream: Stream, *counters: Tensor) -> Tensor:
     """Poisson variables of mean 1, by inversion, one for each combination of the broadcast counters: float64."""
-    numbers = uniform(seed, stream, *counters)
+    numbers = open_uniform(seed, stream, *counters)
     return torch.bucketize(numbers, POISSON_CDF.to(numbers), out_int32=True).to(torch.float64)

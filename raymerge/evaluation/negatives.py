@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raymerge.errors import InputError
-from raymerge.evaluation.draws import uniform
+from raymerge.evaluation.draws import open_uniform
 from raymerge.models.repeats import first_in_row
 from raymerge.splitmix import Stream
 
@@ -124,7 +124,7 @@ def _draw_chunk(chunk: _Chunk, n: int) -> Tensor:
 def _draw_with_replacement(chunk: _Chunk, draws: int) -> Tensor:
     """Items drawn in proportion to their chances, by inversion of the cumulative counts: int64[C, draws]."""
     cumulated = chunk.chances.cumsum(0)
-    numbers = uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[:, None], torch.arange(draws))
+    numbers = open_uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[:, None], torch.arange(draws))
     positions = (numbers * int(cumulated[-1])).to(torch.int64)
     return torch.searchsorted(cumulated, positions, right=True).clamp_(max=len(cumulated) - 1) + 1
 
@@ -145,7 +145,7 @@ def _race(negatives: Tensor, rows: Tensor, chunk: _Chunk) -> Tensor:
     """
     kept, num_items = negatives[rows], len(chunk.chances)
     counters = torch.arange(1, num_items + 1) + DRAWS_PER_NEGATIVE * kept.shape[1]
-    numbers = uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[rows][:, None], counters)
+    numbers = open_uniform(chunk.seed, Stream.RANKED_NEGATIVES, chunk.keys[rows][:, None], counters)
     times = -numbers.log_() / chunk.chances  # chance 0: never
     row_of_user = torch.full((len(chunk.keys),), -1).index_put_((rows,), torch.arange(len(rows)))
     local = row_of_user[chunk.users]

@@ -46,8 +46,8 @@ class TrainingConfig:
 
 
 def averaged_from(config: TrainingConfig) -> int:
-    """The number of epochs before those whose parameters are averaged."""
-    return max(0, config.epochs - config.average_epochs)
+    """The number of epochs before those whose parameters are averaged; 0 if none are."""
+    return max(0, config.epochs - config.average_epochs) if config.average_epochs > 1 else 0
 
 
 def averaged_before(config: TrainingConfig, epoch: int) -> int | None:

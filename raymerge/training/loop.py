@@ -133,7 +133,7 @@ def _holding(encoder: SequenceEncoder, parameters: Mapping[str, Tensor]) -> Iter
 
 def is_finished(state: TrainingState, config: TrainingConfig) -> bool:
     """Whether all epochs are done or the patience has run out; it counts from the first averaged epoch on."""
-    since = max(state.best_epoch, averaged_from(config) if config.average_epochs > 1 else 0)
+    since = max(state.best_epoch, averaged_from(config))
     return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - since
 
 
