@@ -77,6 +77,9 @@ class Cl4srecSettings(ContrastiveSettings):
             if name not in {f.name for f in fields(self)}:
                 raise ConfigError(f"{type(self).__name__} has no setting {name!r} for the share of that augmentation")
         check_ranges(self, **dict.fromkeys(self.augmentations, (0, 1)))
+        for f in fields(self):
+            if f.name in AUGMENTATIONS and f.name not in self.augmentations and getattr(self, f.name) != f.default:
+                raise ConfigError(f"{f.name} is not among the augmentations {list(self.augmentations)}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class ObjectiveConfig:
 
 
 def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:
-    """Raise ConfigError if the objective cannot train this encoder."""
+    """Raise ConfigError if the objective cannot train this encoder, or a setting has no effect on it."""
     needed = OBJECTIVES[objective.name].attention
     if needed not in (None, encoder.attention):
         other = "next_item" if needed == "bidirectional" else "bert4rec"
@@ -145,6 +148,12 @@ def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:
             f"objective {objective.name} needs encoder.attention {needed}, got {encoder.attention}: "
             f"change it, or use {other}"
         )
+    unused = next((key for key in ("mask_rate", "last_only") if key in objective.settings), None)
+    if unused is not None and not encoder.cloze:
+        raise ConfigError(f"{objective.name} masks nothing for a causal encoder, so leave out its {unused}")
+    settings = objective.resolved()
+    if isinstance(settings, DuorecSettings) and settings.mode == "unsupervised" and encoder.dropout == 0:
+        raise ConfigError(f"{objective.name} needs encoder.dropout above 0: without it both views are the same")
 
 
 def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> Objective:

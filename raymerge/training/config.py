@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from raymerge.errors import ConfigError
 from raymerge.settings_checks import check_choices, check_ranges
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -43,6 +44,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "training", **_RANGES)
         check_choices(self, "training")
+        if self.windows == "last" and self.stride is not None:
+            raise ConfigError(f"training.stride must be left out with training.windows last, got {self.stride}")
 
 
 def averaged_from(config: TrainingConfig) -> int:

@@ -205,7 +205,7 @@ def test_hidden_items_are_nowhere_in_the_input() -> None:
 
 @pytest.mark.parametrize(("name", "attention"), [pair for pair in PAIRS if pair[0] in ("cl4srec", "duorec")])
 def test_the_target_of_a_window_does_not_reach_the_contrasted_states(name: str, attention: str) -> None:
-    encoder = make(attention)
+    encoder = make(attention, dropout=0.1).eval()
     settings_given = {} if name == "cl4srec" else {"mode": "unsupervised"}
     objective = build_objective(ObjectiveConfig(name, settings_given), encoder.config)
     batch = make_batch(objective.window)
@@ -232,6 +232,23 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
+        ("cl4srec", {"mask_rate": 0.2}, "cl4srec masks nothing for a causal encoder, so leave out its mask_rate"),
+        ("duorec", {"last_only": 0.5}, "duorec masks nothing for a causal encoder, so leave out its last_only"),
+        ("duorec", {"mode": "unsupervised"}, "duorec needs encoder.dropout above 0"),
+    ],
+)
+def test_settings_that_an_encoder_gives_no_effect_are_refused(
+    name: str, given: dict[str, object], expected: str
+) -> None:
+    objective = ObjectiveConfig(name, given)
+    with pytest.raises(ConfigError, match=expected):
+        check_objective(objective, EncoderConfig(attention="causal", dropout=0.0))
+    check_objective(objective, EncoderConfig(attention="bidirectional", dropout=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
         ("bert4rec", {"mask_rate": 1.5}, "mask_rate must be between 0 and 1, got 1.5"),
         ("bert4rec", {"mask_rate": "much"}, "mask_rate must be a number between 0 and 1, got 'much'"),
         ("bert4rec", {"temperature": 1.0}, "bert4rec has no setting 'temperature'; known: loss, negatives, mask_rate"),
@@ -241,6 +258,7 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
         ("cl4srec", {"temperature": 0}, "temperature must be between 0.0001 and 1,000, got 0"),
         ("cl4srec", {"similarity": "l2"}, "similarity must be one of cosine, dot, got 'l2'"),
         ("cl4srec", {"augmentations": []}, "augmentations must be a list of some of crop, mask, reorder, got"),
+        ("cl4srec", {"augmentations": ["mask"], "crop": 0.5}, r"crop is not among the augmentations \['mask'\]"),
         ("duorec", {"mode": "semi"}, "mode must be one of supervised, unsupervised, both, got 'semi'"),
         ("duorec", {"candidates": 2.5}, "candidates must be a whole number between 1 and 1,000, got 2.5"),
     ],

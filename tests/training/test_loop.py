@@ -267,7 +267,15 @@ def test_a_state_of_another_model_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"schedule": "step"}, {"stride": 0}]
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": -1.0},
+        {"schedule": "step"},
+        {"stride": 0},
+        {"stride": 2, "windows": "last"},
+    ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"training.{next(iter(setting))} must be"):
