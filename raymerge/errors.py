@@ -54,12 +54,12 @@ class TrackingError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none.
+    """The first line of an error's message, or its type if it has none; with no secrets, like `reason`.
 
-    >>> first_line(OSError("no answer\\nand a long trace")), first_line(TimeoutError())
-    ('no answer', 'TimeoutError')
+    >>> first_line(OSError("no answer from http://me:secret@host/\\nand a long trace")), first_line(TimeoutError())
+    ('no answer from http://host/', 'TimeoutError')
     """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def reason(error: BaseException) -> str:

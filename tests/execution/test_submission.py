@@ -156,10 +156,11 @@ def test_a_cluster_that_does_not_answer_is_retried_and_a_server_that_is_no_clust
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ResourceError, match="no Ray cluster at .*404") as refused:
-            run_job(Job("train"), address=f"http://127.0.0.1:{server.server_port}", retries=2, **options)
+            run_job(Job("train"), address=f"http://me:hunter2@127.0.0.1:{server.server_port}", retries=2, **options)
         server.shutdown()
     assert not isinstance(refused.value, LostError)
     assert "503" in said[2] and len(said) == 3
+    assert "hunter2" not in said[2] + str(refused.value)
 
 
 class Deaf(Heads):
