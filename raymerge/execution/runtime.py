@@ -6,22 +6,25 @@ import logging
 import os
 import secrets
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from raymerge.errors import ResourceError, first_line
+from raymerge.errors import LostError, ResourceError, first_line
 from raymerge.execution.capacity import Capacity, ClusterConfig, Node
+from raymerge.files.retries import disk_errors
+from raymerge.redaction import redact
 
 POLL_S = 0.25
 WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # busy waiting made steps 2 to 7 times slower where processes share CPUs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process without a GPU share sees no GPU
 }
+SLOW_START = "timed out during startup"  # as Ray says it, in an exception without a class
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 log = logging.getLogger(__name__)
 
@@ -48,11 +51,8 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     handler = signal.getsignal(signal.SIGTERM)
-    try:
+    with _start_errors(address):
         ray.init(**arguments)
-    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ResourceError(f"cannot {where}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it by a handler that exits silently
     try:
@@ -60,6 +60,20 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
             yield cluster_capacity(config)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _start_errors(address: str | None) -> Iterator[None]:
+    """Turn whatever `ray.init` raises into one line: LostError if a node was too slow, else ResourceError."""
+    try:
+        with disk_errors(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()):
+            yield
+    except ResourceError:
+        raise
+    except Exception as error:
+        kind = LostError if SLOW_START in str(error) else ResourceError
+        where = f"join the Ray cluster at {redact(address)}" if address else "start Ray on this machine"
+        raise kind(f"cannot {where}: {first_line(error)}") from error
 
 
 def _unset_by_job(environment: dict[str, str]) -> dict[str, str]:

@@ -1,11 +1,18 @@
 """Ray is started with a token, and errors reach its driver."""
 
+import errno
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from raymerge import errors
-from raymerge.execution.capacity import Capacity
+from raymerge.errors import LostError, ResourceError
+from raymerge.execution.capacity import Capacity, ClusterConfig
+from raymerge.execution.runtime import session
 
 
 def test_local_ray_requires_a_token_and_writes_none(capacity: Capacity) -> None:
@@ -23,3 +30,40 @@ def test_all_errors_survive_pickling() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.UserError):
             copy = pickle.loads(pickle.dumps(kind("what is wrong")))
             assert (type(copy), str(copy)) == (kind, "what is wrong"), name
+
+
+def test_a_folder_that_ray_cannot_use_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 25)  # the paths of sockets have 107 bytes at most
+    command = [sys.executable, "-m", "raymerge", "plan", "--recipe", "ml-1m"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"RAY_TMPDIR": str(folder), "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("raymerge: cannot start Ray on this machine: ")
+    assert "AF_UNIX path length" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ResourceError, "no space left for /full "),
+        (Exception(SLOW), LostError, "cannot start Ray on this machine: The current node timed out"),
+        (RuntimeError("no answer from http://me:secret@head/"), ResourceError, "no answer from http://head/"),
+    ],
+)
+def test_ray_that_does_not_start_is_one_line_and_a_slow_start_is_worth_a_retry(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[ResourceError], expected: str
+) -> None:
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_TMPDIR", "/full")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ResourceError, match=expected) as raised, session(ClusterConfig()):
+        pass
+    assert type(raised.value) is kind
