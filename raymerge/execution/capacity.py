@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raymerge.errors import ConfigError, ResourceError
+from raymerge.errors import ConfigError, LostError, ResourceError
 from raymerge.settings_checks import check_ranges
 
 PROCESSES = ("base_workers", "base_threads", "member_workers", "member_threads", "actor_threads")
@@ -67,11 +67,11 @@ class Capacity:
         return sum(node.gpus for node in self.nodes)
 
     def check(self, config: ClusterConfig) -> None:
-        """Raise ResourceError for what could never be scheduled and would wait for ever."""
+        """Raise ResourceError for what could never be scheduled and would wait for ever, LostError without a CPU."""
+        if self.cpus < 1:
+            raise LostError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed: does a node start?")
         if config.gpus is not None and config.gpus > self.gpus:
             raise ResourceError(f"cluster.gpus is {config.gpus}, but the cluster has {self.gpus:g} GPUs")
-        if self.cpus < 1:
-            raise ResourceError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed")
 
     def usable_gpus(self, config: ClusterConfig) -> float:
         """GPUs that the configuration allows."""

@@ -8,6 +8,7 @@ import secrets
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -16,10 +17,12 @@ import ray
 
 from raymerge.errors import LostError, ResourceError, first_line
 from raymerge.execution.capacity import Capacity, ClusterConfig, Node
+from raymerge.execution.deadline import Deadline
 from raymerge.files.retries import disk_errors
 from raymerge.redaction import redact
 
 POLL_S = 0.25
+NODES_TIMEOUT_S = 300.0  # for a first node with CPUs, or one that takes the place of the last
 WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # busy waiting made steps 2 to 7 times slower where processes share CPUs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process without a GPU share sees no GPU
@@ -36,8 +39,9 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     A Ray started here requires a random token, which is kept in this process's environment only. Standard output inside
     the block goes to this module's log at level DEBUG, since Ray prints to it: print results after the block.
     """
+    deadline = Deadline(config.deadline_hours * 3600)
     if ray.is_initialized():
-        yield cluster_capacity(config)
+        yield cluster_capacity(config, deadline)
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -57,7 +61,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it by a handler that exits silently
     try:
         with redirect_stdout(_LogStream()):
-            yield cluster_capacity(config)
+            yield cluster_capacity(config, deadline)
     finally:
         ray.shutdown()
 
@@ -91,9 +95,19 @@ class _LogStream(io.TextIOBase):
         return len(text)
 
 
-def cluster_capacity(config: ClusterConfig) -> Capacity:
-    """What the cluster has; ResourceError if that is less than the configuration requires."""
+def cluster_capacity(config: ClusterConfig, deadline: Deadline) -> Capacity:
+    """What the cluster has, once it has a CPU: just started, or while its only worker is replaced, it has none.
+
+    ResourceError if that is less than the configuration requires; LostError if no node with a CPU joins in minutes.
+    """
+    end = time.monotonic() + NODES_TIMEOUT_S
     capacity = Capacity(tuple(cluster_nodes()))
+    if capacity.cpus < 1:
+        log.warning("the cluster has no CPU for tasks; waiting up to %.0f minutes for a node", NODES_TIMEOUT_S / 60)
+    while capacity.cpus < 1 and time.monotonic() < end:
+        deadline.check("waiting for a node")
+        time.sleep(POLL_S)
+        capacity = Capacity(tuple(cluster_nodes()))
     capacity.check(config)
     return capacity
 

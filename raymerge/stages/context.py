@@ -32,7 +32,7 @@ class Context:
     @property
     def capacity(self) -> Capacity:
         """What the cluster of the current session has."""
-        return cluster_capacity(self.config.cluster)
+        return cluster_capacity(self.config.cluster, self.deadline)
 
     def pool(self) -> Pool:
         """Actors for Fisher, merging and evaluation."""

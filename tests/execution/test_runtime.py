@@ -11,8 +11,10 @@ import pytest
 
 from raymerge import errors
 from raymerge.errors import LostError, ResourceError
-from raymerge.execution.capacity import Capacity, ClusterConfig
-from raymerge.execution.runtime import session
+from raymerge.execution import runtime
+from raymerge.execution.capacity import Capacity, ClusterConfig, Node
+from raymerge.execution.deadline import Deadline
+from raymerge.execution.runtime import cluster_capacity, session
 
 
 def test_local_ray_requires_a_token_and_writes_none(capacity: Capacity) -> None:
@@ -67,3 +69,26 @@ def test_ray_that_does_not_start_is_one_line_and_a_slow_start_is_worth_a_retry(
     with pytest.raises(ResourceError, match=expected) as raised, session(ClusterConfig()):
         pass
     assert type(raised.value) is kind
+
+
+HEAD, WORKER = Node(0, 0, 2**33, has_driver=True), Node(4, 0, 2**33, has_driver=False)
+
+
+def test_a_cluster_whose_first_worker_is_still_starting_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = iter([[HEAD], [HEAD], [HEAD, WORKER]])
+    monkeypatch.setattr(runtime, "cluster_nodes", lambda: next(seen))
+    assert cluster_capacity(ClusterConfig(), Deadline(60)).cpus == 4
+    assert caplog.messages == ["the cluster has no CPU for tasks; waiting up to 5 minutes for a node"]
+
+
+def test_a_cluster_that_stays_without_a_cpu_is_worth_a_retry_unless_the_deadline_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "cluster_nodes", lambda: [HEAD])
+    with pytest.raises(ResourceError, match="waiting for a node was not done within 0 hours"):
+        cluster_capacity(ClusterConfig(), Deadline(0))
+    monkeypatch.setattr(runtime, "NODES_TIMEOUT_S", 0.5)
+    with pytest.raises(LostError, match="the cluster has 0 CPUs for tasks"):
+        cluster_capacity(ClusterConfig(gpus=1), Deadline(60))

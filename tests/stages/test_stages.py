@@ -242,7 +242,7 @@ def test_nan_loss_ends_the_training_in_one_line(
 
 def test_more_gpus_than_the_cluster_has_are_refused(capacity: Capacity) -> None:
     with pytest.raises(ResourceError, match=r"cluster\.gpus is 8, but the cluster has 0 GPUs"):
-        cluster_capacity(ClusterConfig(gpus=8))
+        cluster_capacity(ClusterConfig(gpus=8), Deadline(60))
 
 
 def test_no_two_trainings_of_two_runs_share_a_seed(make_context: MakeContext) -> None:
