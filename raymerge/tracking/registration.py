@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import pyarrow as pa
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -63,23 +63,21 @@ def register(tracker: Tracker, run: str, model_folder: Path, *, name: str, score
     tags = {TAG_SCORE: repr(score.value), TAG_METRIC: score.metric, TAG_DATA: score.data, TAG_MODEL: digest}
     with store.as_tracking_error(tracker.uri), store.settings():
         run_id = tracker.run_id(run)
-        found = _find_version(tracker.client, name, run_id, digest)
+        found = call(_find_version, tracker.client, name, run_id, digest)
     found = found or _create_version(tracker, run_id, model_folder, name, tags)
     with store.as_tracking_error(tracker.uri), store.settings():
         return _crown(tracker.client, found, tags)
 
 
 def _find_version(client: MlflowClient, name: str, run_id: str, digest: str) -> ModelVersion | None:
-    versions = call(client.search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return next((one for one in versions if one.tags.get(TAG_MODEL) == digest), None)
 
 
 def _create_version(tracker: Tracker, run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> ModelVersion:
     client = tracker.client
     with store.as_tracking_error(tracker.uri), store.settings():
-        logged = call(
-            client.create_logged_model, tracker.experiment_id, name=name, source_run_id=run_id, tags=dict(tags)
-        )
+        logged = call(_open_model, client, tracker.experiment_id, run_id, name, tags)
     with tempfile.TemporaryDirectory() as temporary:
         saved = Path(temporary) / "pyfunc"
         save_pyfunc(folder, saved, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
@@ -87,11 +85,34 @@ def _create_version(tracker: Tracker, run_id: str, folder: Path, name: str, tags
             call(client.log_model_artifacts, logged.model_id, str(saved))
     with store.as_tracking_error(tracker.uri), store.settings():
         call(client.finalize_logged_model, logged.model_id, "READY")
-        call(client.log_outputs, run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        call(_log_output, client, run_id, logged)
         _make_name(client, name)
-        # Not `models:/<id>`: a store in a local database would look that up in MLflow's process-wide tracking URI.
-        source = logged.artifact_location
-        return call(client.create_model_version, name, source, run_id, tags=dict(tags), model_id=logged.model_id)
+        return call(_open_version, client, run_id, name, tags, logged)
+
+
+def _open_model(client: MlflowClient, experiment: str, run_id: str, name: str, tags: Mapping[str, str]) -> LoggedModel:
+    """Look first: the answer to an earlier attempt to create it may have been lost."""
+    condition = f"name = '{name}' and source_run_id = '{run_id}' and tags.`{TAG_MODEL}` = '{tags[TAG_MODEL]}'"
+    found = client.search_logged_models([experiment], condition, max_results=1)
+    return found[0] if found else client.create_logged_model(experiment, name, run_id, tags=dict(tags))
+
+
+def _log_output(client: MlflowClient, run_id: str, model: LoggedModel) -> None:
+    """Look first: a server refuses the same output twice."""
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or model.model_id not in [one.model_id for one in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def _open_version(
+    client: MlflowClient, run_id: str, name: str, tags: Mapping[str, str], model: LoggedModel
+) -> ModelVersion:
+    """Look first, as for the model."""
+    # Not `models:/<id>`: a store in a local database would look that up in MLflow's process-wide tracking URI.
+    source = model.artifact_location
+    return _find_version(client, name, run_id, tags[TAG_MODEL]) or client.create_model_version(
+        name, source, run_id, tags=dict(tags), model_id=model.model_id
+    )
 
 
 def save_pyfunc(folder: Path, target: Path, model: Model | None = None) -> None:

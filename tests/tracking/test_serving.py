@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient, pyfunc
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow_server import Server
 from random_models import save_random_model
 from tracking.examples import scored
@@ -166,6 +167,37 @@ def test_a_registered_version_says_where_it_comes_from_and_pins_what_it_needs(
     pinned = Path(requirements).read_text().split()
     assert f"torch=={torch.__version__.partition('+')[0]}" in pinned
     assert all("==" in requirement for requirement in pinned)
+
+
+def lose_the_first_answer(client: MlflowClient, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server do what it is asked for, while its first answer is lost."""
+    act, lost = getattr(client, name), []
+
+    def ask(*arguments: object, **options: object) -> object:
+        answer = act(*arguments, **options)
+        if lost:
+            return answer
+        lost.append(answer)
+        raise MlflowException("no answer", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(client, name, ask)
+
+
+@pytest.mark.parametrize(
+    "lost", ["create_logged_model", "create_model_version", "create_registered_model", "log_outputs"]
+)
+def test_a_model_is_registered_once_although_an_answer_was_lost(
+    new_tracker: NewTracker, folder: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    with new_tracker() as tracker:
+        lose_the_first_answer(tracker.client, lost, monkeypatch)
+        registered = register(tracker, "merge", folder, name=lost, score=scored(0.2))
+    client = MlflowClient(tracker.uri)
+    [version] = client.search_model_versions(f"name = '{lost}'")
+    assert version.version == registered.version
+    [logged] = client.search_logged_models([tracker.experiment_id])
+    assert logged.artifact_location == version.source
+    assert [output.model_id for output in client.get_run(version.run_id).outputs.model_outputs] == [logged.model_id]
 
 
 def test_the_champion_changes_only_for_a_better_score_on_the_same_data(new_tracker: NewTracker, folder: Path) -> None:
