@@ -98,29 +98,52 @@ class Artifact:
             found = file_digest(self.file(name))
         except MissingError:
             raise ArtifactError(f"{self.file(name)} is missing; delete {self.url} and run again") from None
+        self._compare(name, found, expected)
+
+    def _compare(self, name: str, found: str, expected: str) -> None:
         if found != expected:
             raise ArtifactError(
                 f"{self.file(name)} was altered or truncated (sha256 {found[:12]}, manifest says {expected[:12]}); "
                 f"delete {self.url} and run again"
             )
 
+    def read(self, name: str) -> bytes:
+        """Content of a file inside, whose digest is compared again: it may be hours since all files were verified."""
+        content = storage.read_bytes(self.file(name))
+        self._compare(name, hashlib.sha256(content).hexdigest(), self.manifest["files"][name])
+        return content
+
 
 def open_artifact(url: str, *stages: str) -> Artifact:
     """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
     url = storage.absolute(url)
+    artifact = _committed(url)
+    if artifact is None:
+        raise ArtifactError(f"no raymerge artifact at {without_credentials(url)} (no manifest.json)")
+    if stages and (found := artifact.manifest["stage"]) not in stages:
+        raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {' or '.join(map(repr, stages))}")
+    return artifact.verify()
+
+
+def read_file(folder: str, name: str) -> bytes:
+    """Content of a file below a folder; ArtifactError if that is an artifact and the file was altered."""
+    artifact = None if folder.startswith("http") else _committed(folder)  # web servers refuse what they do not have
+    return artifact.read(name) if artifact else storage.read_bytes(storage.join(folder, name))
+
+
+def _committed(url: str) -> Artifact | None:
+    """The artifact at a URL, not verified; None if there is no manifest."""
     content = _manifest_at(url)
     if content is None:
-        raise ArtifactError(f"no raymerge artifact at {without_credentials(url)} (no manifest.json)")
+        return None
     try:
         manifest = json.loads(content)
-        found, *_ = (manifest[key] for key in ("stage", "digest", "counts", "files"))
+        _ = [manifest[key] for key in ("stage", "digest", "counts", "files")]
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(
             f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"
         ) from None
-    if stages and found not in stages:
-        raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {' or '.join(map(repr, stages))}")
-    return Artifact(url, manifest).verify()
+    return Artifact(url, manifest)
 
 
 def _manifest_at(url: str) -> bytes | None:

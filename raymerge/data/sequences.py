@@ -13,8 +13,9 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 from torch import Tensor
 
+from raymerge.artifacts import read_file
 from raymerge.errors import ArtifactError, InputError, first_line
-from raymerge.files.storage import open_file
+from raymerge.files.storage import absolute
 from raymerge.redaction import without_credentials
 
 NO_TEST = b"raymerge.no_test"  # key in the metadata of a partition that has no test items
@@ -93,8 +94,9 @@ class Items:
 
 
 def read_partition(url: str) -> Sequences:
-    """Read a partition that `prepare` wrote; ArtifactError if it is not one."""
-    table = _read_table(url, ["user", "key", "items"], optional=["markets", "validates"])
+    """Read a partition that `prepare` wrote; ArtifactError if it is not one, or was altered since."""
+    data, folder, name = absolute(url).rsplit("/", 2)
+    table = _read_table(data, f"{folder}/{name}", ["user", "key", "items"], optional=["markets", "validates"])
     lists = table["items"].combine_chunks()
     lengths = pc.list_value_length(lists)
     markets = table["markets"].combine_chunks().flatten() if "markets" in table.column_names else None
@@ -126,8 +128,9 @@ def write_partition(sequences: Sequences, path: Path) -> None:
 
 
 def read_items(url: str) -> Items:
-    """Read the catalogue, `items.parquet`; ArtifactError if it is not one."""
-    table = _read_table(url, ["index", "item", "count"], optional=["offered"])
+    """Read the catalogue, `items.parquet`; ArtifactError if it is not one, or was altered since."""
+    data, name = absolute(url).rsplit("/", 1)
+    table = _read_table(data, name, ["index", "item", "count"], optional=["offered"])
     indices = _tensor(table["index"].combine_chunks(), pa.int64())
     if not torch.equal(indices, torch.arange(1, len(indices) + 1)):
         raise ArtifactError(f"{without_credentials(url)} does not number its items 1, 2, …; prepare the log again")
@@ -145,15 +148,15 @@ def write_items(items: Items, path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _read_table(url: str, columns: list[str], *, optional: list[str]) -> pa.Table:
-    with open_file(url) as file:
-        try:
-            found = pq.ParquetFile(file)
-            columns = columns + [name for name in optional if name in found.schema_arrow.names]
-            return found.read(columns=columns).select(columns)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            what = f"is not as prepared ({first_line(error)}); prepare it again"
-            raise ArtifactError(f"{without_credentials(url)} {what}") from error
+def _read_table(folder: str, name: str, columns: list[str], *, optional: list[str]) -> pa.Table:
+    content = read_file(folder, name)
+    try:
+        found = pq.ParquetFile(pa.BufferReader(content))
+        columns = columns + [column for column in optional if column in found.schema_arrow.names]
+        return found.read(columns=columns).select(columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        what = f"is not as prepared ({first_line(error)}); prepare it again"
+        raise ArtifactError(f"{without_credentials(folder)}/{name} {what}") from error
 
 
 def _tensor(array: pa.Array, kind: pa.DataType) -> Tensor:

@@ -12,6 +12,7 @@ from partitions import from_lists
 from pyarrow import parquet as pq
 from torch import Tensor
 
+from raymerge.artifacts import Key, Output
 from raymerge.data.sequences import (
     Items,
     Sequences,
@@ -165,6 +166,22 @@ def test_validating_users_and_markets_read_back_as_written(tmp_path: Path) -> No
     write_partition(sequences, tmp_path / "part.parquet")
     found = read_partition(str(tmp_path / "part.parquet"))
     assert torch.equal(found.markets, markets) and torch.equal(found.validates, validates)
+
+
+def test_no_altered_byte_of_an_artifact_s_partition_or_catalogue_goes_unnoticed(tmp_path: Path) -> None:
+    output, key = Output(str(tmp_path / "out")), Key("prepare", {})
+    with output.stage(key) as draft:
+        (draft.folder / "partitions").mkdir()
+        write_partition(from_lists([[1, 2], [3]]), draft.folder / "partitions" / "0.parquet")
+        write_items(Items(pa.array(["a", "b", "c"]), torch.tensor([3, 0, 1])), draft.folder / "items.parquet")
+    for name, read in (("partitions/0.parquet", read_partition), ("items.parquet", read_items)):
+        file = Path(output.locate(key), name)
+        content = file.read_bytes()
+        read(str(file))
+        for place in range(0, len(content), 7):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(ArtifactError, match=f"{name} was altered or truncated"):
+                read(str(file))
 
 
 def test_files_that_are_no_partition_or_catalogue_are_refused(tmp_path: Path) -> None:
