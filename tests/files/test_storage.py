@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
 
 def test_a_claimed_folder_is_refused_to_others_until_its_process_ends(tmp_path: Path) -> None:
     folder = str(tmp_path / "checkpoints")
-    holds = f"from raymerge import storage\nwith storage.claimed({folder!r}):\n print('held', flush=True); input()"
+    holds = f"from raymerge.files import storage as s\nwith s.claimed({folder!r}):\n print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(LostError, match=f"another command is working in {folder}"), storage.claimed(folder):
