@@ -31,6 +31,7 @@ from raymerge.redaction import credentials_in, redact, without_credentials
 WEB, GONE = ("http", "https"), (404, 410)
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 CONNECT_TIMEOUT_S, SILENCE_S = 30.0, 60.0  # of a web server; a download may take any time
+GOOGLE_SILENCE_S = 20.0  # of each of the six attempts that gcsfs makes
 BLOCK_BYTES = 8 << 20  # of files that are read in pieces
 ONE_ATTEMPT = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}  # retries are counted here, not in three layers
 logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at each call without permission to look up the bucket
@@ -71,12 +72,11 @@ def refuse_secrets(url: str) -> None:
         )
 
 
-def _limit_silence(filesystem: Any) -> None:
-    """Limit a web server's silence instead of its downloads, to which aiohttp gives 300 s by default."""
+def _silence(most_s: float) -> Any:
+    """A limit to a server's silence instead of its downloads, to which aiohttp gives 300 s by default."""
     from aiohttp import ClientTimeout
 
-    limit = ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
-    filesystem.client_kwargs.setdefault("timeout", limit)
+    return ClientTimeout(total=None, sock_connect=min(most_s, CONNECT_TIMEOUT_S), sock_read=most_s)
 
 
 class Store:
@@ -105,7 +105,9 @@ class Store:
         if options:
             self._filesystem.retries = 1
         if self.protocol in WEB:
-            _limit_silence(self._filesystem)
+            self._filesystem.client_kwargs.setdefault("timeout", _silence(SILENCE_S))
+        if self.protocol in ("gs", "gcs"):
+            self._filesystem.requests_timeout = _silence(GOOGLE_SILENCE_S)
 
     def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
         return Store, (self._url,)

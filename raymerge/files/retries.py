@@ -35,6 +35,8 @@ PASSING = frozenset(
         "IncompleteRead",  # urllib3
         "Timeout",  # requests
         "HttpError",  # gcsfs: after its own retries
+        "ChecksumError",
+        "TransportError",  # google.auth: no answer
     }
 )
 PASSING_ERRNOS = {
@@ -47,9 +49,10 @@ CREDENTIALS = frozenset(
         "PartialCredentialsError",
         "CredentialRetrievalError",
         "ProfileNotFound",
-        "DefaultCredentialsError",  # google.auth
+        "GoogleAuthError",
     }
 )
+REFUSALS = frozenset({"BotoCoreError", "ClientResponseError", "HttpError"})
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 MISSING = (FileNotFoundError, NotADirectoryError)
@@ -63,9 +66,23 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later."""
     if isinstance(error, UserError):
         return False
-    if "ClientResponseError" in _names(error):  # aiohttp: the server has answered
-        return getattr(error, "status", 0) in PASSING_STATUSES
+    if "RefreshError" in _names(error) and error.__cause__:  # google.auth: why there is no new token
+        return is_passing(error.__cause__)
+    if (status := _status(error)) is not None:
+        return status in PASSING_STATUSES
     return bool(PASSING & _names(error)) or (isinstance(error, OSError) and error.errno in PASSING_ERRNOS)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a server has answered, as aiohttp, gcsfs or s3fs report it; None if it has not."""
+    if "ClientResponseError" in _names(error):
+        return getattr(error, "status", 0)
+    if "HttpError" in _names(error):
+        return int(getattr(error, "code", None) or 0) or None
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # s3fs: an answer that it does not know
+        answer = getattr(error.__cause__, "response", None) or {}
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None
 
 
 def _names(error: BaseException) -> set[str]:
@@ -120,15 +137,15 @@ def plain_errors(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         place, names = without_credentials(url), _names(error)
-        if CREDENTIALS & names:
-            raise InputError(
-                f"no credentials for {place} ({reason(error)}); set those of the store in the environment, "
-                "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
         if is_passing(error):
             raise LostError(
                 f"{place} did not answer ({reason(error)}); run the same command again once it does"
             ) from error
-        if isinstance(error, OSError) or {"BotoCoreError", "ClientResponseError"} & names:
+        if CREDENTIALS & names:
+            raise InputError(
+                f"no credentials for {place} ({reason(error)}); set those of the store in the environment, "
+                "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
+            ) from error
+        if isinstance(error, OSError | ValueError) or REFUSALS & names:
             raise ResourceError(f"{place} cannot be used: {reason(error)}") from error
         raise

@@ -16,6 +16,7 @@ from raymerge.cli import main
 from raymerge.data import demo
 from raymerge.data.sequences import read_partition
 from raymerge.files import storage
+from raymerge.files.filesystem import Store
 from raymerge.stages.inputs import partitions_of
 
 BUCKET = "gs://shop"
@@ -69,3 +70,8 @@ def test_a_log_is_prepared_from_and_to_it(
     assert ended.value.code == 2
     assert "no such file: gs://shop/none.parquet" in capsys.readouterr().err
     assert not [record for record in caplog.records if record.name.startswith("gcsfs")]
+
+
+def test_a_silent_server_is_not_waited_for_long_but_a_download_may_take_any_time(bucket: str) -> None:
+    limit = Store(bucket)._filesystem.requests_timeout
+    assert limit.total is None and limit.sock_read == limit.sock_connect == 20
