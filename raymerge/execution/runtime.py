@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from raymerge.errors import LostError, ResourceError, first_line
 from raymerge.execution.capacity import Capacity, ClusterConfig, Node
@@ -38,10 +39,12 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
 
     A Ray started here requires a random token, which is kept in this process's environment only. Standard output inside
     the block goes to this module's log at level DEBUG, since Ray prints to it: print results after the block.
+    Raises LostError if Ray loses a process in the block that nobody replaces.
     """
     deadline = Deadline(config.deadline_hours * 3600)
     if ray.is_initialized():
-        yield cluster_capacity(config, deadline)
+        with _losses():
+            yield cluster_capacity(config, deadline)
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -60,7 +63,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it by a handler that exits silently
     try:
-        with redirect_stdout(_LogStream()):
+        with redirect_stdout(_LogStream()), _losses():
             yield cluster_capacity(config, deadline)
     finally:
         ray.shutdown()
@@ -78,6 +81,17 @@ def _start_errors(address: str | None) -> Iterator[None]:
         kind = LostError if SLOW_START in str(error) else ResourceError
         where = f"join the Ray cluster at {redact(address)}" if address else "start Ray on this machine"
         raise kind(f"cannot {where}: {first_line(error)}") from error
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Turn the loss of a process that nobody replaces into a LostError; a mistake in one of ours stays as it is."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise LostError(f"Ray lost a process ({first_line(error)}); run the same command again to resume") from error
 
 
 def _unset_by_job(environment: dict[str, str]) -> dict[str, str]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import RayTaskError
 
 from raymerge import errors
 from raymerge.errors import LostError, ResourceError
@@ -25,6 +27,24 @@ def test_local_ray_requires_a_token_and_writes_none(capacity: Capacity) -> None:
 
 def test_driver_is_on_the_node_of_this_machine(capacity: Capacity) -> None:
     assert [node.has_driver for node in capacity.nodes] == [True]
+
+
+class Note:
+    """An actor that nobody replaces, as that of events."""
+
+    def end(self) -> None:
+        os._exit(1)
+
+    def fail(self) -> None:
+        raise KeyError("ours")
+
+
+def test_a_lost_process_is_worth_a_retry_and_a_mistake_in_one_keeps_its_traceback(capacity: Capacity) -> None:
+    note = ray.remote(num_cpus=0)(Note).remote()
+    with pytest.raises(RayTaskError, match="ours"), session(ClusterConfig()):
+        ray.get(note.fail.remote())
+    with pytest.raises(LostError, match=r"^Ray lost a process \(.*\); run the same"), session(ClusterConfig()):
+        ray.get(note.end.remote())
 
 
 def test_all_errors_survive_pickling() -> None:
