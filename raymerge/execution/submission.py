@@ -36,6 +36,7 @@ from raymerge.redaction import redact
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # overrides any argument of Ray's client
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, OUTAGE_S, POLL_S, STOP_TIMEOUT_S = 10.0, 60.0, 60.0, 1.0, 20.0
+UPLOAD_TIMEOUT_S = 600.0  # for the whole of a package, up to 500 MiB, and for its answer
 LOG_CONNECTION_S = 120.0  # then the log is requested again: a connection can be lost silently
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 120.0
 FINAL_CODES = (0, EXIT_USER_ERROR)  # success, and a user error, which a retry would repeat
@@ -149,10 +150,10 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a time limit for answers, except to uploads; by default it waits for ever."""
+    """Ray's client with a time limit for uploads and answers; by default it waits for ever."""
 
     def _do_request(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        limit = None if method == "PUT" else ANSWER_TIMEOUT_S
+        limit = UPLOAD_TIMEOUT_S if method == "PUT" else ANSWER_TIMEOUT_S
         return super()._do_request(method, *args, **{"timeout": limit, **kwargs})
 
 

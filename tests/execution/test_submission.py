@@ -1,11 +1,13 @@
 """`raymerge submit`: checks before it contacts a cluster, what is sent, and how the end of a job is judged."""
 
+import json
 import threading
 from collections.abc import AsyncIterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 from ray.job_submission import JobDetails, JobStatus
 
 import raymerge
@@ -15,7 +17,7 @@ from raymerge.commands.cluster import runtime_env
 from raymerge.errors import LostError, ResourceError
 from raymerge.execution import submission
 from raymerge.execution.deadline import Deadline
-from raymerge.execution.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, outcome_of, run_job
+from raymerge.execution.submission import EXIT_LOST, EXIT_STOPPED, UNKNOWN_JOB, Job, connect, outcome_of, run_job
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -161,6 +163,36 @@ def test_a_cluster_that_does_not_answer_is_retried_and_a_server_that_is_no_clust
     assert not isinstance(refused.value, LostError)
     assert "503" in said[2] and len(said) == 3
     assert "hunter2" not in said[2] + str(refused.value)
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A head that takes an upload and never answers."""
+
+    over: threading.Event
+
+    def do_GET(self) -> None:
+        body = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_PUT(self) -> None:
+        self.over.wait()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_upload_without_an_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "UPLOAD_TIMEOUT_S", 0.5)
+    handler = type("Handler", (Silent,), {"over": threading.Event()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = connect(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(OSError, match="timed out"):
+            client._do_request("PUT", "/api/packages/gcs/package.zip", data=b"x")
+        handler.over.set()
+        server.shutdown()
 
 
 class Deaf(Heads):
