@@ -1,8 +1,10 @@
 """Commands for a cluster elsewhere: check all that can be checked here, then hand the work over."""
 
+import io
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def run_submit(
         address=address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS,
         retries=retries,
         deadline=Deadline(config.cluster.deadline_hours * 3600 + JOB_GRACE_S),
-        write=lambda text: click.echo(text, nl=False),
+        write=_write,
         say=say,
     )
 
@@ -73,6 +75,15 @@ def run_submit(
 def say(text: str) -> None:
     """Print a message on stderr; stdout has the job's log."""
     click.echo(f"raymerge: {text}", err=True)
+
+
+def _write(text: str) -> None:
+    """Print a part of the job's log; after an OSError nothing more, not even what Python still holds at its end."""
+    try:
+        click.echo(text, nl=False)
+    except OSError:
+        sys.stdout = io.StringIO()
+        raise
 
 
 def check_travels(arguments: Sequence[str], given: Mapping[str, Any]) -> None:

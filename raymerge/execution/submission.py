@@ -28,7 +28,16 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from raymerge.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, LostError, ResourceError, first_line
+from raymerge.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    ConfigError,
+    LostError,
+    ResourceError,
+    UserError,
+    first_line,
+    reason,
+)
 from raymerge.execution.deadline import Deadline
 from raymerge.files.retries import PASSING_STATUSES, is_passing
 from raymerge.redaction import redact
@@ -91,7 +100,7 @@ def run_job(
     If the cluster does not answer or loses the job, it is contacted or the job submitted again, up to `retries` times,
     with exponential backoff from `wait_s`, jittered. An interrupt stops the job on the cluster. Raises LostError if no
     cluster ever answered; ResourceError if the server is not a cluster or refuses access, or if the deadline passes,
-    after which the job is stopped.
+    after which the job is stopped; UserError if `write` fails, after which it goes on.
     """
 
     def announce(state: RetryCallState) -> None:
@@ -291,4 +300,12 @@ class _Follower:
             fresh, skip = text[skip:], max(0, skip - len(text))
             if fresh:
                 self._shown += len(fresh)
-                self._write(fresh)
+                self._show(fresh)
+
+    def _show(self, text: str) -> None:
+        """Pass on a part of the log; UserError if that fails, which is no fault of the cluster's."""
+        try:
+            self._write(text)
+        except OSError as error:
+            what = f"the log cannot be written here ({reason(error)})"
+            raise UserError(f"{what}; the job goes on: ray job logs --follow {self._name}") from error

@@ -1,6 +1,9 @@
 """`raymerge submit`: checks before it contacts a cluster, what is sent, and how the end of a job is judged."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -134,6 +137,37 @@ def test_log_of_the_next_head_s_job_is_shown_from_its_beginning(monkeypatch: pyt
     )
     assert code == 0 and len(heads.jobs) == 2
     assert written[-1] == "the table\n"
+
+
+LOG_FROM_A_RUNNING_JOB = """
+from ray.job_submission import JobDetails, JobStatus
+from raymerge import cli
+from raymerge.execution import submission
+
+class Head:
+    def get_address(self): return "http://head:8265"
+    def submit_job(self, **job): pass
+    def get_job_info(self, name): return JobDetails(type="SUBMISSION", entrypoint="", status=JobStatus.RUNNING)
+    def stop_job(self, name): print("stopped")
+    async def tail_job_logs(self, name): yield "a line\\n"
+
+submission.connect = lambda address: Head()
+cli.main(["submit", "run", "--output", "/out"])
+"""
+
+
+@pytest.mark.parametrize(("stdout", "why"), [("/dev/full", "No space left on device"), (None, "Broken pipe")])
+def test_a_log_that_cannot_be_written_ends_in_one_line_and_leaves_the_job_running(stdout: str | None, why: str) -> None:
+    reading, writing = (None, os.open(stdout, os.O_WRONLY)) if stdout else os.pipe()
+    if reading is not None:
+        os.close(reading)
+    command = [sys.executable, "-c", LOG_FROM_A_RUNNING_JOB]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(writing)
+    assert done.returncode == 2, done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"raymerge: the log cannot be written here ({why}); the job goes on: ray job logs --follow")
+    assert "stopped" not in done.stderr and "Exception ignored" not in done.stderr
 
 
 class Starting(BaseHTTPRequestHandler):
