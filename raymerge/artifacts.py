@@ -213,9 +213,11 @@ class Output:
         After an error the staging folder is removed; what was committed before stays.
         """
         url = self.open().locate(key)
-        folder = self._staging_folder()
+        place = self.url if is_local(self.url) else tempfile.gettempdir()
+        with disk_errors(place):
+            folder = self._staging_folder()
         try:
-            with disk_errors(self.url):
+            with disk_errors(place):
                 draft = Draft(folder)
                 yield draft
                 manifest = {

@@ -70,6 +70,21 @@ def test_full_disk_is_one_clear_line_and_keeps_old_results(output: Output) -> No
     assert artifact.verify()
 
 
+def test_no_room_for_an_artifact_of_a_remote_output_names_the_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    remote = Output(f"memory://{tmp_path.name}")
+    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.stage(KEY):
+        refuse()
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.stage(KEY):
+        pass
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_altered_file_is_refused(output: Output, damage: str) -> None:
     file = Path(commit(output).file("file.txt"))

@@ -25,7 +25,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from raymerge.errors import InputError
-from raymerge.files.retries import MISSING, plain_errors, retried
+from raymerge.files.retries import MISSING, disk_errors, plain_errors, retried
 from raymerge.redaction import credentials_in, redact, without_credentials
 
 WEB, GONE = ("http", "https"), (404, 410)
@@ -310,9 +310,17 @@ class _Whole(io.FileIO):
     """A temporary file of this machine that is stored when it is closed without an error."""
 
     def __init__(self, store: Store, path: str) -> None:
-        handle, self._temporary = tempfile.mkstemp(prefix="raymerge-")
+        with disk_errors(tempfile.gettempdir()):
+            handle, self._temporary = tempfile.mkstemp(prefix="raymerge-")
         self._store, self._path = store, path
         super().__init__(handle, "wb")
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        with disk_errors(tempfile.gettempdir()):
+            while left:  # a nearly full disk takes a part, and Linux at most 2 GiB
+                left = left[super().write(left) :]
+        return memoryview(content).nbytes
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._close(keep=kind is None)

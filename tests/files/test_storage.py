@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -207,6 +208,27 @@ def test_a_file_that_cannot_be_put_is_an_error(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path), b"")
     with pytest.raises(UserError, match="cannot write to .*: Not a directory"):
         storage.put_files(tmp_path, str(tmp_path / "a" / "below"), [tmp_path / "a"])
+
+
+NO_ROOM = """
+import resource, sys
+from raymerge.errors import ResourceError
+from raymerge.files import storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    storage.write_bytes("memory://shop/x", b"x" * 5000)
+except ResourceError as error:
+    print(error)
+print(storage.exists("memory://shop/x"))
+"""
+
+
+def test_no_room_for_the_copy_here_of_a_file_for_a_store_names_the_place_and_stores_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", NO_ROOM], env=environment, capture_output=True, text=True)
+    line, stored = done.stdout.splitlines()
+    assert line.startswith(f"no space left for {tmp_path} (File too large)")
+    assert stored == "False"
 
 
 def test_a_claimed_folder_is_refused_to_others_until_its_process_ends(tmp_path: Path) -> None:
