@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 import raymerge
 from raymerge.artifacts import open_artifact
+from raymerge.commands.stages import console
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError
@@ -195,7 +195,7 @@ def run_plan(
         nodes = cluster_nodes()
     plan = make_plan(config, size, nodes)
     click.echo(f"{size.users:,} users, {size.items:,} items, {size.interactions:,} interactions on {describe(nodes)}")
-    Console().print(_table(plan))
+    console().print(_table(plan))
     for note in plan.notes:
         click.echo(f"note: {note}")
     plan.check()

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from raymerge.artifacts import Artifact, load_model, model_folder, open_artifact
@@ -56,6 +56,8 @@ from raymerge.tracking.results import figures
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
 
+ANY_WIDTH = 1000
+
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
@@ -66,8 +68,8 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
             _announce_plan(context, files)
             result = pipeline(context, files)
             registered = _register(context, tracker, result.report)
-    console = Console()
-    console.print(reports.render(reported.read(result.report.file("report.json"))))
+    shown = console()
+    shown.print(reports.render(reported.read(result.report.file("report.json"))))
     rows = {
         "model": result.final.file("model"),
         "report": result.report.file("report.json"),
@@ -75,7 +77,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         "MLflow": ui_command(tracker.uri),
         "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
     }
-    _print_rows(console, rows)
+    _print_rows(shown, rows)
 
 
 def _announce_plan(context: Work, files: Sequence[str]) -> None:
@@ -163,14 +165,14 @@ def run_fisher_study(
         with tracked(context, "fisher-study", dataset, [trained]) as tracker, session(context.config.cluster):
             with context.pool() as pool:
                 made = fisher_study(context, pool, prepared, name, trained)
-            shown = _log_study(context, tracker, name, made)
-    console, study = Console(), studies.read(made)
-    console.print(studies.render(study))
-    places = {"study": made.file("study.json"), "MLflow": shown}
+            in_mlflow = _log_study(context, tracker, name, made)
+    shown, study = console(), studies.read(made)
+    shown.print(studies.render(study))
+    places = {"study": made.file("study.json"), "MLflow": in_mlflow}
     if picture is not None:
         storage.write_bytes(picture, to_file(error_over_cost(study), kind))
         places["picture"] = picture
-    _print_rows(console, places)
+    _print_rows(shown, places)
 
 
 def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -> str:
@@ -257,7 +259,7 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
         table.add_row(Text(str(item)), f"{score:.3f}")  # unchanged: an id may look like rich's markup
-    Console().print(table)
+    console().print(table)
 
 
 def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> None:
@@ -273,9 +275,9 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         storage.write_bytes(json_file, text)
     output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
     if html is None:
-        console = Console()
-        console.print(reports.render(content))
-        _print_rows(console, {name: storage.join(output, at) for name, at in content["artifacts"]["models"].items()})
+        shown = console()
+        shown.print(reports.render(content))
+        _print_rows(shown, {name: storage.join(output, at) for name, at in content["artifacts"]["models"].items()})
         return
     drawn = figures(content, output)
     page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
@@ -289,7 +291,7 @@ def _report_runs(places: Sequence[str], html: str | None, json_file: str | None)
     pooled = pool_reports(places)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
-    Console().print(reports.render(pooled))
+    console().print(reports.render(pooled))
 
 
 def _items_in(history: str) -> list[str]:
@@ -311,15 +313,26 @@ def _print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
 
 
 def _print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    seen = reported.seen_items(filtered=config.evaluation.filter_seen)
-    Console().print(f"test, leave-one-out, {seen}", highlight=False)
-    table = Table("ranking and metric", *metrics)
-    for key in next(iter(metrics.values())):
-        table.add_row(key, *(f"{values[key]:.4f}" for values in metrics.values()))
-    Console().print(table)
+    seen, shown = reported.seen_items(filtered=config.evaluation.filter_seen), console()
+    shown.print(f"test, leave-one-out, {seen}", highlight=False)
+    keys = [key.partition(".")[::2] for key in next(iter(metrics.values()))]
+    rankings, columns = (list(dict.fromkeys(names)) for names in zip(*keys, strict=True))
+    table = Table(Column("model", overflow="fold"), "ranking", *columns)
+    for name, values in metrics.items():
+        for ranking in rankings:
+            table.add_row(Text(name), ranking, *(f"{values[f'{ranking}.{column}']:.4f}" for column in columns))
+    shown.print(table)
 
 
-def _print_rows(console: Console, rows: Mapping[str, str]) -> None:
-    console.print()
+def console() -> Console:
+    """For results: as wide as the terminal, or, in a file or a job's log, as wide as its tables are."""
+    found = Console()
+    if not found.is_terminal:
+        found.width = ANY_WIDTH
+    return found
+
+
+def _print_rows(shown: Console, rows: Mapping[str, str]) -> None:
+    shown.print()
     for name, value in rows.items():
-        console.print(f"{name + ':':<12} {value}", markup=False, highlight=False, soft_wrap=True)
+        shown.print(f"{name + ':':<12} {value}", markup=False, highlight=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def render(report: Results) -> Group:
         Text(f"* best{apart}", style="dim"),
         Text(),
         Text(opening),
-        *(Padding(Text(line), (0, 0, 0, 2)) for line in judgements),
+        *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in judgements),
     )
 
 
