@@ -53,7 +53,7 @@ def test_cloud_file_passes_rays_own_validation(cloud: str) -> None:
 def test_cloud_nodes_start_ray_with_a_token_and_the_pinned_versions(cloud: str) -> None:
     config = documents(CLUSTER / f"{cloud}.yaml")[0]
     starts = [config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]]
-    assert all(start.startswith("RAY_AUTH_MODE=token ray start") for start in starts)
+    assert all(" && RAY_AUTH_MODE=token ray start" in start for start in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     for image in ("head_image", "worker_image"):
@@ -61,6 +61,20 @@ def test_cloud_nodes_start_ray_with_a_token_and_the_pinned_versions(cloud: str) 
     assert any("-c constraints.txt" in command for command in config["setup_commands"])
     assert {"cpu", "gpu"} <= set(config["available_node_types"])
     assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_cloud_nodes_start_ray_with_the_environment_of_mlflow(cloud: str, tmp_path: Path) -> None:
+    config = documents(CLUSTER / f"{cloud}.yaml")[0]
+    (tmp_path / "mlflow.env").write_text("MLFLOW_TRACKING_URI=http://mlflow:5000\n")
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$MLFLOW_TRACKING_URI $RAY_AUTH_MODE $1"\n')
+    (tmp_path / "ray").chmod(0o755)
+    [there] = [place for place, here in config["file_mounts"].items() if here == "~/.raymerge/mlflow.env"]
+    for kind in ("head", "worker"):
+        start = config[f"{kind}_start_ray_commands"][-1].replace(there, str(tmp_path / "mlflow.env"))
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "head"}
+        done = subprocess.run(["bash", "-c", start], env=environment, capture_output=True, text=True)
+        assert done.stdout == "http://mlflow:5000 token start\n"
 
 
 def test_kuberay_files_have_kinds_and_fields() -> None:
