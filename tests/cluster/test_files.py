@@ -98,7 +98,7 @@ def test_job_has_the_same_cluster_and_starts_a_script_that_exists() -> None:
     script = spec["entrypoint"].split()[1].removeprefix("/home/ray/raymerge/")
     assert (CHECKOUT / script).is_file()
     assert script.startswith("jobs/")
-    assert spec["backoffLimit"] == 3
+    assert spec["backoffLimit"] == 1
     assert spec["shutdownAfterJobFinishes"]
     assert spec["ttlSecondsAfterFinished"] > 0
 
