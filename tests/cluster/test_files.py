@@ -132,6 +132,8 @@ def test_mlflow_asks_for_a_password_and_keeps_its_runs() -> None:
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert container["command"][:4] == ["mlflow", "server", "--app-name", "basic-auth"]
+    assert "--workers=1" in container["args"]
+    assert all(container[f"{kind}Probe"]["timeoutSeconds"] >= 10 for kind in ("startup", "readiness", "liveness"))
     assert container["envFrom"] == [{"secretRef": {"name": "raymerge-mlflow"}}]
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert service["spec"]["type"] == "ClusterIP"
