@@ -30,6 +30,7 @@ from raymerge.recipes import RECIPES, configure, default_recipe, is_file
 from raymerge.redaction import credentials_in, query_in, redact
 from raymerge.tracking.store import default_uri, sqlite_path
 
+SETUP_TIMEOUT_S = 3600  # to install requirements, such as torch; Ray gives it ten minutes
 JOB_GRACE_S = 60.0  # for a job to end by its own deadline, and to report that itself
 PLACES = ("output", "log", "data", "models", "model", "start", "diagonals", "picture")
 OPTIONS = {"log": "input", "models": "model", "diagonals": "diagonal"}  # whose parameters have other names
@@ -131,6 +132,7 @@ def runtime_env(working_dir: str | None, requirements: str | None) -> dict[str, 
         environment["py_modules"] = [str(package)]
     if requirements is not None:
         environment["pip"] = {"packages": _requirements(requirements), "pip_check": False}
+        environment["config"] = {"setup_timeout_seconds": SETUP_TIMEOUT_S}
     return environment
 
 

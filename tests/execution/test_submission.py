@@ -271,8 +271,9 @@ def test_requirements_that_are_no_text_are_one_line(tmp_path: Path, capsys: pyte
 
 def test_requirements_are_pinned_and_leave_ray_to_the_cluster(tmp_path: Path) -> None:
     (tmp_path / "pins.txt").write_text("# pins\ntorch==2.13.0\nray==2.60.0\nray-extra==1\nmlflow==3.17.2  # tracking\n")
-    packages = runtime_env(None, str(tmp_path / "pins.txt"))["pip"]["packages"]
-    assert packages == ["torch==2.13.0", "ray-extra==1", "mlflow==3.17.2"]
+    environment = runtime_env(None, str(tmp_path / "pins.txt"))
+    assert environment["config"] == {"setup_timeout_seconds": 3600}
+    assert environment["pip"]["packages"] == ["torch==2.13.0", "ray-extra==1", "mlflow==3.17.2"]
 
 
 @pytest.fixture
