@@ -172,6 +172,17 @@ def test_local_script_is_valid_and_explains_its_use() -> None:
     assert "ray stop" not in script.read_text(), "that would stop every Ray of the machine"
 
 
+@pytest.mark.parametrize(("system", "expected"), [("Darwin", "it needs Linux; "), ("Linux", "curl is not installed")])
+def test_local_script_says_what_this_machine_lacks(tmp_path: Path, system: str, expected: str) -> None:
+    (tmp_path / "uname").write_text(f"#!/bin/sh\necho {system}\n")
+    (tmp_path / "uname").chmod(0o755)
+    (tmp_path / "bash").symlink_to("/bin/bash")
+    environment = os.environ | {"PATH": str(tmp_path), "RAYMERGE_CLUSTER": str(tmp_path / "state")}
+    done = subprocess.run([str(CLUSTER / "local"), "start"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"cluster/local: {expected}")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.chaos
 def test_local_cluster_requires_its_token_serves_pages_on_loopback_only_and_leaves_nothing(tmp_path: Path) -> None:
     dashboard, *others = free_ports(4)
