@@ -1,6 +1,7 @@
 """Pieces of work on Ray: each is done by whichever process is free, and its result is taken exactly once."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ BEAT_S, SILENCE_S = 10.0, 120.0
 """How often a busy process is asked for a sign of life, and after what silence it is considered dead."""
 PATIENCE, PATIENCE_S = 20, 600.0
 """A process that takes both this many times as long as the slowest piece so far and this long is considered hung."""
+START_S = 300.0
+"""How long no process may run before the wait for one is explained."""
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +74,7 @@ class _Work:
         self._attempts = dict.fromkeys(pieces, 0)
         self._smaller = smaller
         self._slowest_s = 0.0
+        self._stood_since = time.monotonic()
 
     def give(self, actor: Any) -> None:
         """Let an actor compute the next piece."""
@@ -83,6 +87,16 @@ class _Work:
     def took(self, seconds: float) -> None:
         """Record how long a piece took, as its process measured it: the driver may have been busy meanwhile."""
         self._slowest_s = max(self._slowest_s, seconds)
+
+    def stands_still(self) -> bool:
+        """Whether nothing has been under way for `START_S`; true once for each such time."""
+        now = time.monotonic()
+        if self.under_way:
+            self._stood_since = now
+        if now - self._stood_since < START_S:
+            return False
+        self._stood_since = math.inf
+        return True
 
     def again(self, call: _Call, error: RayError) -> None:
         """Queue a piece whose process is gone again; LostError if that has happened too often."""
@@ -158,8 +172,12 @@ class Pool:
 
     def __init__(self, capacity: Capacity, config: ClusterConfig, deadline: Deadline) -> None:
         self.size = capacity.actors(config)
-        resources = capacity.share(config, self.size, threads=config.actor_threads)
-        options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "concurrency_groups": {"beat": 1}}
+        self._each = capacity.share(config, self.size, threads=config.actor_threads)
+        options = {
+            "num_cpus": self._each["CPU"],
+            "num_gpus": self._each.get("GPU", 0),
+            "concurrency_groups": {"beat": 1},
+        }
         self._kind: Any = ray.remote(**options)(Worker)  # type: ignore[call-overload] # its annotations lack the groups
         self._config = config
         self._deadline = deadline
@@ -200,6 +218,8 @@ class Pool:
                 self._deadline.check(doing)
                 self._hand_out(work)
                 work.end_hanging(self._config.piece_hours * 3600)
+                if work.stands_still():
+                    self._explain_wait(doing)
                 for reference in ray.wait([*self._starting, *work.under_way], timeout=POLL_S)[0]:
                     if reference in self._starting:
                         self._take_started(reference, doing)
@@ -211,6 +231,12 @@ class Pool:
         finally:
             for call in work.under_way.values():
                 ray.kill(call.actor)
+
+    def _explain_wait(self, doing: str) -> None:
+        free = ray.available_resources()
+        needs = " and ".join(f"{need:g} {kind} ({free.get(kind, 0):g} free)" for kind, need in self._each.items())
+        what = f"no process could start for {START_S / 60:.0f} minutes: each needs {needs}"
+        log.warning("%s: %s; do other jobs hold the rest?", doing, what)
 
     def _hand_out(self, work: _Work) -> None:
         """Give pieces to idle actors; start more as far as there is work and room."""

@@ -1,5 +1,6 @@
 """Work is taken once, and processes that die or hang are replaced."""
 
+import logging
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from raymerge.errors import InputError, LostError, ResourceError
@@ -191,6 +193,31 @@ def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
 def test_user_error_in_a_worker_reaches_the_driver_unchanged(capacity: Capacity) -> None:
     with pytest.raises(InputError, match="7 is not a number to our taste"):
         collect(capacity, refuse, {"a": (7,)}, actors=1)
+
+
+class Holder:
+    """Another job's actor."""
+
+
+def test_a_wait_for_cpus_that_others_hold_is_explained_once(
+    capacity: Capacity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raymerge.execution.pool.START_S", 1.0)
+    holder = ray.remote(num_cpus=capacity.cpus)(Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+
+    class Release(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ray.kill(holder)
+
+    release = Release()
+    logging.getLogger("raymerge.execution.pool").addHandler(release)
+    try:
+        assert collect(capacity, square, {"a": (3,)}, actors=1) == {"a": 9}
+    finally:
+        logging.getLogger("raymerge.execution.pool").removeHandler(release)
+    assert len(caplog.messages) == 1
+    assert "squares: no process could start for 0 minutes: each needs 1 CPU (0 free)" in caplog.messages[0]
 
 
 def test_deadline_ends_the_work(capacity: Capacity) -> None:
