@@ -61,7 +61,7 @@ class Run:
 
     @property
     def best(self) -> str:
-        """The member that validates best."""
+        """The best member on validation."""
         return best_of(self.kinds, self.content["validation"], "member")
 
     @property

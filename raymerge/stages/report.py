@@ -234,7 +234,7 @@ def _within(context: Context, artifact: Artifact) -> str:
 
 
 def best_of(kinds: Mapping[str, Kind], scores: Mapping[str, float], *wanted: Kind) -> str:
-    """Name of the model of the `wanted` kinds that validates best."""
+    """Name of the model of the `wanted` kinds that is best on validation."""
     return max((name for name, kind in kinds.items() if kind in wanted), key=scores.__getitem__)
 
 

@@ -95,7 +95,7 @@ def describe(protocol: Protocol) -> str:
 
 
 def verdict(report: Results) -> list[str]:
-    """In plain words: which merged model validates best, and whether it differs from references by more than chance."""
+    """In plain words: which merged model was chosen on validation, and whether it differs from references by more than chance."""
     ranking, final = report["protocol"]["ranking"], report["final"]
     [measured] = [row["metrics"][ranking][METRIC] for row in report["rows"] if row["name"] == final]
     references = list(_references(report, final))
@@ -105,7 +105,7 @@ def verdict(report: Results) -> list[str]:
     closing = "p values are Holm-corrected" if judgements else "It was not compared with other models"
     if judgements and report["protocol"].get("runs", 1) > 1:
         closing += ", and reflect the choice of users, given these runs, not the choice of seeds"
-    opening = f"{final} validates best of the merged models: {METRIC.upper()} {measured['mean']:.4f} on test."
+    opening = f"Chosen on validation: {final}. Its {METRIC.upper()} on test is {measured['mean']:.4f}."
     return [opening, *judgements, f"{closing}."]
 
 

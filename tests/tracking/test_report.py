@@ -43,7 +43,7 @@ def test_the_table_fits_an_80_column_terminal() -> None:
 
 def test_the_verdict_names_each_reference_and_whether_the_difference_is_significant() -> None:
     assert report.verdict(example_report()) == [
-        "merge + fine-tuning validates best of the merged models: NDCG@10 0.1400 on test.",
+        "Chosen on validation: merge + fine-tuning. Its NDCG@10 on test is 0.1400.",
         "Significantly better than the best member (duorec): +0.0100, +7.7% (+0.0050 to +0.0150, p = 0.004).",
         "Not significantly different from the uniform average: +0.0040, +2.9% (-0.0010 to +0.0090, p = 0.12).",
         "p values are Holm-corrected.",
@@ -68,7 +68,7 @@ def test_the_verdict_says_when_it_is_worse_and_when_nothing_was_compared() -> No
 def test_the_verdict_is_about_the_model_that_validates_best_even_if_another_is_better_on_test() -> None:
     content = example_report()
     content["final"] = "Fisher merge"
-    assert report.verdict(content)[0] == "Fisher merge validates best of the merged models: NDCG@10 0.1380 on test."
+    assert report.verdict(content)[0] == "Chosen on validation: Fisher merge. Its NDCG@10 on test is 0.1380."
 
 
 class Page(HTMLParser):
