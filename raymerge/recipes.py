@@ -75,7 +75,6 @@ def demo_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=3, learning_rate=3e-3),
-        merge=MergeConfig(coefficients="equal"),
         after_merge=TrainingConfig(epochs=2, learning_rate=8e-4, schedule="linear"),
     )
 
@@ -102,7 +101,6 @@ def default_config() -> Config:
             "duorec": ObjectiveConfig("duorec", settings),
         },
         fine_tuning=TrainingConfig(epochs=6),
-        merge=MergeConfig(coefficients="equal"),  # no searched λ was better for users who were not part of the search
         after_merge=TrainingConfig(epochs=4, learning_rate=3e-4, schedule="linear"),
     )
 
@@ -169,7 +167,6 @@ def paper_config() -> Config:
             },
         },
         fine_tuning=fine_tuning,
-        merge=MergeConfig(coefficients="equal"),
         rivals={**sampled, "target": FisherConfig(estimator="target")},
         after_merge=fine_tuning,
         evaluation=EvaluationConfig(filter_seen=False, ks=(10, 20)),
@@ -206,7 +203,7 @@ def markets_config() -> Config:
             "members": {"market": ObjectiveConfig("next_item")},
             "fine_tuning": TrainingConfig(epochs=2),
             "rounds": 3,
-            "merge": MergeConfig(coefficients="equal", normalise="none"),
+            "merge": MergeConfig(normalise="none"),
             "after_merge": None,
         }
     )

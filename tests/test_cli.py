@@ -267,8 +267,8 @@ def test_models_merge_without_data_if_no_setting_is_open(capsys: pytest.CaptureF
         for part in ("--model", str(pair[0]), "--diagonal", pair[1])
     ]
     output = ["--output", str(tmp_path / "out")]
-    assert "merge chooses settings on the validation split" in mistake(capsys, "merge", *arguments, *output)
-    settled = ["--set", "merge.coefficients=equal", "--set", "merge.normalise=none"]
+    assert "merge chooses normalise on the validation split" in mistake(capsys, "merge", *arguments, *output)
+    settled = ["--set", "merge.normalise=none"]
     cli(["merge", *arguments, *output, *settled], standalone_mode=False)
     merged = load_model(json.loads(capsys.readouterr().out)["url"])
     first, second = (load_model(str(folder)).item_embedding.weight for folder in models)
@@ -279,7 +279,6 @@ def test_a_start_is_named_just_if_the_step_needs_it(capsys: pytest.CaptureFixtur
     start, *models = (model(tmp_path / name) for name in "abc")
     arguments = [part for folder in models for part in ("--model", str(folder))]
     arguments += ["--output", str(tmp_path / "out"), "--set", "merge.method=average"]
-    arguments += ["--set", "merge.coefficients=equal"]
     step = ["--set", "merge.step=0.5"]
     assert "merge.step is 0.5: name the model that they started from with --start" in mistake(
         capsys, "merge", *arguments, *step

@@ -230,10 +230,10 @@ def _merge(
         check_catalogue(prepared, members)
         with working_pool(context, "merge", prepared, given) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings, start=start)
-    if not settings.is_settled:
+    if settings.searched:
         raise InputError(
-            "merge chooses settings on the validation split of prepared data: give --data, or fix the settings with "
-            "--set merge.coefficients=equal --set merge.normalise=none"
+            f"merge chooses {', '.join(settings.searched)} on the validation split of prepared data: give --data, or "
+            "set what it would choose, such as --set merge.normalise=none"
         )
     with tracked(context, "merge", dataset_of_models([*members.values()]), given):
         return merge(context, None, [], members, diagonals, settings, start=start)

@@ -100,7 +100,7 @@ class MergeConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     method: Annotated[str, METHODS] = "fisher"
-    coefficients: Literal["search", "equal"] | tuple[float, ...] = "search"  # λ: search | equal | a list
+    coefficients: Literal["search", "equal"] | tuple[float, ...] = "equal"  # λ: search | equal | a list
     normalise: Literal["none", "model", "tensor", "search"] = "search"  # scale of diagonals
     epsilon: float | Literal["search"] = EPSILON  # ε, in units of a diagonal's mean: a number or search
     power: float | Literal["search"] = 1.0  # of each diagonal, near 0 almost equal weights: a number or search
@@ -114,18 +114,12 @@ class MergeConfig:
             check_coefficients(self.coefficients, len(self.coefficients), ConfigError)
         elif self.coefficients not in ("search", "equal"):
             raise ConfigError(f"merge.coefficients must be numbers, equal or search, got {self.coefficients!r}")
-        if not isinstance(self.epsilon, str):
-            check_epsilon(self.epsilon, ConfigError)
-        elif self.epsilon != "search":
-            raise ConfigError(f"merge.epsilon must be a number or search, got {self.epsilon!r}")
-        if not isinstance(self.power, str):
-            check_power(self.power, ConfigError)
-        elif self.power != "search":
-            raise ConfigError(f"merge.power must be a number or search, got {self.power!r}")
-        if not isinstance(self.step, str):
-            check_step(self.step)
-        elif self.step != "search":
-            raise ConfigError(f"merge.step must be a number or search, got {self.step!r}")
+        for name, check in (("epsilon", check_epsilon), ("power", check_power), ("step", check_step)):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                check(value, ConfigError)
+            elif value != "search":
+                raise ConfigError(f"merge.{name} must be a number or search, got {value!r}")
         check_ranges(self, "merge", budget=(1, 10**6))
         least = len(self.options()) + len(self.steps) - 1
         if self.coefficients == "search" and self.budget < least:
@@ -167,12 +161,13 @@ class MergeConfig:
         return METHODS[self.method].needs_diagonals
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to choose, so that a merge needs no data."""
-        return self.trials == 1 and self.coefficients != "search"
+    def searched(self) -> list[str]:
+        """Names of the settings that are chosen on validation; without any, a merge needs no data."""
+        of_diagonals = ("normalise", "epsilon", "power") if self.needs_diagonals else ()
+        return [name for name in ("coefficients", *of_diagonals, "step") if getattr(self, name) == "search"]
 
     def given(self, members: int) -> Trial:
-        """The only setting and coefficients there are if the config is settled."""
+        """The only setting and coefficients there are if nothing is searched."""
         [setting] = self.options()
         return setting, self.point(members)
 

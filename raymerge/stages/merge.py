@@ -32,7 +32,7 @@ def average(
     start: Artifact | None = None,
 ) -> Artifact:
     """The uniform average of models, with the step of the other merges: their baseline."""
-    settings = MergeConfig(method="average", coefficients="equal", step=context.config.merge.step)
+    settings = MergeConfig(method="average", step=context.config.merge.step)
     return merge(context, pool, data, models, {}, settings, start=start, name="average")
 
 
@@ -49,7 +49,7 @@ def merge(
 ) -> Artifact:
     """One model out of several; open settings are chosen on the validation split of all `data`.
 
-    Without open settings (`MergeConfig.is_settled`) no data are needed; the merge then has no score. `start` is the
+    If nothing is `MergeConfig.searched`, no data are needed; the merge then has no score. `start` is the
     model that the members started from, if the settings need it; `name` is that of the merge, by default their label.
     """
     run = context.run("merge", name or settings.label)

@@ -95,7 +95,7 @@ def describe(protocol: Protocol) -> str:
 
 
 def verdict(report: Results) -> list[str]:
-    """In plain words: which merged model was chosen on validation, and whether it differs from references by more than chance."""
+    """In plain words: which merged model was chosen, and whether it differs from references by more than chance."""
     ranking, final = report["protocol"]["ranking"], report["final"]
     [measured] = [row["metrics"][ranking][METRIC] for row in report["rows"] if row["name"] == final]
     references = list(_references(report, final))

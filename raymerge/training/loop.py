@@ -86,8 +86,8 @@ def train(
 ) -> TrainingState:
     """Train on the training part of these partitions until the epochs or the patience end; return the last state.
 
-    Everything runs on the encoder's device. The encoder ends with the parameters of the epoch that is best on validation
-    by NDCG@10 (full ranking, without items of the history if `filter_seen`); in the last `average_epochs` an epoch's
+    Everything runs on the encoder's device. The encoder ends with the parameters of the best epoch on validation, by
+    NDCG@10 (full ranking, without items of the history if `filter_seen`); in the last `average_epochs` an epoch's
     parameters are their average since the first of these, while training continues from its own. Softmax and
     validation are over the items `offered` bool[V], all if None. `on_epoch` gets each epoch's report and a state from
     which `resume` continues bit for bit. Raises InputError if no rank has anything to train on, and ScoreError if a

@@ -58,7 +58,7 @@ def test_the_step_is_chosen_last_for_the_best_weights() -> None:
     settings = MergeConfig(coefficients="equal", step="search")
     chosen = choose(score, settings, members=2)
     assert asked == [("none", 1.0), ("model", 1.0), ("tensor", 1.0), ("model", 0.75), ("model", 0.5)]
-    assert (len(asked), settings.is_settled, settings.needs_start) == (settings.trials, False, True)
+    assert (len(asked), settings.searched, settings.needs_start) == (settings.trials, ["normalise", "step"], True)
     assert chosen.trial == (MergeSetting("model", step=0.75), (0.5, 0.5))
 
 

@@ -303,7 +303,10 @@ def test_a_config_lists_the_settings_to_choose_from() -> None:
         ({"power": "sharp"}, "merge.power must be a number or search, got 'sharp'"),
         ({"power": 0}, "power must be finite and above 0, got 0"),
         ({"budget": 0}, "merge.budget must be between 1 and 1,000,000, got 0"),
-        ({"step": "search", "budget": 2}, "merge.budget must be at least 5, a trial for each setting, got 2"),
+        (
+            {"coefficients": "search", "step": "search", "budget": 2},
+            "merge.budget must be at least 5, a trial for each setting, got 2",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
