@@ -7,16 +7,18 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError
 
 from raymerge.errors import InputError, LostError, ResourceError
 from raymerge.execution import chunking
 from raymerge.execution.capacity import Capacity, ClusterConfig
 from raymerge.execution.deadline import Deadline
-from raymerge.execution.pool import Pool
+from raymerge.execution.pool import Pool, _Work
 
 HOUR = Deadline(3600)
 
@@ -122,6 +124,20 @@ def test_work_that_runs_out_of_memory_even_in_smaller_chunks_is_given_up(capacit
     with pytest.raises(ResourceError, match=r"squares: a ran out of memory even in chunks of 1/8 .*cluster.actors"):
         collect(capacity, take_memory, {"a": (1 << 34, str(tmp_path))}, actors=1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_piece_whose_process_ray_kills_for_memory_gets_all_its_attempts_in_smaller_chunks() -> None:
+    actor = SimpleNamespace(run=SimpleNamespace(remote=lambda *arguments: arguments))
+    work = _Work(square, {"a": (1,)}, "squares", set())
+    given = []
+    with pytest.raises(ResourceError, match="squares: a ran out of memory even in chunks of 1/8"):
+        while len(given) < 9:
+            work.give(actor)
+            [(arguments, call)] = work.under_way.items()
+            given.append(arguments[-1])
+            work.under_way.clear()
+            work.in_smaller_chunks(call, OutOfMemoryError("killed"), own=False)
+    assert given == [False, True, True, True]
 
 
 @pytest.mark.parametrize("how", ["stopped", "waits"])
