@@ -1,6 +1,6 @@
 """Evaluation on Ray: each user partition is ranked by whichever process is free, and counted once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -63,9 +63,8 @@ def rank_users(
     partitions: Sequence[str],
     items: str,
     config: EvaluationConfig,
-    on_partition: Callable[[str, Ranks], None],
-) -> None:
-    """Rank the test items of all users, partition by partition; `on_partition(url, ranks)` in order of completion.
+) -> Iterator[tuple[str, Ranks]]:
+    """Rank the test items of all users; yields each partition's URL and ranks, in order of completion.
 
     `models` are the URLs of one model, or of several whose logits are averaged. Each process holds one partition in
     memory, for any number of users.
@@ -73,4 +72,4 @@ def rank_users(
     pieces: Mapping[str, tuple[tuple[str, ...], str, str, EvaluationConfig]] = {
         partition: (models, partition, items, config) for partition in partitions
     }
-    pool.run(rank_partition, pieces, doing=f"evaluating {', '.join(models)}", on_result=on_partition)
+    return pool.run(rank_partition, pieces, doing=f"evaluating {', '.join(models)}")

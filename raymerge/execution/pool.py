@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -206,11 +206,11 @@ class Pool:
         pieces: Mapping[str, tuple[Any, ...]],
         *,
         doing: str,
-        on_result: Callable[[str, Any], None],
-    ) -> None:
-        """Compute `function(*arguments)` for each piece; `on_result(key, value)` is called in order of completion.
+    ) -> Iterator[tuple[str, Any]]:
+        """Compute `function(*arguments)` for each piece; yields its key and value, in order of completion.
 
-        Sums of results must be taken in the order of the keys, to be reproducible.
+        Sums of results must be taken in the order of the keys, to be reproducible. Nothing is computed before the first
+        result is asked for, and pieces under way are ended when the iteration is left.
         """
         work = _Work(function, pieces, doing, self._smaller)
         try:
@@ -226,8 +226,7 @@ class Pool:
                         continue
                     results = self._take(work, reference)
                     self._hand_out(work)
-                    for key, result in results:
-                        on_result(key, result)
+                    yield from results
         finally:
             for call in work.under_way.values():
                 ray.kill(call.actor)

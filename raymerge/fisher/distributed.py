@@ -13,7 +13,7 @@ sums in float64, and the engine's budget; a model is too large for a process onl
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -110,8 +110,6 @@ def _warm_up(device: torch.device) -> None:
     accumulate(module, torch.ones(2, 10, dtype=torch.int64), config=FisherConfig())
 
 
-def make_shards(
-    pool: Pool, output: str, plans: Mapping[str, ShardPlan], *, doing: str, on_shard: Callable[[str, Shard], None]
-) -> None:
-    """Make and commit the planned shards; `on_shard(key, shard)` is called in order of completion."""
-    pool.run(make_shard, {key: (output, plan) for key, plan in plans.items()}, doing=doing, on_result=on_shard)
+def make_shards(pool: Pool, output: str, plans: Mapping[str, ShardPlan], *, doing: str) -> Iterator[tuple[str, Shard]]:
+    """Make and commit the planned shards; yields each with its key, in order of completion."""
+    return pool.run(make_shard, {key: (output, plan) for key, plan in plans.items()}, doing=doing)

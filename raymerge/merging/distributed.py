@@ -84,7 +84,6 @@ def validate(
 
     Sums are added in the order of the partitions.
     """
-    scores: dict[str, FoldedScore] = {}
     pieces = {url: (candidate, url, catalogue, filter_seen) for url, catalogue in partitions.items()}
-    pool.run(validate_partition, pieces, doing="validating a merge", on_result=scores.__setitem__)
+    scores = dict(pool.run(validate_partition, pieces, doing="validating a merge"))
     return reduce(add, (scores[partition] for partition in partitions))

@@ -68,20 +68,13 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
     def rank(making: Making) -> None:
         making.progress(0, len(partitions))
         sums: dict[str, dict[str, float]] = {}
-
-        def write(partition: str, ranks: Ranks) -> None:
+        urls = tuple(model.file("model") for model in models)
+        for partition, ranks in rank_users(
+            pool, urls, partitions=partitions, items=data.file(ITEMS_FILE), config=settings
+        ):
             pq.write_table(ranks.table(), making.folder / partition.rpartition("/")[2])
             sums[partition] = _sums(ranks, settings.ks)
             making.progress(len(sums), len(partitions) + 1)
-
-        rank_users(
-            pool,
-            tuple(model.file("model") for model in models),
-            partitions=partitions,
-            items=data.file(ITEMS_FILE),
-            config=settings,
-            on_partition=write,
-        )
         users = sum(sums[partition]["users"] for partition in partitions)
         for key in sums[partitions[0]]:
             if key != "users":

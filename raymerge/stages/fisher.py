@@ -45,12 +45,10 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     def tell(name: str, shard: Shard) -> None:
         context.emit(Progress(context.run("fisher", name), groups.done[name], total, rate.note(shard.users)))
 
-    def commit(name: str, shards: list[Shard]) -> None:
-        done[name] = _commit_diagonal(context, data, name, models[name], ShardSum(shards))
-
     for name in missing:
         context.emit(Progress(context.run("fisher", name), groups.done[name], total))
-    groups.make(pool, doing="the Fisher diagonals", on_shard=tell, on_group=commit)
+    for name, shards in groups.make(pool, doing="the Fisher diagonals", on_shard=tell):
+        done[name] = _commit_diagonal(context, data, name, models[name], ShardSum(shards))
     return {name: done[name] for name in models}
 
 

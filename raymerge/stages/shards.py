@@ -56,30 +56,25 @@ class ShardGroups:
         return {key: plan for plans in self._groups.values() for key, plan in plans.items()}
 
     def make(
-        self,
-        pool: Pool,
-        *,
-        doing: str,
-        on_shard: Callable[[str, Shard], None],
-        on_group: Callable[[str, list[Shard]], None],
-    ) -> None:
-        """Make missing shards: `on_shard(group, shard)` for each, `on_group(group, shards)` for complete groups."""
+        self, pool: Pool, *, doing: str, on_shard: Callable[[str, Shard], None]
+    ) -> Iterator[tuple[str, list[Shard]]]:
+        """Make the missing shards, with `on_shard(group, shard)` for each; yields each group once it is complete."""
         owners = {key: name for name, plans in self._groups.items() for key in plans}
-
-        def hand_on(name: str) -> None:
-            if self.done[name] == len(self._groups[name]):
-                on_group(name, [self._shards[key] for key in self._groups[name]])
-
-        def take(key: str, shard: Shard) -> None:
-            self._shards[key] = shard
-            self.done[owners[key]] += 1
-            on_shard(owners[key], shard)
-            hand_on(owners[key])
-
         missing = {key: plan for key, plan in self._plans().items() if key not in self._shards}
-        for name in self._groups:
-            hand_on(name)
-        make_shards(pool, self._output.open().url, missing, doing=doing, on_shard=take)
+        yield from ((name, self._of(name)) for name in self._groups if self._is_complete(name))
+        for key, shard in make_shards(pool, self._output.open().url, missing, doing=doing):
+            name = owners[key]
+            self._shards[key] = shard
+            self.done[name] += 1
+            on_shard(name, shard)
+            if self._is_complete(name):
+                yield name, self._of(name)
+
+    def _is_complete(self, name: str) -> bool:
+        return self.done[name] == len(self._groups[name])
+
+    def _of(self, name: str) -> list[Shard]:
+        return [self._shards[key] for key in self._groups[name]]
 
 
 class ShardSum:

@@ -106,17 +106,15 @@ def _exact(task: _Task) -> Artifact:
     def tell(_: str, shard: Shard) -> None:
         task.context.emit(Progress(run, groups.done[run], total, rate.note(shard.users)))
 
-    def commit(_: str, shards: list[Shard]) -> None:
-        summed = ShardSum(shards)
-        with output.stage(key) as draft:
-            means = (mean for _, mean in summed.means())
-            write_blocks(draft.folder / EXACT_FILE, summed.shapes, torch.float64, means)
-            draft.counts["users"] = summed.users
-        _remove(shards)
-        task.context.emit(Progress(run, 1, 1, f"{summed.users:,} users, float64"))
-
     task.context.emit(Progress(run, groups.done[run], total))
-    groups.make(task.pool, doing="the exact diagonal", on_shard=tell, on_group=commit)
+    [(_, shards)] = groups.make(task.pool, doing="the exact diagonal", on_shard=tell)
+    summed = ShardSum(shards)
+    with output.stage(key) as draft:
+        means = (mean for _, mean in summed.means())
+        write_blocks(draft.folder / EXACT_FILE, summed.shapes, torch.float64, means)
+        draft.counts["users"] = summed.users
+    _remove(shards)
+    task.context.emit(Progress(run, 1, 1, f"{summed.users:,} users, float64"))
     return task.context.committed(key)
 
 
@@ -141,12 +139,10 @@ def _measure(task: _Task, exact: Artifact) -> list[Measured]:
     def tell(name: str, shard: Shard) -> None:
         task.context.emit(Progress(task.run, done(), total + 1, _title(names[name])))
 
-    def commit(name: str, shards: list[Shard]) -> None:
+    task.context.emit(Progress(task.run, done(), total + 1))
+    for name, shards in groups.make(task.pool, doing="the study", on_shard=tell):
         _commit_result(task, names[name], exact, ShardSum(shards))
         _remove(shards)
-
-    task.context.emit(Progress(task.run, done(), total + 1))
-    groups.make(task.pool, doing="the study", on_shard=tell, on_group=commit)
     return [_result(config, task.context.committed(task.key(RESULT, config))) for config in configs]
 
 

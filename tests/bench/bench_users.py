@@ -70,10 +70,8 @@ def peak_mib(piece: int = 0) -> float:
 
 def in_each(pool: Pool, function: Callable[[int], float | None]) -> list[float | None]:
     """The results of the function in this process and in those of the pool."""
-    results = [function(0)]
     pieces = {str(number): (number,) for number in range(pool.size)}
-    pool.run(function, pieces, doing="memory", on_result=lambda _, result: results.append(result))
-    return results
+    return [function(0), *(result for _, result in pool.run(function, pieces, doing="memory"))]
 
 
 def run(context: Context, pool: Pool, data: Artifact, model: Artifact) -> None:

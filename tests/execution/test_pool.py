@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from processes import named
 from ray.exceptions import OutOfMemoryError
 
 from raymerge.errors import InputError, LostError, ResourceError
@@ -81,6 +82,12 @@ def meet(folder: str, others: int) -> int:
     return os.getpid()
 
 
+def linger(seconds: float) -> int:
+    """This process's id, after this time."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def die(number: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -88,19 +95,28 @@ def die(number: int) -> int:
 
 def collect(capacity: Capacity, function, pieces, deadline: Deadline = HOUR, **config) -> dict[str, int]:
     results: dict[str, int] = {}
-
-    def take(key: str, value: int) -> None:
-        assert key not in results, "a result was taken twice"
-        results[key] = value
-
     with Pool(capacity, ClusterConfig(**config), deadline) as pool:
-        pool.run(function, pieces, doing="squares", on_result=take)
+        for key, value in pool.run(function, pieces, doing="squares"):
+            assert key not in results, "a result was taken twice"
+            results[key] = value
     return results
 
 
 def test_pool_takes_each_result_once(capacity: Capacity) -> None:
     pieces = {f"{number:02d}": (number,) for number in range(20)}
     assert collect(capacity, square, pieces) == {key: value * value for key, (value,) in pieces.items()}
+
+
+def test_leaving_the_results_ends_the_work_under_way(capacity: Capacity) -> None:
+    with Pool(capacity, ClusterConfig(actors=1), HOUR) as pool:
+        results = pool.run(linger, {"a": (0.0,), "b": (3600.0,)}, doing="waiting")
+        key, pid = next(results)
+        results.close()
+        end = time.monotonic() + 20
+        while pid in named("ray::Worker"):
+            assert time.monotonic() < end, "it is still waiting"
+            time.sleep(0.05)
+        assert (key, dict(pool.run(square, {"c": (3,)}, doing="squares"))) == ("a", {"c": 9})
 
 
 def test_dead_processes_are_replaced_and_their_work_is_retried(capacity: Capacity, tmp_path: Path) -> None:
@@ -164,13 +180,10 @@ def test_processes_whose_results_wait_for_a_busy_driver_are_left_alone(
 ) -> None:
     monkeypatch.setattr("raymerge.execution.pool.PATIENCE_S", 0.5)
     results: dict[str, int] = {}
-
-    def take(key: str, value: int) -> None:
-        results[key] = value
-        time.sleep(0.8)
-
     with Pool(capacity, ClusterConfig(actors=2), HOUR) as pool:
-        pool.run(square, {str(number): (number,) for number in range(5)}, doing="squares", on_result=take)
+        for key, value in pool.run(square, {str(number): (number,) for number in range(5)}, doing="squares"):
+            results[key] = value
+            time.sleep(0.8)
     assert results == {str(number): number**2 for number in range(5)}
     assert not caplog.text
 
@@ -199,10 +212,10 @@ def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
     pids: list[int] = []
     pieces = {name: (str(tmp_path), 3) for name in "abc"}
     with Pool(capacity, ClusterConfig(actors=3), HOUR) as pool:
-        pool.run(meet, pieces, doing="pids", on_result=lambda _, pid: pids.append(pid))
+        pids += [pid for _, pid in pool.run(meet, pieces, doing="pids")]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        pool.run(meet, {"a": pieces["a"]}, doing="pids", on_result=lambda _, pid: pids.append(pid))
+        pids += [pid for _, pid in pool.run(meet, {"a": pieces["a"]}, doing="pids")]
     assert len(set(pids)) == 4
 
 
