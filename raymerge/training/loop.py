@@ -9,9 +9,10 @@ Memory per rank: its partitions, 8 bytes per interaction and about 60 per user; 
 epoch is planned), of which a history has one for each `stride` items; one partition's histories in validation; with
 same-target views their index (see `same_target`); the model 4 times (weights, gradient, two moments), 4 times more in
 the last state, 4 while the next one replaces it, and once while it is written, with averaged epochs 3 times more; and
-one batch, in which positions × items stay within `raymerge.models.losses.LOGIT_BYTES`. Nothing grows with the number of
-steps. In smaller chunks (`raymerge.execution.chunking`) a batch takes an eighth, its activations are computed twice,
-and dropout masks differ.
+one batch, in which positions × items stay within `raymerge.models.losses.LOGIT_BYTES`, while a contrastive loss holds
+about 16 numbers for each pair of a row of this rank and one of any rank. Nothing grows with the number of steps. In
+smaller chunks (`raymerge.execution.chunking`) a batch takes an eighth, except for these pairs, its activations are
+computed twice, and dropout masks differ.
 """
 
 import math
