@@ -16,7 +16,7 @@ class EvaluationConfig:
     rankings: tuple[str, ...] = ("full", "uni100", "pop100")  # all items, or N uniform or popular ones
     filter_seen: bool = True  # leave out items already in the history, here and in validation
     ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
-    replicates: int = 10_000  # of the bootstrap over users; no p value is below 2 / (replicates + 1)
+    replicates: int = 10_000  # of the bootstrap over users; no p value of m comparisons is below 2 m / (replicates + 1)
     confidence: float = 0.95
     seed: int = 0
     memory_mib: int = 256  # for scores, in each process
