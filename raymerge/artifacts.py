@@ -177,7 +177,7 @@ class Output:
         self._opened = False
 
     def check(self) -> None:
-        """Refuse a file, or a non-empty folder that is no output of raymerge."""
+        """Refuse a file, or a non-empty folder that raymerge did not create."""
         if is_local(self.url) and os.path.isfile(self.url):
             raise InputError(f"{self.url} is a file; --output must be a folder")
         names = storage.list_folder(self.url)

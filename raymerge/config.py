@@ -59,7 +59,7 @@ class Config(BaseModel):
     fisher: FisherConfig = FisherConfig()
     study: StudyConfig = StudyConfig()  # of the estimators (raymerge fisher-study); not part of a run
     merge: MergeConfig = MergeConfig()
-    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # the last merge by other diagonals, a row each
+    rivals: dict[str, FisherConfig] = Field(default_factory=dict)  # more merges of the last members, by other diagonals
     after_merge: TrainingConfig | None = None  # of merged models, and of the control (plus the epochs of later rounds)
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -86,7 +86,7 @@ class Config(BaseModel):
             raise ConfigError(f"rounds times members must be below {SEEDS_OF_A_RUN:,}, or their seeds would repeat")
         for rival in self.rivals:
             if re.fullmatch(r"round-\d+", rival):
-                raise ConfigError(f"rivals must not be called as rounds are, got {rival!r}")
+                raise ConfigError(f"a rival cannot be named like a round, got {rival!r}: rename it")
         self._check_names()
         return self
 

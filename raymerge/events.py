@@ -10,8 +10,8 @@ class Event:
     """One figure of one run, recorded once per (run, key, step).
 
     `run` is its stage and model ("prepare", "train/duorec", "merge"), or "" for the pipeline as a whole; `key` names
-    the figure ("loss", "ndcg@10"); `step` is the epoch or trial, from 1, or per cent of the
-    way along a line, or 0 if there is only one.
+    the figure ("loss", "ndcg@10"); `step` is the epoch or trial from 1, percent of the way along a line between
+    members, or 0 for a single value.
     """
 
     run: str

@@ -85,7 +85,7 @@ def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["run", "--set", "rivals={round-1: {estimator: target}}"],
-            "rivals must not be called as rounds are, got 'round-1'",
+            "a rival cannot be named like a round, got 'round-1': rename it",
         ),
         (["run", "--set", "rivals={a b: {estimator: target}}"], "consist of letters, digits, - and _, got 'a b'"),
         (

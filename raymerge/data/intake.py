@@ -122,7 +122,7 @@ class Intake:
         if bad > max_share * rows:
             found = ", ".join(f"{name} {count}" for name, count in kinds.items() if count)
             raise InputError(
-                f"{bad} of {rows} rows are bad ({found}), more than the share {max_share}; "
+                f"{bad} of {rows} rows are bad ({found}), more than prepare.max_bad_share={max_share} allows; "
                 "correct the columns or the log, or raise prepare.max_bad_share"
             )
         if not self.good and self.unknown_item is not None:

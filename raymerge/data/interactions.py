@@ -154,7 +154,7 @@ def detect_format(url: str, head: bytes) -> str:
     marks = ((b"::", "movielens"), (b",", "csv"), (b"\t", "tsv"), (b" ", "sequences"))
     found = "parquet" if head.startswith(b"PAR1") else next((name for mark, name in marks if mark in line), None)
     if found is None:
-        raise InputError(f"{url} is of no known kind; set prepare.format to one of {', '.join(FORMATS)}")
+        raise InputError(f"cannot tell the format of {url}; set prepare.format to one of {', '.join(FORMATS)}")
     return found
 
 

@@ -13,7 +13,7 @@ TRAININGS_PER_CPU, TRAININGS_PER_GPU = 2, 3  # more would only wait for each oth
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the work runs. Results depend on `threads` in their last digits only, and on `workers` by the dropout."""
+    """Where the work runs. `threads` change only the last digits of results; `workers` also the dropout masks."""
 
     __pydantic_config__ = {"extra": "forbid"}
 

@@ -99,7 +99,7 @@ class _Work:
         return True
 
     def again(self, call: _Call, error: RayError) -> None:
-        """Queue a piece whose process is gone again; LostError if that has happened too often."""
+        """Requeue a piece whose process died or was ended; LostError after too many attempts."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
             raise LostError(
                 f"{self.doing}: {call.key} was given up after {MAX_ATTEMPTS} attempts; its last process "
@@ -108,7 +108,7 @@ class _Work:
         self.waiting.appendleft(call.key)
 
     def in_smaller_chunks(self, call: _Call, error: RayError, *, own: bool) -> None:
-        """Queue a piece that ran out of memory again, in smaller chunks.
+        """Requeue a piece that ran out of memory, in smaller chunks.
 
         ResourceError if it had smaller chunks already and its `own` request failed, or if Ray has killed it too often.
         """

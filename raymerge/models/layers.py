@@ -1,4 +1,4 @@
-"""Parameters grouped by the layers of a reader's mental model."""
+"""Parameters grouped by layer: embeddings, attention and feed-forward of each block, norms."""
 
 import re
 from collections.abc import Iterable

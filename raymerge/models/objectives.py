@@ -86,7 +86,7 @@ class Cl4srecSettings(ContrastiveSettings):
 class DuorecSettings(ContrastiveSettings):
     """Which views of a history are drawn together."""
 
-    mode: Mode = "both"  # another history of the same target, the same one under other dropout
+    mode: Mode = "both"  # supervised: another history with the same next item; unsupervised: other dropout
     candidates: int = 8  # histories kept per next item, to draw views from
 
     def __post_init__(self) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from raymerge.artifacts import Artifact, open_artifact
-from raymerge.config import Config, leaves
+from raymerge.config import leaves
 from raymerge.errors import InputError
 from raymerge.evaluation import reported
 from raymerge.evaluation.config import EvaluationConfig
@@ -21,7 +21,6 @@ from raymerge.stages.report import (
     best_of,
     bootstrap_of,
     comparisons,
-    kept_settings,
     row,
     with_mean,
 )
@@ -42,15 +41,13 @@ class Run:
         """From the place of a `report.json`: <output>/report/<digest>/report.json."""
         folder = place.rpartition("/")[0]
         artifact = open_artifact(folder, "report")
-        if "recipe" not in artifact.manifest["configuration"]:
-            raise InputError(f"{place} was made by an earlier version, which stored no settings: run its command again")
         return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
 
     @property
     def measured(self) -> dict[str, Any]:
         """Everything that must be the same in runs that are pooled."""
         configuration = self.artifact.manifest["configuration"]
-        recipe = {".".join(path): value for path, value in leaves(_with_defaults(configuration["recipe"]))}
+        recipe = {".".join(path): value for path, value in leaves(configuration["recipe"])}
         protocol = {**self.content["protocol"], "validation": None}  # words, which settings and data determine
         return {**recipe, "entries": configuration["entries"], **protocol, "data": self.data}
 
@@ -124,14 +121,6 @@ def _mean_validation(runs: Sequence[Run]) -> dict[str, float]:
 
 def _spread(runs: Sequence[Run], name: str, ranking: str, metrics: Sequence[str]) -> dict[str, float]:
     return {metric: stdev(run.mean(name, ranking, metric) for run in runs) for metric in metrics}
-
-
-def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A run's recipe with the defaults of newer settings; unchanged if some of its settings no longer exist."""
-    try:
-        return kept_settings(Config.model_validate(recipe))
-    except ValidationError:
-        return recipe
 
 
 def _check(runs: Sequence[Run]) -> None:

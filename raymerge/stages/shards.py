@@ -37,7 +37,7 @@ def plan_shard(
 
 
 class ShardGroups:
-    """Shards of several diagonals, found or made in parallel: group → key → plan.
+    """Finds or makes the shards of several diagonals; `groups` maps each diagonal to its shards' plans, by key.
 
     Keys are unique across groups; shards are made in the order of their keys, and summed in the order given.
     """

@@ -180,7 +180,7 @@ def _clear(output: Output, plans: Iterable[ShardPlan]) -> None:
 def _content(task: _Task, measured: Sequence[Measured]) -> Study:
     if not any(agreement.exact for agreement in measured[0].agreement.values()):
         raise InputError(
-            "the exact diagonal is 0 in every entry, so nothing can be compared with it: has the model a choice?"
+            "the exact diagonal is 0 in every entry, so nothing can be compared with it: is there more than one item?"
         )
     return {
         "schema": SCHEMA,

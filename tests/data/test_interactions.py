@@ -180,9 +180,7 @@ def test_files_that_are_no_log_are_refused_in_one_line(tmp_path: Path) -> None:
         "is of format movielens, which has no markets",
         market="rating",
     )
-    refused(
-        write(tmp_path / "word", "word\n"), "no known kind; set prepare.format to one of csv, tsv, movielens, parquet"
-    )
+    refused(write(tmp_path / "word", "word\n"), "word; set prepare.format to one of csv, tsv, movielens, parquet")
     refused(write(tmp_path / "a.parquet", "user,item\n1,2\n"), r"a\.parquet cannot be read: .*Parquet")
     refused(write(tmp_path / "a.csv.gz", "user,item\n1,2\n"), r"a\.csv\.gz cannot be read")
     refused(write(tmp_path / "latin.csv", "user,item,timestamp\né,x,1\n", "latin-1"), "cannot be read: .*UTF")

@@ -209,7 +209,9 @@ def test_bad_rows_are_counted_by_kind_and_refused_above_the_share(tmp_path: Path
         "users": 9, "items": 10, "interactions": 90, "partitions": 2, "validation_users": 9,
     }  # fmt: skip
     assert list(prepared(tmp_path / "out")[1]) == list(range(10))
-    match = r"6 of 96 rows are bad \(malformed_rows 1, bad_ids 2, bad_timestamps 3\), more than the share 0.01"
+    match = (
+        r"6 of 96 rows are bad \(malformed_rows 1, bad_ids 2, bad_timestamps 3\), more than prepare.max_bad_share=0.01"
+    )
     with pytest.raises(InputError, match=match):
         prepare([source], loose(), tmp_path / "refused")
     assert list((tmp_path / "refused").iterdir()) == []

@@ -84,19 +84,6 @@ def test_means_and_spread_are_over_runs_and_each_run_has_its_own_best_member(
     assert against["low"] < expected < against["high"]
 
 
-def test_settings_newer_than_a_run_take_their_defaults(
-    make_context: MakeContext, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in "ab":
-        run_of(make_context(name), log, name)
-    [file] = (tmp_path / "a").glob("report/*/manifest.json")
-    manifest = json.loads(file.read_text())
-    del manifest["configuration"]["recipe"]["fisher"]["precision"]
-    file.write_text(json.dumps(manifest))
-    run_report([str(tmp_path / name) for name in "ab"], None, None)
-    assert "mean of 2 runs" in capsys.readouterr().out
-
-
 def test_runs_that_do_not_belong_together_are_refused(make_context: MakeContext, log: Path, tmp_path: Path) -> None:
     settings = {"a": (), "b": ("evaluation.filter_seen=false",), "c": ("fine_tuning.epochs=1",)}
     for name, changes in settings.items():
