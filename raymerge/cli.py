@@ -159,7 +159,7 @@ def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
 @click.option("--include-seen", is_flag=True, help="Also recommend items that are in the history.")
 def recommend(model: str, history: str, top: int, include_seen: bool) -> None:
     """Recommend the next items after a history."""
-    from raymerge.commands.stages import run_recommend
+    from raymerge.commands.results import run_recommend
 
     run_recommend(model, history, top=top, exclude_seen=not include_seen)
 
@@ -173,7 +173,7 @@ def report(urls: tuple[str, ...], html: str | None, json_file: str | None) -> No
 
     Several runs that differ only in their seed (--set seed=1) give one table of means with their spread.
     """
-    from raymerge.commands.stages import run_report
+    from raymerge.commands.results import run_report
 
     run_report(urls, html, json_file)
 

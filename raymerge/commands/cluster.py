@@ -14,7 +14,7 @@ from rich.table import Table
 
 import raymerge
 from raymerge.artifacts import open_artifact
-from raymerge.commands.stages import console
+from raymerge.commands.printing import console
 from raymerge.config import Config
 from raymerge.data.size import DataSize, measure
 from raymerge.errors import ConfigError, InputError

@@ -1,34 +1,26 @@
-"""What each command does: check everything, start Ray, run the stages, and print where the results are."""
+"""Commands that run stages: check everything, start Ray, run them, and print where the results are."""
 
 import csv
 import io
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-
-from raymerge.artifacts import Artifact, load_model, model_folder, open_artifact
+from raymerge.artifacts import Artifact, open_artifact
 from raymerge.commands.context import Work, tracked, working, working_pool
 from raymerge.commands.inputs import (
     check_catalogue,
-    chosen_model,
     dataset_of,
     dataset_of_log,
     dataset_of_models,
-    find_report,
     log_files,
     open_data,
     open_models,
     open_start,
 )
+from raymerge.commands.printing import console, print_artifacts, print_metrics, print_rows
 from raymerge.commands.tracking import send_report
-from raymerge.config import Config
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
@@ -45,18 +37,14 @@ from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import check_samples, fisher
 from raymerge.stages.markets import check_division, divide
 from raymerge.stages.merge import check_mergeable, merge
-from raymerge.stages.pooled import pool_reports
 from raymerge.stages.prepare import prepare
 from raymerge.stages.study import fisher_study, run_of
 from raymerge.stages.train import train_base, train_members
 from raymerge.tracking import report as reports
 from raymerge.tracking import study as studies
-from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file, to_png
-from raymerge.tracking.results import figures
+from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
-
-ANY_WIDTH = 1000
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -77,7 +65,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         "MLflow": ui_command(tracker.uri),
         "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
     }
-    _print_rows(shown, rows)
+    print_rows(shown, rows)
 
 
 def _announce_plan(context: Work, files: Sequence[str]) -> None:
@@ -102,13 +90,20 @@ def _not_yet(context: Context, tracker: Tracker, error: TrackingError) -> str:
     return f"not yet: {error}; once the server is up: {later}"
 
 
+def _some_items(data: Artifact) -> str:
+    """The first items of a catalogue, quoted for a shell, for `--history`."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(read_items(data.file(ITEMS_FILE)).ids[:3].to_pylist())
+    return shlex.quote(line.getvalue())
+
+
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
     with working(recipe=recipe or default_recipe(log), **options) as context:
         files = log_files(context, log)
         with tracked(context, "prepare", dataset_of_log(context, files)):
             data = prepare(context, files)
-    _print_artifacts({"data": data})
+    print_artifacts({"data": data})
 
 
 def run_train(data: str, start: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -126,9 +121,9 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
             parts = divide(context, prepared)
             base = given or train_base(context, parts.base)
             members = train_members(context, parts.members, base)
-    _print_artifacts({**({"base": base} if base else {}), **members})
+    print_artifacts({**({"base": base} if base else {}), **members})
     if context.config.markets is not None:
-        _print_artifacts({f"data of {name}": part for name, part in parts.members.items()})
+        print_artifacts({f"data of {name}": part for name, part in parts.members.items()})
 
 
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
@@ -139,7 +134,7 @@ def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **option
         check_samples(context.config, [prepared], members.values())
         with working_pool(context, "fisher", prepared, members.values()) as pool:
             diagonals = fisher(context, pool, prepared, members)
-    _print_artifacts(diagonals)
+    print_artifacts(diagonals)
 
 
 def run_fisher_study(
@@ -172,7 +167,7 @@ def run_fisher_study(
     if picture is not None:
         storage.write_bytes(picture, to_file(error_over_cost(study), kind))
         places["picture"] = picture
-    _print_rows(shown, places)
+    print_rows(shown, places)
 
 
 def _log_study(context: Context, tracker: Tracker, model: str, made: Artifact) -> str:
@@ -213,7 +208,7 @@ def run_merge(
             )
         settings.check_members(len(members))
         merged = _merge(context, data, members, weights, origin)
-    _print_artifacts({"merged": merged})
+    print_artifacts({"merged": merged})
 
 
 def _merge(
@@ -246,93 +241,4 @@ def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **opti
         check_catalogue(prepared, members)
         with working_pool(context, "evaluate", prepared, members.values()) as pool:
             ranks = evaluate(context, pool, prepared, members)
-    _print_metrics(context.config, {name: metrics_of(one) for name, one in ranks.items()})
-
-
-def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> None:
-    """`raymerge recommend`."""
-    from raymerge.recommendation import recommend
-
-    model = chosen_model(model)
-    module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
-    best = recommend(module, items, [_items_in(history)], top_k=top, exclude_seen=exclude_seen)[0]
-    table = Table("item", "score")
-    for item, score in zip(best["items"], best["scores"], strict=True):
-        table.add_row(Text(str(item)), f"{score:.3f}")  # unchanged: an id may look like rich's markup
-    console().print(table)
-
-
-def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> None:
-    """`raymerge report`."""
-    places = [find_report(url) for url in urls]
-    if len(places) > 1:
-        _report_runs(places, html, json_file)
-        return
-    [place] = places
-    text = storage.read_bytes(place)
-    content = reported.loads(text)
-    if json_file is not None:
-        storage.write_bytes(json_file, text)
-    output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
-    if html is None:
-        shown = console()
-        shown.print(reports.render(content))
-        _print_rows(shown, {name: storage.join(output, at) for name, at in content["artifacts"]["models"].items()})
-        return
-    drawn = figures(content, output)
-    page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
-    storage.write_bytes(html, page.encode())
-    click.echo(html)
-
-
-def _report_runs(places: Sequence[str], html: str | None, json_file: str | None) -> None:
-    if html is not None:
-        raise InputError(f"--html shows one run, got {len(places)}: leave it out to print their table, or name one run")
-    pooled = pool_reports(places)
-    if json_file is not None:
-        storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
-    console().print(reports.render(pooled))
-
-
-def _items_in(history: str) -> list[str]:
-    """Own ids from a line of CSV."""
-    [found] = csv.reader([" ".join(history.splitlines())], skipinitialspace=True)
-    return [item.strip() for item in found if item.strip()]
-
-
-def _some_items(data: Artifact) -> str:
-    """The first items of a catalogue, quoted for a shell, for `--history`."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(read_items(data.file(ITEMS_FILE)).ids[:3].to_pylist())
-    return shlex.quote(line.getvalue())
-
-
-def _print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
-    for name, artifact in artifacts.items():
-        click.echo(json.dumps({"name": name, "url": artifact.url, **artifact.counts}))
-
-
-def _print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    seen, shown = reported.seen_items(filtered=config.evaluation.filter_seen), console()
-    shown.print(f"test, leave-one-out, {seen}", highlight=False)
-    keys = [key.partition(".")[::2] for key in next(iter(metrics.values()))]
-    rankings, columns = (list(dict.fromkeys(names)) for names in zip(*keys, strict=True))
-    table = Table(Column("model", overflow="fold"), "ranking", *columns)
-    for name, values in metrics.items():
-        for ranking in rankings:
-            table.add_row(Text(name), ranking, *(f"{values[f'{ranking}.{column}']:.4f}" for column in columns))
-    shown.print(table)
-
-
-def console() -> Console:
-    """For results: as wide as the terminal, or, in a file or a job's log, as wide as its tables are."""
-    found = Console()
-    if not found.is_terminal:
-        found.width = ANY_WIDTH
-    return found
-
-
-def _print_rows(shown: Console, rows: Mapping[str, str]) -> None:
-    shown.print()
-    for name, value in rows.items():
-        shown.print(f"{name + ':':<12} {value}", markup=False, highlight=False, soft_wrap=True)
+    print_metrics(context.config, {name: metrics_of(one) for name, one in ranks.items()})

@@ -9,7 +9,7 @@ import torch
 from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, Key
-from raymerge.commands.stages import run_report
+from raymerge.commands.results import run_report
 from raymerge.data.sequences import read_partition
 from raymerge.errors import InputError
 from raymerge.evaluation.distributed import Ranks

@@ -3,7 +3,7 @@
 import pytest
 from tracking.examples import example_report
 
-from raymerge.commands.stages import _print_metrics, console
+from raymerge.commands.printing import console, print_metrics
 from raymerge.recipes import configure
 from raymerge.tracking.report import render
 
@@ -12,7 +12,7 @@ def test_metrics_of_many_models_are_one_line_for_each_model_and_ranking(capsys: 
     names = [f"train-{number:016x}" for number in range(8)]
     kinds = [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in (5, 10, 20)]
     values = {f"{ranking}.{kind}": 0.1234 for ranking in ("full", "pop100") for kind in kinds}
-    _print_metrics(configure("demo", []), dict.fromkeys(names, values))
+    print_metrics(configure("demo", []), dict.fromkeys(names, values))
     lines = capsys.readouterr().out.splitlines()
     [heading] = [line for line in lines if "model" in line]
     assert all(kind in heading for kind in kinds)
