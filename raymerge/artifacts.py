@@ -109,17 +109,23 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """Content of a file inside, whose digest is compared again: it may be hours since all files were verified."""
+        expected = self.manifest["files"].get(name)
+        if expected is None:
+            raise ArtifactError(f"{name} is not part of the artifact {self.url}")
         content = storage.read_bytes(self.file(name))
-        self._compare(name, hashlib.sha256(content).hexdigest(), self.manifest["files"][name])
+        self._compare(name, hashlib.sha256(content).hexdigest(), expected)
         return content
 
 
 def open_artifact(url: str, *stages: str) -> Artifact:
     """The committed artifact at a URL, verified; ArtifactError if there is none or it is of another stage."""
     url = storage.absolute(url)
-    artifact = _committed(url)
-    if artifact is None:
+    content = _manifest_at(url)
+    if content is None:
         raise ArtifactError(f"no raymerge artifact at {without_credentials(url)} (no manifest.json)")
+    artifact = _artifact(url, content)
+    if artifact is None:
+        raise ArtifactError(f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again")
     if stages and (found := artifact.manifest["stage"]) not in stages:
         raise ArtifactError(f"{url} is an artifact of stage {found!r}, not {' or '.join(map(repr, stages))}")
     return artifact.verify()
@@ -127,22 +133,18 @@ def open_artifact(url: str, *stages: str) -> Artifact:
 
 def read_file(folder: str, name: str) -> bytes:
     """Content of a file below a folder; ArtifactError if that is an artifact and the file was altered."""
-    artifact = None if folder.startswith("http") else _committed(folder)  # web servers refuse what they do not have
+    content = None if folder.startswith("http") else _manifest_at(folder)  # web servers refuse what they do not have
+    artifact = _artifact(folder, content) if content is not None else None
     return artifact.read(name) if artifact else storage.read_bytes(storage.join(folder, name))
 
 
-def _committed(url: str) -> Artifact | None:
-    """The artifact at a URL, not verified; None if there is no manifest."""
-    content = _manifest_at(url)
-    if content is None:
-        return None
+def _artifact(url: str, content: bytes) -> Artifact | None:
+    """The artifact with this manifest, not verified; None if that is the manifest of something else."""
     try:
         manifest = json.loads(content)
         _ = [manifest[key] for key in ("stage", "digest", "counts", "files")]
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(
-            f"{storage.join(url, storage.LAST_FILE)} is not a manifest; delete {url} and run again"
-        ) from None
+        return None
     return Artifact(url, manifest)
 
 

@@ -51,6 +51,8 @@ def run_submit(
     """`raymerge submit`; returns the job's exit code. `given` are the parsed `arguments` of the submitted command."""
     check_travels(arguments, given)
     config = _configuration(given, working_dir)
+    if command == "run":
+        config.merge.check_members(len(config.all_members))
     catalogue = config.prepare.catalogue
     if command in ("run", "prepare") and catalogue is not None and is_local(catalogue) and not working_dir:
         _refuse_relative("set prepare.catalogue", catalogue, catalogue.removeprefix("file://"))
@@ -192,6 +194,7 @@ def run_plan(
     """`raymerge plan`: print the plan of a run; ResourceError if it does not fit."""
     changes = [*overrides, *([f"cluster.address={address}"] if address else [])]
     config = configure(recipe or default_recipe(log or data), changes)
+    config.merge.check_members(len(config.all_members))
     size = _size(config, log, data)
     with session(ClusterConfig(address=config.cluster.address)):  # all that it has is planned for
         nodes = cluster_nodes()

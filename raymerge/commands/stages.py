@@ -46,6 +46,9 @@ from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
 
+PLAIN = {"coefficients": "equal", "normalise": "none", "epsilon": "1e-6", "power": "1", "step": "1"}
+"""Values of the settings of a merge that choose nothing."""
+
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
@@ -228,7 +231,7 @@ def _merge(
     if settings.searched:
         raise InputError(
             f"merge chooses {', '.join(settings.searched)} on the validation split of prepared data: give --data, or "
-            "set what it would choose, such as --set merge.normalise=none"
+            f"set what it would choose, as in --set merge.{settings.searched[0]}={PLAIN[settings.searched[0]]}"
         )
     with tracked(context, "merge", dataset_of_models([*members.values()]), given):
         return merge(context, None, [], members, diagonals, settings, start=start)

@@ -128,7 +128,7 @@ def write_partition(sequences: Sequences, path: Path) -> None:
 
 
 def read_items(url: str) -> Items:
-    """Read the catalogue, `items.parquet`; ArtifactError if it is not one, or was altered since."""
+    """Read a catalogue, `items.parquet`; ArtifactError if it is not one, or one of prepared data that was altered."""
     data, name = absolute(url).rsplit("/", 1)
     table = _read_table(data, name, ["index", "item", "count"], optional=["offered"])
     indices = _tensor(table["index"].combine_chunks(), pa.int64())

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import ray
@@ -73,7 +73,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
 def _start_errors(address: str | None) -> Iterator[None]:
     """Turn whatever `ray.init` raises into one line: LostError if a node was too slow, else ResourceError."""
     try:
-        with disk_errors(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()):
+        with nullcontext() if address else disk_errors(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()):
             yield
     except ResourceError:
         raise

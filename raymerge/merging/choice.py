@@ -1,4 +1,4 @@
-"""Choose how to merge: the setting and the coefficients that validate best, unless that may be luck."""
+"""Choose how to merge: the best setting and coefficients on validation, unless that may be luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

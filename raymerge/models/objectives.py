@@ -148,10 +148,11 @@ def check_objective(objective: ObjectiveConfig, encoder: EncoderConfig) -> None:
             f"objective {objective.name} needs encoder.attention {needed}, got {encoder.attention}: "
             f"change it, or use {other}"
         )
-    unused = next((key for key in ("mask_rate", "last_only") if key in objective.settings), None)
+    settings = objective.resolved()
+    masks = {f.name: f.default for f in fields(ClozeSettings) if f.name in ("mask_rate", "last_only")}
+    unused = next((name for name, default in masks.items() if getattr(settings, name, default) != default), None)
     if unused is not None and not encoder.cloze:
         raise ConfigError(f"{objective.name} masks nothing for a causal encoder, so leave out its {unused}")
-    settings = objective.resolved()
     if isinstance(settings, DuorecSettings) and settings.mode == "unsupervised" and encoder.dropout == 0:
         raise ConfigError(f"{objective.name} needs encoder.dropout above 0: without it both views are the same")
 

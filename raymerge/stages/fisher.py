@@ -58,7 +58,7 @@ def _key(context: Context, data: Artifact, model: Artifact) -> Key:
 
 def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict[str, ShardPlan]:
     return {
-        f"{partition.rpartition('/')[2]} of {name}": plan_shard(
+        f"{partition.rpartition('/')[2]} of {name}{context.suffix}": plan_shard(
             "fisher-shard", data, model, partition, context.config.fisher
         )
         for partition in partitions_of(data)

@@ -41,6 +41,8 @@ class Run:
         """From the place of a `report.json`: <output>/report/<digest>/report.json."""
         folder = place.rpartition("/")[0]
         artifact = open_artifact(folder, "report")
+        if "recipe" not in artifact.manifest["configuration"]:
+            raise InputError(f"{place} was made by another version: run its command again")
         return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
 
     @property

@@ -184,6 +184,21 @@ def test_no_altered_byte_of_an_artifact_s_partition_or_catalogue_goes_unnoticed(
                 read(str(file))
 
 
+def test_a_catalogue_next_to_the_manifest_of_another_program_is_read(tmp_path: Path) -> None:
+    write_items(Items(pa.array(["a"]), torch.tensor([3])), tmp_path / "items.parquet")
+    (tmp_path / "manifest.json").write_text('{"name": "something else"}')
+    assert read_items(str(tmp_path / "items.parquet")).counts.tolist() == [3]
+
+
+def test_a_file_put_into_an_artifact_is_refused(tmp_path: Path) -> None:
+    output, key = Output(str(tmp_path / "out")), Key("prepare", {})
+    with output.stage(key):
+        pass
+    write_items(Items(pa.array(["a"]), torch.tensor([3])), Path(output.locate(key), "items.parquet"))
+    with pytest.raises(ArtifactError, match="items.parquet is not part of the artifact"):
+        read_items(f"{output.locate(key)}/items.parquet")
+
+
 def test_files_that_are_no_partition_or_catalogue_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing more")

@@ -232,7 +232,7 @@ def test_an_encoder_of_the_wrong_direction_is_refused(name: str, attention: str)
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("cl4srec", {"mask_rate": 0.2}, "cl4srec masks nothing for a causal encoder, so leave out its mask_rate"),
+        ("cl4srec", {"mask_rate": 0.3}, "cl4srec masks nothing for a causal encoder, so leave out its mask_rate"),
         ("duorec", {"last_only": 0.5}, "duorec masks nothing for a causal encoder, so leave out its last_only"),
         ("duorec", {"mode": "unsupervised"}, "duorec needs encoder.dropout above 0"),
     ],
@@ -244,6 +244,11 @@ def test_settings_that_an_encoder_gives_no_effect_are_refused(
     with pytest.raises(ConfigError, match=expected):
         check_objective(objective, EncoderConfig(attention="causal", dropout=0.0))
     check_objective(objective, EncoderConfig(attention="bidirectional", dropout=0.1))
+
+
+def test_complete_settings_are_settings_again() -> None:
+    complete = complete_settings(ObjectiveConfig("cl4srec"))
+    check_objective(ObjectiveConfig("cl4srec", complete), EncoderConfig(attention="causal", dropout=0.0))
 
 
 @pytest.mark.parametrize(
