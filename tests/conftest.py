@@ -1,6 +1,7 @@
 """One Ray for the whole test run, an object store on loopback, and the real data sets if available."""
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ from raymerge.execution.capacity import Capacity, ClusterConfig
 from raymerge.execution.runtime import session
 
 CHECKOUT = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt the commands that they start: a script's background command, and so its own, ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
