@@ -29,6 +29,7 @@ from raymerge.evaluation import reported
 from raymerge.execution.plan import make_plan, summary
 from raymerge.execution.runtime import cluster_nodes, session
 from raymerge.files import storage
+from raymerge.merging.methods import MergeSetting
 from raymerge.pipeline import run as pipeline
 from raymerge.recipes import default_recipe
 from raymerge.redaction import redact
@@ -45,9 +46,6 @@ from raymerge.tracking import study as studies
 from raymerge.tracking.plots import FILE_KINDS, error_over_cost, to_file
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import ui_command
-
-PLAIN = {"coefficients": "equal", "normalise": "none", "epsilon": "1e-6", "power": "1", "step": "1"}
-"""Values of the settings of a merge that choose nothing."""
 
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
@@ -229,9 +227,11 @@ def _merge(
         with working_pool(context, "merge", prepared, given) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings, start=start)
     if settings.searched:
+        name = settings.searched[0]
+        plain = getattr(MergeSetting(), name, "equal")  # coefficients are not part of a setting
         raise InputError(
             f"merge chooses {', '.join(settings.searched)} on the validation split of prepared data: give --data, or "
-            f"set what it would choose, as in --set merge.{settings.searched[0]}={PLAIN[settings.searched[0]]}"
+            f"set what it would choose, as in --set merge.{name}={plain}"
         )
     with tracked(context, "merge", dataset_of_models([*members.values()]), given):
         return merge(context, None, [], members, diagonals, settings, start=start)

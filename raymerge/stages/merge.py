@@ -1,6 +1,6 @@
 """From models and their diagonals to one model, chosen on the validation split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from raymerge.merging.coefficients import Point
 from raymerge.merging.distributed import Candidate, forget, merged_model, validate
 from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
+from raymerge.models.encoder import SequenceEncoder
 from raymerge.stages.context import Context, Making
 from raymerge.stages.inputs import catalogues_of, model_digest
 
@@ -52,46 +53,47 @@ def merge(
     If nothing is `MergeConfig.searched`, no data are needed; the merge then has no score. `start` is the
     model that the members started from, if the settings need it; `name` is that of the merge, by default their label.
     """
-    run = context.run("merge", name or settings.label)
-    uses = diagonals if settings.needs_diagonals else {}
+    uses = list(diagonals.values()) if settings.needs_diagonals else []
+    origin = start if settings.needs_start else None
+    assert origin or not settings.needs_start, "there is a base, or the settings were refused"
     filter_seen = context.config.evaluation.filter_seen
     inputs: dict[str, str | list[str]] = {
         "data": [one.digest for one in data],
         "models": [model_digest(model) for model in models.values()],
-        "diagonals": [diagonal.digest for diagonal in uses.values()],
+        "diagonals": [diagonal.digest for diagonal in uses],
     }
-    start_url = None
-    if settings.needs_start:
-        assert start is not None, "there is a base, or the settings were refused"
-        inputs["start"] = model_digest(start)
-        start_url = start.file("model")
-    configuration = {**asdict(settings), "filter_seen": filter_seen}
+    if origin:
+        inputs["start"] = model_digest(origin)
+    urls = tuple(model.file("model") for model in models.values())
+    diagonal_urls = tuple(diagonal.url for diagonal in uses)
+    start_url = origin.file("model") if origin else None
+    partitions = catalogues_of(data)
+
+    def candidate(setting: MergeSetting, point: Point) -> Candidate:
+        return Candidate(urls, diagonal_urls, settings.method, point, setting, start_url)
+
+    def score(setting: MergeSetting, point: Point) -> FoldedScore:
+        assert pool is not None, "there are data to validate on"
+        return validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
 
     def fill(making: Making) -> None:
-        first, *_ = models.values()
-        urls = tuple(model.file("model") for model in models.values())
-        diagonal_urls = tuple(diagonal.url for diagonal in uses.values())
-        partitions = catalogues_of(data)
-
-        def candidate(setting: MergeSetting, point: Point) -> Candidate:
-            return Candidate(urls, diagonal_urls, settings.method, point, setting, start_url)
-
-        def score(setting: MergeSetting, point: Point) -> FoldedScore:
-            assert pool is not None, "there are data to validate on"
-            return validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
-
         making.progress(0, settings.trials)
         members = len(models)
         setting, point = _chosen(making, settings, score, members) if data else settings.given(members)
-        module = merged_model(candidate(setting, point))
-        save_model(module, making.folder / "model", items_url=first.file("model", ITEMS_FILE))
-        forget()
-        catalogues = [read_items(model.file("model", ITEMS_FILE)) for model in models.values()]
-        write_items(merged_items(catalogues), making.folder / "model" / ITEMS_FILE)
+        _write_model(making, merged_model(candidate(setting, point)), models.values())
         making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
         making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
 
-    return context.find_or_make(run, Key("merge", inputs, configuration), fill)
+    key = Key("merge", inputs, {**asdict(settings), "filter_seen": filter_seen})
+    return context.find_or_make(context.run("merge", name or settings.label), key, fill)
+
+
+def _write_model(making: Making, module: SequenceEncoder, members: Iterable[Artifact]) -> None:
+    """Write the merged model with the catalogue of all members, which are then released from memory."""
+    items = [model.file("model", ITEMS_FILE) for model in members]
+    save_model(module, making.folder / "model", items_url=items[0])
+    forget()
+    write_items(merged_items([read_items(url) for url in items]), making.folder / "model" / ITEMS_FILE)
 
 
 def _chosen(

@@ -247,8 +247,9 @@ def test_settings_that_an_encoder_gives_no_effect_are_refused(
 
 
 def test_complete_settings_are_settings_again() -> None:
-    complete = complete_settings(ObjectiveConfig("cl4srec"))
-    check_objective(ObjectiveConfig("cl4srec", complete), EncoderConfig(attention="causal", dropout=0.0))
+    complete = ObjectiveConfig("cl4srec", complete_settings(ObjectiveConfig("cl4srec")))
+    assert complete.resolved() == ObjectiveConfig("cl4srec").resolved()
+    check_objective(complete, EncoderConfig(attention="causal", dropout=0.0))
 
 
 @pytest.mark.parametrize(
