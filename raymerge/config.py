@@ -93,7 +93,7 @@ class Config(BaseModel):
     def _check_names(self) -> None:
         merge = self.merge.label
         early = [f"-round-{number}" for number in range(1, self.rounds)]
-        names = [*RESERVED, merge, *(merge + suffix for suffix in early)]
+        names = [*{*RESERVED, merge}, *(merge + suffix for suffix in early)]
         names += [*self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
         suffixes = [*early, *(f"-{rival}" for rival in self.rivals)]
         names += [member + suffix for member in self.all_members for suffix in suffixes]

@@ -50,12 +50,14 @@ def run(context: Context, log: Sequence[str]) -> Result:
     fine_tuned, control = train_after_merge(context, data, last.merged, rivals, first.members)
     ceiling = train_ceiling(context, data, base)
     with context.pool() as pool:
-        uniform = average(context, pool, parts.validation, last.members, start=last.start)
+        uniform = {}
+        if not context.config.merge.is_uniform:
+            uniform["average"] = average(context, pool, parts.validation, last.members, start=last.start)
         lines = interpolate(context, pool, parts.validation, last.members)
         models: dict[Kind, Mapping[str, Artifact]] = {
             "base": {"base": base} if base else {},
             "member": last.members,
-            "average": {"average": uniform},
+            "average": uniform,
             "round": {f"{label}-round-{number}": early.merged for number, early in enumerate(rounds[:-1], 1)},
             "merged": {label: last.merged} | rivals,
             "fine-tuned": fine_tuned,

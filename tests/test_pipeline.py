@@ -128,6 +128,15 @@ def test_an_average_with_searched_weights_needs_no_diagonals(first: tuple[Path, 
     assert result.last.merged.counts[SCORE] >= uniform.model.counts[SCORE], "equal weights are its first trial"
 
 
+def test_a_uniform_average_as_the_merge_is_not_compared_with_itself(
+    first: tuple[Path, Result, list], log: Path
+) -> None:
+    settings = ("merge.method=average", "merge.coefficients=equal", "after_merge=null")
+    result = run(context(first[0], *settings), [str(log)])
+    assert [entry.kind for entry in result.entries if "average" in entry.name] == ["merged"]
+    assert result.report.json("report.json")["final"] == "average"
+
+
 def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Result, list], log: Path) -> None:
     rivals = "rivals={target: {estimator: target}, topk-2: {estimator: topk, samples: 2}}"
     result = run(context(first[0], rivals, "after_merge=null"), [str(log)])

@@ -152,8 +152,13 @@ class MergeConfig:
 
     @property
     def label(self) -> str:
-        """The name of a merge, next to the uniform average."""
-        return "weighted-average" if self.method == "average" else self.method
+        """The name of a merge in a report."""
+        return "weighted-average" if self.method == "average" and not self.is_uniform else self.method
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the merge is the uniform average, which other merges are compared with."""
+        return self.method == "average" and self.coefficients == "equal"
 
     @property
     def needs_diagonals(self) -> bool:
