@@ -11,6 +11,8 @@ import pytest
 import ray
 from object_store import KEY_ID, SECRET, Faults, fault_proxy, s3_server
 
+from raymerge.commands import context as command_context
+from raymerge.commands import stages as stage_commands
 from raymerge.execution.capacity import Capacity, ClusterConfig
 from raymerge.execution.runtime import session
 
@@ -88,3 +90,14 @@ def real_data() -> Callable[[str], str]:
         return str(folder / name)
 
     return find
+
+
+@pytest.fixture
+def ray_is_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands fail if they start Ray."""
+
+    def started(*_: object) -> None:
+        raise AssertionError("Ray was started before the error was found")
+
+    for module in (stage_commands, command_context):
+        monkeypatch.setattr(module, "session", started)

@@ -61,13 +61,20 @@ def open_data(url: str, *, tests: bool = False) -> Artifact:
 
 def open_models(urls: Sequence[str]) -> dict[str, Artifact]:
     """Model artifacts, verified, by a unique name."""
-    found = {}
+    models = {}
     for url in urls:
         artifact = open_artifact(storage.absolute(url).removesuffix("/model"), *MODEL_STAGES)
-        found["-".join(artifact.url.rsplit("/", 2)[1:])] = artifact
-    if len(found) < len(urls):
+        models[_name_of(artifact)] = artifact
+    if len(models) < len(urls):
         raise ConfigError(f"a model was named twice: {', '.join(urls)}")
-    return found
+    return models
+
+
+def _name_of(model: Artifact) -> str:
+    """What made a model, and the start of its digest: `cl4srec-1c5aa3f0`, `fisher-b92d04e7`."""
+    configuration = model.manifest["configuration"]
+    maker = configuration["method"] if model.manifest["stage"] == "merge" else configuration["objective"]["name"]
+    return f"{maker}-{model.digest[:8]}"
 
 
 def open_start(context: Context, data: Artifact, url: str) -> Artifact:

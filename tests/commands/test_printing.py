@@ -9,7 +9,7 @@ from raymerge.tracking.report import render
 
 
 def test_metrics_of_many_models_are_one_line_for_each_model_and_ranking(capsys: pytest.CaptureFixture[str]) -> None:
-    names = [f"train-{number:016x}" for number in range(8)]
+    names = [f"next_item-{number:08x}" for number in range(8)]
     kinds = [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in (5, 10, 20)]
     values = {f"{ranking}.{kind}": 0.1234 for ranking in ("full", "pop100") for kind in kinds}
     print_metrics(configure("demo", []), dict.fromkeys(names, values))
