@@ -31,6 +31,7 @@ from raymerge.redaction import without_credentials
 
 FORMAT = 4  # raised when a change of numerics or files invalidates older artifacts
 MARKER = "raymerge.json"
+DIAGONAL_FILE = "diagonal.safetensors"
 
 
 def digest_of(value: Any) -> str:
@@ -209,7 +210,7 @@ class Output:
         return open_artifact(url, key.stage) if storage.exists(storage.join(url, storage.LAST_FILE)) else None
 
     @contextmanager
-    def stage(self, key: Key) -> Iterator[Draft]:
+    def draft(self, key: Key) -> Iterator[Draft]:
         """Make an artifact, which is committed once the block has ended without an error.
 
         After an error the staging folder is removed; what was committed before stays.
@@ -335,4 +336,4 @@ def load_diagonal(url: str) -> dict[str, Tensor]:
 
     Raises ArtifactError if there is none or a file was altered.
     """
-    return load_tensors(open_artifact(url, "fisher").file("diagonal.safetensors"))
+    return load_tensors(open_artifact(url, "fisher").file(DIAGONAL_FILE))

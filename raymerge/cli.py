@@ -29,6 +29,8 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Change a setting, such as training.epochs=3; `raymerge config` lists them (repeatable).",
 )
+INPUT = click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
+DATA = click.option("--data", required=True, help="URL of prepared data.")
 TRACKING_URI = click.option(
     "--tracking-uri",
     help="MLflow server or database (default: MLFLOW_TRACKING_URI, else <output>/mlflow.db).",
@@ -38,7 +40,7 @@ TRACKING_URI = click.option(
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 success, 2 user error, 75 temporary failure (retry), 130 interrupted; "
-    "submit returns the job's own code.",
+    "submit returns the job's own code, or 1 if the cluster was lost.",
 )
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; place it before the command.")
@@ -51,7 +53,7 @@ def cli(debug: bool) -> None:
     # main() reads --debug from the arguments: an error may come before this is called
 
 
-def configured(command: F) -> F:
+def stage_options(command: F) -> F:
     """Add the options shared by all commands that have a configuration."""
     options = [
         RECIPE,
@@ -66,8 +68,8 @@ def configured(command: F) -> F:
 
 
 @cli.command(short_help="Run the whole pipeline, from a log to a merged model.")
-@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
-@configured
+@INPUT
+@stage_options
 def run(log: str | None, **options: Any) -> None:
     """Run the whole pipeline: from an interaction log to a merged model in MLflow and a table of results."""
     from raymerge.commands.stages import run_pipeline
@@ -76,8 +78,8 @@ def run(log: str | None, **options: Any) -> None:
 
 
 @cli.command(short_help="Clean a log and partition it by user.")
-@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
-@configured
+@INPUT
+@stage_options
 def prepare(log: str | None, **options: Any) -> None:
     """Clean an interaction log and partition it by user. Prints one line of JSON with the URL of the data."""
     from raymerge.commands.stages import run_prepare
@@ -86,9 +88,9 @@ def prepare(log: str | None, **options: Any) -> None:
 
 
 @cli.command(short_help="Train the base, then all members in parallel.")
-@click.option("--data", required=True, help="URL of prepared data.")
+@DATA
 @click.option("--start", help="URL of a model that members start from, instead of training a base.")
-@configured
+@stage_options
 def train(data: str, start: str | None, **options: Any) -> None:
     """Train the base, then all members in parallel. Prints one line of JSON per model with its URL."""
     from raymerge.commands.stages import run_train
@@ -97,9 +99,9 @@ def train(data: str, start: str | None, **options: Any) -> None:
 
 
 @cli.command(short_help="Compute the Fisher diagonal of each model.")
-@click.option("--data", required=True, help="URL of prepared data.")
+@DATA
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable).")
-@configured
+@stage_options
 def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
     """Compute the Fisher diagonal of each model. Prints one line of JSON per diagonal with its URL."""
     from raymerge.commands.stages import run_fisher
@@ -108,11 +110,11 @@ def fisher(data: str, models: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command(short_help="Compare estimators of the Fisher diagonal.")
-@click.option("--data", required=True, help="URL of prepared data.")
+@DATA
 @click.option("--model", required=True, help="URL of a trained model.")
 @click.option("--users", type=int, help="Maximum number of users (default: all).")
 @click.option("--picture", metavar="FILE", help="Draw error over cost into this file: .png, .svg or .pdf.")
-@configured
+@stage_options
 def fisher_study(data: str, model: str, users: int | None, picture: str | None, **options: Any) -> None:
     """Compare all estimators with the exact diagonal: error against cost, and how many samples are enough."""
     from raymerge.commands.stages import run_fisher_study
@@ -125,7 +127,7 @@ def fisher_study(data: str, model: str, users: int | None, picture: str | None, 
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable; at least two).")
 @click.option("--diagonal", "diagonals", multiple=True, help="URL of a diagonal, one per model, in the same order.")
 @click.option("--start", help="URL of the model that they started from; needed for a merge.step other than 1.")
-@configured
+@stage_options
 def merge(
     data: str | None, models: tuple[str, ...], diagonals: tuple[str, ...], start: str | None, **options: Any
 ) -> None:
@@ -136,9 +138,9 @@ def merge(
 
 
 @cli.command(short_help="Rank each user's test item under each model.")
-@click.option("--data", required=True, help="URL of prepared data.")
+@DATA
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable).")
-@configured
+@stage_options
 def evaluate(data: str, models: tuple[str, ...], **options: Any) -> None:
     """Rank each user's test item under each model. Prints a table of metrics."""
     from raymerge.commands.stages import run_evaluate
@@ -210,7 +212,7 @@ def config(
 @cli.command(short_help="Estimate the processes, memory and time of a run.")
 @RECIPE
 @SET
-@click.option("--input", "log", help="Interaction log: file, folder, glob or URL.")
+@INPUT
 @click.option("--data", help="URL of prepared data, instead of a log.")
 @click.option("--address", help="Ray cluster to plan for (default: RAY_ADDRESS, else this machine).")
 def plan(log: str | None, data: str | None, **options: Any) -> None:

@@ -4,15 +4,13 @@ The settings of each stage are defined with the stage; here they are put togethe
 `raymerge config` prints the comments next to fields, so they are written for users.
 """
 
-import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
@@ -24,7 +22,7 @@ from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig, check_objective
-from raymerge.redaction import redact
+from raymerge.names import fine_tuned_name, market_member_name, round_suffix
 from raymerge.training.config import TrainingConfig
 
 SEEDS_OF_A_RUN = 100_000  # between the seeds of runs with seeds 0, 1, …; each model takes one
@@ -75,7 +73,11 @@ class Config(BaseModel):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"names of members and rivals consist of letters, digits, - and _, got {name!r}")
         if self.rivals and not self.merge.needs_diagonals:
-            raise ConfigError(f"rivals are merges by other diagonals, but merge.method {self.merge.method} takes none")
+            raise ConfigError(
+                f"rivals merge with other diagonals, but merge.method {self.merge.method} takes none: set rivals={{}}"
+            )
+        if self.markets is not None and self.markets.by == "column" and self.prepare.market is None:
+            raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
         if self.markets is not None and self.after_merge is not None:
             raise ConfigError("after_merge trains on all data, which markets do not share: set after_merge=null")
         if self.merge.needs_start and self.base is None:
@@ -92,9 +94,9 @@ class Config(BaseModel):
 
     def _check_names(self) -> None:
         merge = self.merge.label
-        early = [f"-round-{number}" for number in range(1, self.rounds)]
+        early = [round_suffix(number) for number in range(1, self.rounds)]
         names = [*{*RESERVED, merge}, *(merge + suffix for suffix in early)]
-        names += [*self.all_members, *self.rivals, *(f"{rival}-fine-tuned" for rival in self.rivals)]
+        names += [*self.all_members, *self.rivals, *(fine_tuned_name(rival) for rival in self.rivals)]
         suffixes = [*early, *(f"-{rival}" for rival in self.rivals)]
         names += [member + suffix for member in self.all_members for suffix in suffixes]
         twice = next((name for name, count in Counter(names).items() if count > 1), None)
@@ -107,7 +109,9 @@ class Config(BaseModel):
         if self.markets is None:
             return self.members
         labels = self.markets.labels
-        return {f"{name}-{label}": objective for name, objective in self.members.items() for label in labels}
+        return {
+            market_member_name(name, label): objective for name, objective in self.members.items() for label in labels
+        }
 
     @property
     def estimators(self) -> dict[str, FisherConfig]:
@@ -142,124 +146,6 @@ class Config(BaseModel):
     def determining(self) -> dict[str, Any]:
         """The same without the settings that only say where the work is done and recorded."""
         return self.model_dump(mode="json", exclude={"cluster", "tracking"})
-
-
-KINDS = ("float", "int", "bool", "str")  # pydantic's names for the alternatives of a type; not keys
-SHARED = ("training", "fisher")  # names that settings use in messages although several sections consist of them
-PLAIN = (
-    (r"a valid (tuple|list)", "a list, such as [1, 2]"),
-    (r"a (valid )?dictionary.*", "a section: set the keys below it"),
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 and 1.5e3 as numbers, as in YAML 1.2; in 1.1 they are text."""
-
-
-EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))
-
-
-def read_yaml(text: str | bytes) -> Any:
-    """Content of a YAML document; raises yaml.YAMLError."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except ValueError as error:  # such as of the date 2024-13-01
-        raise yaml.YAMLError(str(error)) from error
-
-
-def resolve(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
-    """The configuration with `--set key.key=value` overrides applied; values are read as YAML.
-
-    Raises ConfigError in one line for an unknown key, a wrong type or a value out of range.
-    """
-    tree: dict[str, Any] = copy.deepcopy(dict(values))
-    for override in overrides:
-        _override(tree, override)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-    _refuse_booleans(tree, config.plain(), "")
-    return config
-
-
-def _refuse_booleans(given: Any, taken: Any, path: str) -> None:
-    """Raise ConfigError for true or false in place of a number: pydantic takes them for 1 or 0."""
-    if isinstance(given, dict) and isinstance(taken, dict):
-        for key in given.keys() & taken.keys():
-            _refuse_booleans(given[key], taken[key], f"{path}.{key}")
-    elif isinstance(given, list) and isinstance(taken, list):
-        for one, other in zip(given, taken, strict=True):
-            _refuse_booleans(one, other, path)
-    elif isinstance(given, bool) and not isinstance(taken, bool):
-        raise ConfigError(f"{path[1:]}: should be a number, got {str(given).lower()}")
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set takes key=value, such as training.epochs=3, got {redact(override)!r}")
-    *sections, last = path.split(".")
-    for section in sections:
-        if not isinstance(tree.get(section), dict):
-            if tree.get(section, {}) is not None or section not in tree:
-                known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
-                cure = f"; to replace all: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
-                raise ConfigError(
-                    f"unknown section {section!r} in --set {redact(override)}; known: {known or 'none'}{cure}"
-                )
-            tree[section] = {}
-        tree = tree[section]
-    try:
-        tree[last] = read_yaml(text)
-    except yaml.YAMLError:
-        raise ConfigError(
-            f"the value in --set {redact(override)} cannot be parsed; quote text with special characters"
-        ) from None
-
-
-def _one_line(error: ValidationError) -> str:
-    """One line for the first error: where it is, what was expected and what was found."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if str(part) not in KINDS and "[" not in str(part))
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown configuration key {where}; known there: {', '.join(_known(first['loc'][:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        section, dot, rest = message.partition(".")
-        if dot and where and section in SHARED:
-            return f"{where}.{rest}"
-        return message if message.startswith(where.partition(".")[0]) else f"{where}: {message}"
-    if first["type"] == "missing":  # the input would be the whole section
-        return f"{where}: {message[0].lower()}{message[1:]}"
-    if first["type"] == "too_short":
-        return f"{where}: at least one is needed, got none"
-    for pattern, plain in PLAIN:
-        message = re.sub(pattern, plain, message)
-    return f"{where}: {message[0].lower()}{message[1:]}, got {_as_yaml(first['input'])}"
-
-
-def _as_yaml(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return repr(value)
-
-
-def _known(location: tuple[int | str, ...]) -> list[str]:
-    kind: Any = Config
-    for part in location:
-        fields = getattr(kind, "model_fields", None) or {}
-        if part in fields:
-            kind = class_in(fields[part].annotation)
-    names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-    return list(names)
-
-
-def class_in(annotation: Any) -> Any:
-    """The class in `Class | None`, `dict[str, Class]` or `Class`."""
-    options = [one for one in getattr(annotation, "__args__", ()) if one not in (str, type(None))]
-    return options[0] if options else annotation
 
 
 def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

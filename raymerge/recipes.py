@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from raymerge.config import Config, read_yaml, resolve
+from raymerge.config import Config
 from raymerge.data import demo, movielens
 from raymerge.data.markets import MarketsConfig
 from raymerge.data.prepare import PrepareConfig
@@ -19,6 +19,7 @@ from raymerge.fisher.weights import FisherConfig
 from raymerge.merging.methods import MergeConfig
 from raymerge.models.encoder import EncoderConfig
 from raymerge.models.objectives import ObjectiveConfig
+from raymerge.overrides import read_yaml, resolve
 from raymerge.registry import Registry
 from raymerge.training.config import TrainingConfig
 

@@ -21,6 +21,12 @@ def choices_in(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
+def class_in(annotation: Any) -> Any:
+    """The class in `Class | None`, `dict[str, Class]` or `Class`."""
+    options = [one for one in getattr(annotation, "__args__", ()) if one not in (str, type(None))]
+    return options[0] if options else annotation
+
+
 def check_choices(settings: object, section: str = "") -> None:
     """Raise ConfigError unless each field of a dataclass has one of its choices; `section` is for the message."""
     for name, kind in get_type_hints(type(settings)).items():

@@ -25,7 +25,7 @@ def output(tmp_path: Path) -> Output:
 
 
 def commit(output: Output, text: str = "content") -> artifacts.Artifact:
-    with output.stage(KEY) as draft:
+    with output.draft(KEY) as draft:
         (draft.folder / "file.txt").write_text(text)
         draft.counts["users"] = 3
     found = output.find(KEY)
@@ -35,7 +35,7 @@ def commit(output: Output, text: str = "content") -> artifacts.Artifact:
 
 def test_a_number_that_is_not_finite_is_refused_before_the_artifact_is_committed(output: Output) -> None:
     refused = pytest.raises(ArtifactError, match="report.json would contain a number that is not finite")
-    with refused, output.stage(KEY) as draft:
+    with refused, output.draft(KEY) as draft:
         draft.write_json("report.json", {"rows": [{"difference": float("nan")}]})
     assert output.find(KEY) is None
 
@@ -55,7 +55,7 @@ def test_other_configuration_is_another_artifact(output: Output) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("stop")])
 def test_interrupted_stage_leaves_nothing(output: Output, error: BaseException) -> None:
-    with pytest.raises(type(error)), output.stage(KEY) as draft:
+    with pytest.raises(type(error)), output.draft(KEY) as draft:
         (draft.folder / "file.txt").write_text("half")
         raise error
     assert output.find(KEY) is None
@@ -64,7 +64,7 @@ def test_interrupted_stage_leaves_nothing(output: Output, error: BaseException) 
 
 def test_full_disk_is_one_clear_line_and_keeps_old_results(output: Output) -> None:
     artifact, other = commit(output), replace(KEY, stage="train")
-    with pytest.raises(ResourceError, match="no space left"), output.stage(other):
+    with pytest.raises(ResourceError, match="no space left"), output.draft(other):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert output.find(other) is None
     assert artifact.verify()
@@ -78,10 +78,10 @@ def test_no_room_for_an_artifact_of_a_remote_output_names_the_folder_here(
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     remote = Output(f"memory://{tmp_path.name}")
-    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.stage(KEY):
+    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.draft(KEY):
         refuse()
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.stage(KEY):
+    with pytest.raises(ResourceError, match=f"no space left for {tmp_path} "), remote.draft(KEY):
         pass
 
 
@@ -117,7 +117,7 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 MAKES = """
 import sys, time
 from raymerge.artifacts import Key, Output
-with Output(sys.argv[1]).stage(Key("prepare", {})):
+with Output(sys.argv[1]).draft(Key("prepare", {})):
     print(flush=True)
     time.sleep(100)
 """

@@ -33,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commit(output: Output, stage: str = "prepare") -> Artifact:
     key = replace(KEY, stage=stage)
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         for name, content in CONTENT.items():
             (draft.folder / name).write_bytes(content)
     found = output.find(key)

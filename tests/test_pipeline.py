@@ -22,7 +22,7 @@ from raymerge.cli import GRACE_S
 from raymerge.commands.stages import run_evaluate
 from raymerge.data.sequences import read_items
 from raymerge.errors import ArtifactError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event, Progress
 from raymerge.execution.capacity import Capacity
@@ -52,7 +52,7 @@ def first(capacity: Capacity, log: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path, Result, list]) -> None:
     _, result, _ = first
-    content = reported.read(result.report.file("report.json"))
+    content = report_schema.read(result.report.file("report.json"))
     names = [row["name"] for row in content["rows"]]
     members = ["next_item", "cl4srec", "duorec"]
     merges = ["average", "fisher", "fine-tuned", "control", "ensemble"]
@@ -66,7 +66,7 @@ def test_report_has_all_models_with_intervals_and_comparisons(first: tuple[Path,
 
 
 def test_report_groups_users_by_the_members_that_hit_them(first: tuple[Path, Result, list]) -> None:
-    content = reported.read(first[1].report.file("report.json"))
+    content = report_schema.read(first[1].report.file("report.json"))
     assert sum(group["users"] for group in content["overlap"]["groups"]) == content["protocol"]["users"]
     rows = {row["name"]: row["metrics"]["full"]["hr@10"]["mean"] for row in content["rows"]}
     for name in ("base", "fisher", "ensemble"):
@@ -78,7 +78,7 @@ def test_report_groups_users_by_the_members_that_hit_them(first: tuple[Path, Res
 
 
 def test_lines_between_members_end_at_members(first: tuple[Path, Result, list]) -> None:
-    content = reported.read(first[1].report.file("report.json"))
+    content = report_schema.read(first[1].report.file("report.json"))
     for line in content["interpolation"]["lines"]:
         for name, score in (line["first"], line["scores"][0]), (line["second"], line["scores"][-1]):
             assert score == pytest.approx(content["validation"][name], abs=1e-3)
@@ -148,7 +148,7 @@ def test_rivals_merge_the_same_members_by_other_diagonals(first: tuple[Path, Res
         used = [load for load in first[0].glob("fisher/*/manifest.json") if load.parent.name in diagonals_of(model)]
         estimators = {json.loads(file.read_text())["configuration"]["estimator"] for file in used}
         assert estimators == {{"fisher": "exact"}.get(name, name.partition("-")[0])}
-    content = reported.read(result.report.file("report.json"))
+    content = report_schema.read(result.report.file("report.json"))
     assert {one["candidate"] for one in content["comparisons"]} == set(merged)
 
 
@@ -208,7 +208,7 @@ def test_markets_merge_members_that_never_saw_each_others_items(markets: tuple[P
         known = load_diagonal(diagonal.url)["output_bias"] > 0
         assert torch.equal(changed, offered), f"{name} unlearns nothing about items that its market has not"
         assert torch.equal(known, offered)
-    content = reported.read(result.report.file("report.json"))
+    content = report_schema.read(result.report.file("report.json"))
     references = [one["reference"] for one in content["comparisons"]]
     assert references == ["market-1", "market-2", "base", "average", "ceiling", "ensemble"]
 

@@ -9,12 +9,12 @@ from typing import Any, get_type_hints
 import click
 import yaml
 
-from raymerge.config import Config, class_in
+from raymerge.config import Config
 from raymerge.errors import ConfigError
 from raymerge.fisher.weights import ESTIMATORS
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, complete_settings
 from raymerge.recipes import RECIPES, configure
-from raymerge.settings_checks import choices_in
+from raymerge.settings_checks import choices_in, class_in
 
 SETTING = re.compile(r" {4}(\w+): [^#]*# (?!type:)(.*)")
 

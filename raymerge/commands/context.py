@@ -45,16 +45,16 @@ class Announcer:
 
 
 @dataclass(frozen=True)
-class Work(Context):
+class CommandContext(Context):
     """A stage context whose emitter is an `Announcer`."""
 
     emit: Announcer
 
 
 @contextmanager
-def working(
+def command_context(
     *, recipe: str, output: str, overrides: Sequence[str], address: str | None, tracking_uri: str | None
-) -> Iterator[Work]:
+) -> Iterator[CommandContext]:
     """A context for stages, once the configuration is valid, the output usable and MLflow's server answering.
 
     If one of these fails, nothing has been changed, and no log read or downloaded.
@@ -68,12 +68,12 @@ def working(
     check_server(_tracking_uri(config, place))
     announcer = Announcer(Console(stderr=True))
     with announcer.display:
-        yield Work(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
+        yield CommandContext(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
 
 
 @contextmanager
 def tracked(
-    context: Work, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
+    context: CommandContext, command: str, dataset: Mapping[str, Any], given: Iterable[Artifact] = ()
 ) -> Iterator[Tracker]:
     """A run in MLflow around stages; an unreachable server is an error before any of them starts.
 
@@ -117,7 +117,7 @@ def tracker_of(record: Record, uri: str) -> Tracker:
 
 
 @contextmanager
-def working_pool(context: Work, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
+def tracked_pool(context: CommandContext, command: str, data: Artifact, given: Iterable[Artifact]) -> Iterator[Pool]:
     """A run in MLflow, a Ray session and actors around a stage that starts from prepared data."""
     with tracked(context, command, dataset_of(data), given), session(context.config.cluster), context.pool() as pool:
         yield pool

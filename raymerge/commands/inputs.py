@@ -9,7 +9,8 @@ from raymerge.artifacts import Artifact, digest_of, file_digest, open_artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import ConfigError, InputError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
+from raymerge.evaluation.report_schema import REPORT_FILE
 from raymerge.files import storage
 from raymerge.redaction import without_credentials
 from raymerge.stages.context import Context
@@ -22,9 +23,6 @@ MODEL_STAGES = ("train", "merge")
 
 def log_files(context: Context, log: str | None) -> list[str]:
     """Files of the given log or the recipe's; each is checked for the configured columns."""
-    markets = context.config.markets
-    if markets is not None and markets.by == "column" and context.config.prepare.market is None:
-        raise ConfigError("markets.by column needs prepare.market, the column that names each row's market")
     files = source(context, log)
     check_logs(context, files)
     return files
@@ -104,7 +102,7 @@ def chosen_model(url: str) -> str:
     url = storage.absolute(url)
     if not storage.exists(storage.join(url, "report")):
         return url
-    content = reported.read(find_report(url))
+    content = report_schema.read(find_report(url))
     return storage.join(url, content["artifacts"]["models"][content["final"]])
 
 
@@ -113,13 +111,13 @@ def find_report(url: str) -> str:
     url = storage.absolute(url)
     if url.endswith(".json"):
         return url
-    if storage.exists(storage.join(url, "report.json")):
-        return storage.join(url, "report.json")
+    if storage.exists(storage.join(url, REPORT_FILE)):
+        return storage.join(url, REPORT_FILE)
     place = newest_place(url, "report")
     if place is not None:
-        return storage.join(url, place, "report.json")
+        return storage.join(url, place, REPORT_FILE)
     folder = storage.join(url, "report")  # without records of commands: the report written last
-    places = [storage.join(folder, name, "report.json") for name in storage.list_folder(folder)]
+    places = [storage.join(folder, name, REPORT_FILE) for name in storage.list_folder(folder)]
     found = [place for place in places if storage.exists(place)]
     if not found:
         raise InputError(f"no report at {without_credentials(url)}; `raymerge run` makes one")

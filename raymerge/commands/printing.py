@@ -10,7 +10,7 @@ from rich.text import Text
 
 from raymerge.artifacts import Artifact
 from raymerge.config import Config
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
 
 ANY_WIDTH = 1000
 
@@ -38,7 +38,7 @@ def print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
 
 def print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:
     """A table of test metrics by model and `ranking.metric`."""
-    seen, shown = reported.seen_items(filtered=config.evaluation.filter_seen), console()
+    seen, shown = report_schema.seen_items(filtered=config.evaluation.filter_seen), console()
     shown.print(f"test, leave-one-out, {seen}", highlight=False)
     keys = [key.partition(".")[::2] for key in next(iter(metrics.values()))]
     rankings, columns = (list(dict.fromkeys(names)) for names in zip(*keys, strict=True))

@@ -14,7 +14,7 @@ from raymerge.commands.printing import console, print_rows
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.errors import InputError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
 from raymerge.files import storage
 from raymerge.stages.pooled import pool_reports
 from raymerge.tracking import report as reports
@@ -49,7 +49,7 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         return
     [place] = places
     text = storage.read_bytes(place)
-    content = reported.loads(text)
+    content = report_schema.loads(text)
     if json_file is not None:
         storage.write_bytes(json_file, text)
     output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json

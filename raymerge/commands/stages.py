@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raymerge.artifacts import Artifact, open_artifact
-from raymerge.commands.context import Work, tracked, working, working_pool
+from raymerge.commands.context import CommandContext, command_context, tracked, tracked_pool
 from raymerge.commands.inputs import (
     check_catalogue,
     dataset_of,
@@ -25,7 +25,8 @@ from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
 from raymerge.data.size import measure
 from raymerge.errors import ConfigError, InputError, MergeError, TrackingError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
+from raymerge.evaluation.report_schema import REPORT_FILE
 from raymerge.execution.plan import make_plan, summary
 from raymerge.execution.runtime import cluster_nodes, session
 from raymerge.files import storage
@@ -50,7 +51,7 @@ from raymerge.tracking.store import ui_command
 
 def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge run`."""
-    with working(recipe=recipe or default_recipe(log), **options) as context:
+    with command_context(recipe=recipe or default_recipe(log), **options) as context:
         context.config.merge.check_members(len(context.config.all_members))
         files = log_files(context, log)
         with tracked(context, "run", dataset_of_log(context, files)) as tracker, session(context.config.cluster):
@@ -58,10 +59,10 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
             result = pipeline(context, files)
             registered = _register(context, tracker, result.report)
     shown = console()
-    shown.print(reports.render(reported.read(result.report.file("report.json"))))
+    shown.print(reports.render(report_schema.read(result.report.file(REPORT_FILE))))
     rows = {
         "model": result.final.file("model"),
-        "report": result.report.file("report.json"),
+        "report": result.report.file(REPORT_FILE),
         "registered": registered,
         "MLflow": ui_command(tracker.uri),
         "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
@@ -69,7 +70,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
     print_rows(shown, rows)
 
 
-def _announce_plan(context: Work, files: Sequence[str]) -> None:
+def _announce_plan(context: CommandContext, files: Sequence[str]) -> None:
     """Print how long it will take and what may not fit: memory is an estimate, so the run is not refused."""
     plan = make_plan(context.config, measure(files, context.config.prepare), cluster_nodes())
     for line in (summary(plan), *(f"may not fit: {problem}" for problem in plan.problems)):
@@ -100,7 +101,7 @@ def _some_items(data: Artifact) -> str:
 
 def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge prepare`."""
-    with working(recipe=recipe or default_recipe(log), **options) as context:
+    with command_context(recipe=recipe or default_recipe(log), **options) as context:
         files = log_files(context, log)
         with tracked(context, "prepare", dataset_of_log(context, files)):
             data = prepare(context, files)
@@ -109,7 +110,7 @@ def run_prepare(log: str | None, *, recipe: str | None, **options: Any) -> None:
 
 def run_train(data: str, start: str | None, *, recipe: str | None, **options: Any) -> None:
     """`raymerge train`."""
-    with working(recipe=recipe or "default", **options) as context:
+    with command_context(recipe=recipe or "default", **options) as context:
         if context.config.rounds > 1:
             raise ConfigError(
                 "train makes one round: --set rounds=1, and for each further round --start MERGED --set seed=OTHER"
@@ -129,11 +130,11 @@ def run_train(data: str, start: str | None, *, recipe: str | None, **options: An
 
 def run_fisher(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge fisher`."""
-    with working(recipe=recipe or "default", **options) as context:
+    with command_context(recipe=recipe or "default", **options) as context:
         prepared, members = open_data(data), open_models(models)
         check_catalogue(prepared, members)
         check_samples(context.config, [prepared], members.values())
-        with working_pool(context, "fisher", prepared, members.values()) as pool:
+        with tracked_pool(context, "fisher", prepared, members.values()) as pool:
             diagonals = fisher(context, pool, prepared, members)
     print_artifacts(diagonals)
 
@@ -153,7 +154,7 @@ def run_fisher_study(
     if kind not in FILE_KINDS:
         raise InputError(f"--picture must end with .{', .'.join(FILE_KINDS)}, got {picture}")
     changes = [*overrides, *([] if users is None else [f"study.users={users}"])]
-    with working(recipe=recipe or "default", overrides=changes, **options) as context:
+    with command_context(recipe=recipe or "default", overrides=changes, **options) as context:
         prepared, members = open_data(data), open_models([model])
         check_catalogue(prepared, members)
         [(name, trained)] = members.items()
@@ -190,7 +191,7 @@ def run_merge(
     **options: Any,
 ) -> None:
     """`raymerge merge`."""
-    with working(recipe=recipe or "default", **options) as context:
+    with command_context(recipe=recipe or "default", **options) as context:
         settings, members = context.config.merge, open_models(models)
         if len(members) < 2:
             raise MergeError(f"a merge needs at least two models, got {len(members)}: give --model for each")
@@ -213,7 +214,7 @@ def run_merge(
 
 
 def _merge(
-    context: Work,
+    context: CommandContext,
     data: str | None,
     members: Mapping[str, Artifact],
     diagonals: Mapping[str, Artifact],
@@ -224,7 +225,7 @@ def _merge(
     if data is not None:
         prepared = open_data(data)
         check_catalogue(prepared, members)
-        with working_pool(context, "merge", prepared, given) as pool:
+        with tracked_pool(context, "merge", prepared, given) as pool:
             return merge(context, pool, [prepared], members, diagonals, settings, start=start)
     if settings.searched:
         name = settings.searched[0]
@@ -239,9 +240,9 @@ def _merge(
 
 def run_evaluate(data: str, models: Sequence[str], *, recipe: str | None, **options: Any) -> None:
     """`raymerge evaluate`."""
-    with working(recipe=recipe or "default", **options) as context:
+    with command_context(recipe=recipe or "default", **options) as context:
         prepared, members = open_data(data, tests=True), open_models(models)
         check_catalogue(prepared, members)
-        with working_pool(context, "evaluate", prepared, members.values()) as pool:
+        with tracked_pool(context, "evaluate", prepared, members.values()) as pool:
             ranks = evaluate(context, pool, prepared, members)
     print_metrics(context.config, {name: metrics_of(one) for name, one in ranks.items()})

@@ -12,7 +12,8 @@ import click
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.commands.context import tracker_of
 from raymerge.errors import TrackingError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
+from raymerge.evaluation.report_schema import REPORT_FILE
 from raymerge.evaluation.validation import SCORE
 from raymerge.events import Event
 from raymerge.files import storage
@@ -78,16 +79,16 @@ def default_name(recipe: str) -> str:
 
 def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any], report: Artifact) -> RegisteredVersion:
     """Upload the report of a run, its configuration and plots, and register its final model."""
-    content = reported.read(report.file("report.json"))
+    content = report_schema.read(report.file(REPORT_FILE))
     model = open_artifact(storage.join(output, content["artifacts"]["models"][content["final"]]))
     protocol = content["protocol"]
-    seen = reported.seen_items(filtered=protocol["seen_filtered"])
+    seen = report_schema.seen_items(filtered=protocol["seen_filtered"])
     markets = f", markets {json.dumps(configuration['markets'])}" if configuration.get("markets") else ""
     metric = f"{protocol.get('validation')}, {seen}{markets}"
     return log_results(
         tracker,
         configuration=configuration,
-        report_url=report.file("report.json"),
+        report_url=report.file(REPORT_FILE),
         drawn=figures(content, output),
         model=model,
         score=Score(model.counts[SCORE], metric, content["data"]["digest"]),

@@ -16,7 +16,7 @@ def budget(usual_bytes: int) -> int:
     return max(1, usual_bytes // _divisor)
 
 
-def pieces() -> int:
+def divisor() -> int:
     """How many chunks the current work makes of what is usually one."""
     return _divisor
 

@@ -112,7 +112,7 @@ class _Planner:
             base = [(config.base, config.training)]
             stages.append(self._training("train/base", base, workers, cluster.base_threads))
         training = self._training("train/members", members, cluster.member_workers, cluster.member_threads)
-        stages.append(self._each_round(training))
+        stages.append(replace(training, seconds=config.rounds * training.seconds))
         if config.merge.needs_diagonals:
             stages.append(self._fisher())
         stages.append(self._merge())
@@ -126,9 +126,6 @@ class _Planner:
         drawn = PROCESS_BYTES + 4.0 * self._diagonals() * self.parameters
         seconds = RATES.close_s + self.size.users * config.evaluation.replicates / RATES.bootstrap
         return [*stages, self._evaluate(), Stage(REPORT, 1, {"CPU": 0}, drawn, seconds)]
-
-    def _each_round(self, stage: Stage) -> Stage:
-        return replace(stage, seconds=self.config.rounds * stage.seconds)
 
     def notes(self) -> list[str]:
         """Where the figures come from, and what they leave out."""
@@ -154,11 +151,11 @@ class _Planner:
         work = [self._training_work(*job) for job in jobs]
         usable = min(self.cores, at_once * each)
         seconds = max(max(work) / min(each, usable), sum(work) / usable)
-        rounds = ceil(len(jobs) / at_once)
+        waves = ceil(len(jobs) / at_once)
         imports = RATES.start_training_s * max(0.5, at_once * workers / max(1.0, self.capacity.cpus))
         epochs = max(training.epochs for _, training in jobs)
         seconds = max(seconds + RATES.report_s * epochs, 2 * RATES.report_s * epochs)
-        seconds += rounds * (RATES.start_training_waits_s + imports)
+        seconds += waves * (RATES.start_training_waits_s + imports)
         memory = max(self._training_bytes(*job, workers) for job in jobs)
         resources = self.capacity.share(self.config.cluster, at_once * workers, threads=threads)
         return Stage(name, at_once * workers, resources, memory, seconds)

@@ -43,7 +43,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     """
     deadline = Deadline(config.deadline_hours * 3600)
     if ray.is_initialized():
-        with _losses():
+        with _as_lost_error():
             yield cluster_capacity(config, deadline)
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -63,7 +63,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it by a handler that exits silently
     try:
-        with redirect_stdout(_LogStream()), _losses():
+        with redirect_stdout(_LogStream()), _as_lost_error():
             yield cluster_capacity(config, deadline)
     finally:
         ray.shutdown()
@@ -84,7 +84,7 @@ def _start_errors(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _losses() -> Iterator[None]:
+def _as_lost_error() -> Iterator[None]:
     """Turn the loss of a process that nobody replaces into a LostError; a mistake in one of ours stays as it is."""
     try:
         yield

@@ -39,7 +39,7 @@ from raymerge.errors import (
     reason,
 )
 from raymerge.execution.deadline import Deadline
-from raymerge.files.retries import PASSING_STATUSES, is_passing
+from raymerge.files.retries import TRANSIENT_STATUSES, is_transient
 from raymerge.redaction import redact
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -154,7 +154,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise _wants_token(address, error) from None
     except (*NO_ANSWER, RuntimeError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        kind = LostError if is_passing(error) or status in PASSING_STATUSES else ResourceError
+        kind = LostError if is_transient(error) or status in TRANSIENT_STATUSES else ResourceError
         raise kind(f"no Ray cluster at {redact(address)} ({first_line(error)}); start one or give --address") from None
 
 
@@ -238,7 +238,7 @@ class _Submission:
                 submission_id=self._name,
             )
         except (RuntimeError, ValueError) as error:
-            if any(f"status code {status}" in str(error) for status in PASSING_STATUSES):
+            if any(f"status code {status}" in str(error) for status in TRANSIENT_STATUSES):
                 raise ConnectionError(first_line(error)) from error
             self._sent = False
             raise ResourceError(f"the cluster refuses the job: {first_line(error)}") from error

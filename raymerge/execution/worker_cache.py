@@ -13,10 +13,15 @@ from raymerge.models.encoder import SequenceEncoder
 MODELS_KEPT = 8
 
 
+def device() -> torch.device:
+    """This process's GPU if it has one, else its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @lru_cache(maxsize=MODELS_KEPT)
 def model_at(url: str) -> SequenceEncoder:
-    """The model at a URL, on this process's GPU if it has one."""
-    return load_model(url).to("cuda" if torch.cuda.is_available() else "cpu")
+    """The model at a URL, on this process's device."""
+    return load_model(url).to(device())
 
 
 @lru_cache(maxsize=2)

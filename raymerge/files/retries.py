@@ -24,7 +24,7 @@ from raymerge.redaction import without_credentials
 RETRY_LIMIT_S, MAX_ATTEMPTS = 60.0, 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 
-PASSING = frozenset(
+TRANSIENT = frozenset(
     {
         "TimeoutError",
         "ConnectionError",
@@ -39,10 +39,10 @@ PASSING = frozenset(
         "TransportError",  # google.auth: no answer
     }
 )
-PASSING_ERRNOS = {
+TRANSIENT_ERRNOS = {
     getattr(errno, name, errno.EIO) for name in ("EIO", "EREMOTEIO", "EBUSY", "EPIPE", "EAGAIN", "ETIMEDOUT")
 }
-PASSING_STATUSES = (408, 429, 500, 502, 503, 504)  # of a web server
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)  # of a web server
 CREDENTIALS = frozenset(
     {
         "NoCredentialsError",
@@ -62,15 +62,15 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later."""
     if isinstance(error, UserError):
         return False
     if "RefreshError" in _names(error) and error.__cause__:  # google.auth: why there is no new token
-        return is_passing(error.__cause__)
+        return is_transient(error.__cause__)
     if (status := _status(error)) is not None:
-        return status in PASSING_STATUSES
-    return bool(PASSING & _names(error)) or (isinstance(error, OSError) and error.errno in PASSING_ERRNOS)
+        return status in TRANSIENT_STATUSES
+    return bool(TRANSIENT & _names(error)) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
 
 
 def _status(error: BaseException) -> int | None:
@@ -95,7 +95,7 @@ def retried(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     The function must be safe to repeat after a failure.
     """
     attempts = Retrying(
-        retry=retry_if_exception(is_passing),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(MAX_ATTEMPTS) | stop_after_delay(RETRY_LIMIT_S),
         wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         before_sleep=_note,
@@ -137,7 +137,7 @@ def plain_errors(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         place, names = without_credentials(url), _names(error)
-        if is_passing(error):
+        if is_transient(error):
             raise LostError(
                 f"{place} did not answer ({reason(error)}); run the same command again once it does"
             ) from error

@@ -78,7 +78,7 @@ def make_shard(output: str, plan: ShardPlan) -> Shard:
     sums, users = _sums(module, found, plan)
     seconds = clock() - began
     shapes = {name: tuple(value.shape) for name, value in sums.items()}
-    with Output(output).stage(plan.key) as draft:
+    with Output(output).draft(plan.key) as draft:
         content = (block.of(sums[block.name]) for block in blocks(shapes))
         write_blocks(draft.folder / SUMS_FILE, shapes, torch.float64, content)
         draft.counts.update({"users": users, "seconds": seconds})

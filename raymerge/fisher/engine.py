@@ -123,7 +123,7 @@ class Engine:
     def _users_at_a_time(self, length: int) -> int:
         """Users whose probabilities, chosen items and probes fit the budget (the backward pass chunks its own work)."""
         dim, chosen, size = self.head.weight.shape[1], self.config.samples or 0, self.config.batch_size or 1
-        if self.config.estimator == "hutchinson":
+        if ESTIMATORS[self.config.estimator].signs:
             chosen *= TILE // dim
         floats = 8 * TILE + chosen * (4 * dim + 2 * size * length) + 4 * dim * (length + dim)
         fit = self.memory_bytes // (floats * self.head.weight.element_size())

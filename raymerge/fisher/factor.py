@@ -25,7 +25,7 @@ WORKING_SET = 4 << 20
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenItems:
     """Chosen items and their weights: `items` int64[G, S, n] columns of each user, `weights` [G, n].
 
     The j-th items of a group's users are aligned: their log-probabilities are added before the gradient is squared.
@@ -46,11 +46,11 @@ class Probes:
 
     cotangents: Tensor
     mixing: Tensor | None
-    choice: Choice | None = None
+    choice: ChosenItems | None = None
     complete: bool = True
 
 
-def from_choice(scores: Scores, choice: Choice, columns: Tensor | None) -> Probes:
+def from_choice(scores: Scores, choice: ChosenItems, columns: Tensor | None) -> Probes:
     """Probes of chosen items: the items themselves, or eigenvectors if these are fewer (n > S·d)."""
     root = choice.weights.sqrt()
     centred = scores.centred(choice.items.flatten(0, 1)).unflatten(0, choice.items.shape[:2])

@@ -8,13 +8,13 @@ per batch; with w = p that is p_k (1 - p_k) h². The bias is the same without h.
 import torch
 from torch import Tensor
 
-from raymerge.fisher.factor import Choice, Probes
+from raymerge.fisher.factor import ChosenItems, Probes
 from raymerge.fisher.model import HeadNames
 from raymerge.fisher.scores import Head, Scores
 from raymerge.fisher.sums import Sink, add_at_rows
 
 
-def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
+def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: ChosenItems | None) -> None:
     """Add the squared gradients of the output weights and bias, summed over the groups and the items of a choice."""
     if names.weight is None and names.bias is None:
         return
@@ -29,7 +29,7 @@ def add_output(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | No
             _add_group(side, scores, choice, group)
 
 
-def add_repeat_direction(sums: Sink, scores: Scores, names: HeadNames, choice: Choice | None) -> None:
+def add_repeat_direction(sums: Sink, scores: Scores, names: HeadNames, choice: ChosenItems | None) -> None:
     """Add the squared gradients of r, summed over the groups and the items of a choice.
 
     That of Σ_s log p_s,π_s(j) is Σ_s (y_sj - P_s) h_s, where y_sj is 1 if user s had the item π_s(j), else 0, and P_s
@@ -73,7 +73,7 @@ class _OutputSide:
             self.sums.add_rows(self.names.bias, items + self.names.first_bias, bias * self.scale)
 
 
-def _add_chosen(side: _OutputSide, scores: Scores, choice: Choice) -> None:
+def _add_chosen(side: _OutputSide, scores: Scores, choice: ChosenItems) -> None:
     """p_k² Σ_j w_j for all k, w_k (1 - 2 p_k) for the chosen ones; groups of one user."""
     total = choice.weights.sum(1, keepdim=True)
     for run in scores.tiles():
@@ -84,7 +84,7 @@ def _add_chosen(side: _OutputSide, scores: Scores, choice: Choice) -> None:
     side.add_items(items.flatten(), products.flatten(0, 1), factors.flatten())
 
 
-def _add_group(side: _OutputSide, scores: Scores, choice: Choice, group: int) -> None:
+def _add_group(side: _OutputSide, scores: Scores, choice: ChosenItems, group: int) -> None:
     """Σ_j w_j (H_jk - m_k)² with m_k = Σ_s p_sk h_s and H_jk the sum of h_s over the users whose j-th item is k."""
     size = scores.group_size
     users = slice(group * size, (group + 1) * size)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from raymerge.errors import ConfigError
-from raymerge.fisher.factor import Choice, Probes, completed, from_all, from_choice, from_signs
+from raymerge.fisher.factor import ChosenItems, Probes, completed, from_all, from_choice, from_signs
 from raymerge.fisher.sampling import drawn_by_probability, for_each_user, picked_uniformly
 from raymerge.fisher.scores import Scores
 from raymerge.registry import Registry
@@ -44,8 +44,9 @@ class Estimator:
     """A way to weight the items, with what a reader needs to choose it.
 
     `passes(n, d)` is the most backward passes per user; `eigenvectors` says whether those of C, d × d, are computed;
-    `random` whether the seed matters. `samples` says what the number n counts, None if there is no n; `limit` what in
-    the model n may not exceed; `alignments` are those of the batch-wise form, empty if there is none.
+    `random` whether the seed matters; `signs` whether each of n probes combines all items. `samples` says what the
+    number n counts, None if there is no n; `limit` what in the model n may not exceed; `alignments` are those of the
+    batch-wise form, empty if there is none.
     """
 
     build: Build
@@ -55,6 +56,7 @@ class Estimator:
     source: str = PAPER
     eigenvectors: bool = False
     random: bool = False
+    signs: bool = False
     samples: str | None = None
     limit: Limit = None
     alignments: tuple[str, ...] = ()
@@ -269,6 +271,7 @@ def rank_unbiased(scores: Scores, request: Request) -> Probes:
     passes=lambda n, d: n,
     source=HUTCHINSON,
     random=True,
+    signs=True,
     samples="probes per user",
 )
 def hutchinson(scores: Scores, request: Request) -> Probes:
@@ -281,14 +284,14 @@ def _evenly(scores: Scores, request: Request, items: Tensor) -> Probes:
     items = items.view(scores.groups, scores.group_size, -1)
     share = scores.group_size / items.shape[2]
     weights = scores.flat.new_full((scores.groups, items.shape[2]), share)
-    return from_choice(scores, Choice(items, weights), request.columns)
+    return from_choice(scores, ChosenItems(items, weights), request.columns)
 
 
 def _by_probability(scores: Scores, request: Request, items: Tensor, scale: float = 1.0) -> Probes:
     """Give each of the items int64[B, n] its probability times `scale` as weight."""
     weights = _group_sum(scores, scores.probabilities_of(items)) * scale
     items = items.view(scores.groups, scores.group_size, -1)
-    return from_choice(scores, Choice(items, weights), request.columns)
+    return from_choice(scores, ChosenItems(items, weights), request.columns)
 
 
 def _picked(scores: Scores, request: Request) -> Tensor:

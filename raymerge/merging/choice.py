@@ -9,7 +9,7 @@ from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenMerge:
     """How to merge, its score, and by how much the best trial beats the first for users who did not choose it.
 
     `gain_error` is the standard error of the best trial's lead over the first.
@@ -21,7 +21,7 @@ class Chosen:
     gain_error: float
 
 
-def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> Chosen:
+def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeConfig, *, members: int) -> ChosenMerge:
     """The best-scoring setting and coefficients, if such a choice is clearly better for users who did not make it.
 
     That is, by more than a standard error. Otherwise it may be luck, and the first trial is taken: the plainest
@@ -49,4 +49,4 @@ def choose(score: Callable[[MergeSetting, Point], FoldedScore], settings: MergeC
     first = next(iter(scores))
     gain, error = held_out_gain(list(scores.values())), standard_error(scores[best], scores[first])
     chosen = best if gain > error else first
-    return Chosen(chosen, scores[chosen].mean, gain, error)
+    return ChosenMerge(chosen, scores[chosen].mean, gain, error)

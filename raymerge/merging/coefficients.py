@@ -19,7 +19,7 @@ SMALLEST_MOVE = 1 / 64
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best coefficients, their score, and every point tried, in order."""
 
     coefficients: Point
@@ -28,11 +28,11 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Choice(Generic[S]):
+class BestSetting(Generic[S]):
     """The best setting, and what the search found under it."""
 
     setting: S
-    found: Found
+    found: SearchResult
 
 
 class _OutOfBudget(Exception):
@@ -71,7 +71,7 @@ class _Trials:
 
 def search(
     score: Callable[[Point], float], members: int, *, budget: int, known: Mapping[Point, float] | None = None
-) -> Found:
+) -> SearchResult:
     """Coefficients (each >= 0, sum 1) with the highest score that `budget` calls of `score` find.
 
     Equal coefficients come first, then each model with half of the mass or more, then a grid of the simplex as fine as
@@ -91,12 +91,12 @@ def search(
     except _OutOfBudget:
         pass
     best = trials.best()
-    return Found(best, trials.scores[best], tuple(trials.scores.items()))
+    return SearchResult(best, trials.scores[best], tuple(trials.scores.items()))
 
 
 def search_settings(
     score: Callable[[S, Point], float], settings: Sequence[S], members: int, *, budget: int
-) -> Choice[S]:
+) -> BestSetting[S]:
     """Search the coefficients under each setting, with an equal share of the budget, and take the best of all.
 
     Ties go to the earlier setting. Single models are scored under the first setting only, since a merge of one model
@@ -104,12 +104,12 @@ def search_settings(
     """
     if not 1 <= len(settings) <= budget:
         raise ConfigError(f"a search needs at least 1 trial per setting, got {budget} for {len(settings)} settings")
-    searches: list[Choice[S]] = []
+    searches: list[BestSetting[S]] = []
     known: dict[Point, float] = {}
     for setting in settings:
         found = search(partial(score, setting), members, budget=budget // len(settings), known=known)
         known |= {point: value for point, value in found.trials if max(point) == 1}
-        searches.append(Choice(setting, found))
+        searches.append(BestSetting(setting, found))
     return max(searches, key=lambda choice: choice.found.score)
 
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import add
 
-import torch
 from torch import Tensor
 
 from raymerge.artifacts import load_diagonal, load_model
 from raymerge.evaluation.validation import validation_gains
 from raymerge.execution.pool import Pool
-from raymerge.execution.worker_cache import examples_of, offered_in
+from raymerge.execution.worker_cache import device, examples_of, offered_in
 from raymerge.merging.held_out import FoldedScore, folded
 from raymerge.merging.methods import MergeSetting, merge
 from raymerge.merging.step import step_from
@@ -57,8 +56,8 @@ def merged_model(candidate: Candidate) -> SequenceEncoder:
 
 @lru_cache(maxsize=1)
 def _worker_merged(candidate: Candidate) -> SequenceEncoder:
-    """The merged model on this process's GPU if it has one, kept for the next partition."""
-    return merged_model(candidate).to("cuda" if torch.cuda.is_available() else "cpu")
+    """The merged model on this process's device, kept for the next partition."""
+    return merged_model(candidate).to(device())
 
 
 def forget() -> None:

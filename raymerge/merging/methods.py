@@ -121,14 +121,20 @@ class MergeConfig:
             elif value != "search":
                 raise ConfigError(f"merge.{name} must be a number or search, got {value!r}")
         check_ranges(self, "merge", budget=(1, 10**6))
-        least = len(self.options()) + len(self.steps) - 1
-        if self.coefficients == "search" and self.budget < least:
-            raise ConfigError(f"merge.budget must be at least {least}, a trial for each setting, got {self.budget}")
+        if self.coefficients == "search" and self.budget < self.settings_tried:
+            raise ConfigError(
+                f"merge.budget must be at least {self.settings_tried}, a trial for each setting, got {self.budget}"
+            )
 
     @property
     def trials(self) -> int:
         """How many merges are scored, at most."""
-        return self.budget if self.coefficients == "search" else len(self.options()) + len(self.steps) - 1
+        return self.budget if self.coefficients == "search" else self.settings_tried
+
+    @property
+    def settings_tried(self) -> int:
+        """How many settings are tried with the same coefficients: the step last, with the best of the others."""
+        return len(self.options()) + len(self.steps) - 1
 
     @property
     def steps(self) -> tuple[float, ...]:

@@ -102,7 +102,7 @@ class Objective(nn.Module, ABC):
 
     Settings: ClassVar[type[Any]] = SoftmaxSettings
     attention: ClassVar[str | None] = None  # the only one that it can train; None: any
-    uses_same_target: bool = False
+    same_target_candidates: int | None = None  # histories kept per next item; None: no same-target views
 
     def __init__(self, config: EncoderConfig, settings: Any) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class Duorec(Contrastive):
 
     def __init__(self, config: EncoderConfig, settings: DuorecSettings) -> None:
         super().__init__(config, settings)
-        self.uses_same_target = settings.mode != "unsupervised"
+        self.same_target_candidates = None if settings.mode == "unsupervised" else settings.candidates
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
         """Recommendation loss + weight · InfoNCE of dropout views, same-target views, or the sum of both."""
@@ -253,7 +253,7 @@ class Duorec(Contrastive):
         views = {"state": history}
         if self.settings.mode != "supervised":
             views["unsupervised"] = history
-        if self.uses_same_target:
+        if self.same_target_candidates:
             assert batch.same_target is not None
             views["supervised"] = batch.same_target
         anchor, *others = self.states(encoder, *views.values())

@@ -25,7 +25,7 @@ class Context:
     deadline: Deadline
     suffix: str = ""  # of the names of runs, which tells rounds and rivals apart
 
-    def run(self, stage: str, name: str) -> str:
+    def run_name(self, stage: str, name: str) -> str:
         """The name of a model's run in a stage."""
         return f"{stage}/{name}{self.suffix}"
 
@@ -54,23 +54,23 @@ class Context:
         assert found is not None, "it has just been committed"
         return found
 
-    def make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
+    def make(self, run: str, key: Key, fill: Callable[["TrackedDraft"], None]) -> Artifact:
         """Commit the artifact that `fill` makes, with the events that it has emitted."""
         began = time.monotonic()
-        with self.output.stage(key) as draft:
-            making = Making(run, draft, self.emit, self.deadline)
-            fill(making)
+        with self.output.draft(key) as draft:
+            tracked = TrackedDraft(run, draft, self.emit, self.deadline)
+            fill(tracked)
             draft.counts.setdefault("seconds", round(time.monotonic() - began, 1))
-            draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in making.events])
+            draft.write_json(EVENTS, [[event.key, event.step, event.value] for event in tracked.events])
         return self.committed(key)
 
-    def find_or_make(self, run: str, key: Key, fill: Callable[["Making"], None]) -> Artifact:
+    def find_or_make(self, run: str, key: Key, fill: Callable[["TrackedDraft"], None]) -> Artifact:
         """The committed artifact, or else the one that `fill` makes."""
         return self.find(run, key) or self.make(run, key, fill)
 
 
-class Making:
-    """An artifact in the making, with its events."""
+class TrackedDraft:
+    """A draft of an artifact that emits the progress and metrics of its run, and keeps the metrics."""
 
     def __init__(self, run: str, draft: Draft, emit: Emit, deadline: Deadline) -> None:
         self.run, self.folder, self.counts, self.write_json = run, draft.folder, draft.counts, draft.write_json

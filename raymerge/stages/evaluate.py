@@ -9,10 +9,10 @@ from raymerge.artifacts import Artifact, Key
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.evaluation.distributed import Ranks, rank_users
 from raymerge.evaluation.metrics import per_user
-from raymerge.evaluation.reported import Kind
+from raymerge.evaluation.report_schema import Kind
 from raymerge.evaluation.validation import SCORE
 from raymerge.execution.pool import Pool
-from raymerge.stages.context import EVENTS, Context, Making
+from raymerge.stages.context import EVENTS, Context, TrackedDraft
 from raymerge.stages.inputs import model_digest, partitions_of, restricted_catalogue
 
 
@@ -39,17 +39,17 @@ def evaluate_all(
     kinds = {name: kind for kind, group in models.items() for name in group}
     flat = {name: model for group in models.values() for name, model in group.items()}
     ranks = evaluate(context, pool, data, flat)
-    together = _evaluate(context, pool, data, "ensemble", list(models["member"].values()))
+    together = _ranks_of(context, pool, data, "ensemble", list(models["member"].values()))
     entries = [Entry(name, kinds[name], model, ranks[name]) for name, model in flat.items()]
     return [*entries, Entry("ensemble", "ensemble", None, together)]
 
 
 def evaluate(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Ranks of all users' test items under each model, by name; one Parquet file per partition."""
-    return {name: _evaluate(context, pool, data, name, [model]) for name, model in models.items()}
+    return {name: _ranks_of(context, pool, data, name, [model]) for name, model in models.items()}
 
 
-def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: Sequence[Artifact]) -> Artifact:
+def _ranks_of(context: Context, pool: Pool, data: Artifact, name: str, models: Sequence[Artifact]) -> Artifact:
     """Ranks under a model, or under the mean of several models' logits."""
     run, settings = f"evaluate/{name}", context.config.evaluation
     inputs = {"data": data.digest, "models": [model_digest(model) for model in models]}
@@ -65,21 +65,19 @@ def _evaluate(context: Context, pool: Pool, data: Artifact, name: str, models: S
         configuration["among"] = "items on offer"
     partitions = partitions_of(data)
 
-    def rank(making: Making) -> None:
-        making.progress(0, len(partitions))
-        sums: dict[str, dict[str, float]] = {}
+    def rank(draft: TrackedDraft) -> None:
+        draft.progress(0, len(partitions))
+        users, sums = dict[str, int](), dict[str, dict[str, float]]()
         urls = tuple(model.file("model") for model in models)
         for partition, ranks in rank_users(
             pool, urls, partitions=partitions, items=data.file(ITEMS_FILE), config=settings
         ):
-            pq.write_table(ranks.table(), making.folder / partition.rpartition("/")[2])
-            sums[partition] = _sums(ranks, settings.ks)
-            making.progress(len(sums), len(partitions) + 1)
-        users = sum(sums[partition]["users"] for partition in partitions)
+            pq.write_table(ranks.table(), draft.folder / partition.rpartition("/")[2])
+            users[partition], sums[partition] = len(ranks.keys), _sums(ranks, settings.ks)
+            draft.progress(len(sums), len(partitions) + 1)
         for key in sums[partitions[0]]:
-            if key != "users":
-                making.tell(key, sum(sums[partition][key] for partition in partitions) / max(1.0, users))
-        making.progress(1, 1)
+            draft.tell(key, sum(sums[partition][key] for partition in partitions) / max(1, sum(users.values())))
+        draft.progress(1, 1)
 
     return context.find_or_make(run, Key("evaluate", inputs, configuration), rank)
 
@@ -90,8 +88,9 @@ def metrics_of(ranks: Artifact) -> dict[str, float]:
 
 
 def _sums(ranks: Ranks, ks: Sequence[int]) -> dict[str, float]:
-    """Number of users, and sum over users of each metric of each ranking, by `ranking.metric`."""
-    sums = {"users": float(len(ranks.keys))}
-    for ranking, found in ranks.ranks.items():
-        sums |= {f"{ranking}.{metric}": float(values.double().sum()) for metric, values in per_user(found, ks).items()}
-    return sums
+    """Sum over users of each metric of each ranking, by `ranking.metric`."""
+    return {
+        f"{ranking}.{metric}": float(values.double().sum())
+        for ranking, positions in ranks.ranks.items()
+        for metric, values in per_user(positions, ks).items()
+    }

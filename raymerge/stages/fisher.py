@@ -6,13 +6,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from raymerge.artifacts import Artifact, Key
+from raymerge.artifacts import DIAGONAL_FILE, Artifact, Key
 from raymerge.config import Config
 from raymerge.events import Progress
 from raymerge.execution.pool import Pool
 from raymerge.files.blocks import write_blocks
 from raymerge.fisher.distributed import Shard, ShardPlan
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 
@@ -35,7 +35,7 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     """
     done: dict[str, Artifact] = {}
     for name, model in models.items():
-        found = context.find(context.run("fisher", name), _key(context, data, model))
+        found = context.find(context.run_name("fisher", name), _key(context, data, model))
         if found is not None:
             done[name] = found
     missing = {name: model for name, model in models.items() if name not in done}
@@ -43,10 +43,10 @@ def fisher(context: Context, pool: Pool, data: Artifact, models: Mapping[str, Ar
     total, rate = len(partitions_of(data)) + 1, Rate()
 
     def tell(name: str, shard: Shard) -> None:
-        context.emit(Progress(context.run("fisher", name), groups.done[name], total, rate.note(shard.users)))
+        context.emit(Progress(context.run_name("fisher", name), groups.done[name], total, rate.note(shard.users)))
 
     for name in missing:
-        context.emit(Progress(context.run("fisher", name), groups.done[name], total))
+        context.emit(Progress(context.run_name("fisher", name), groups.done[name], total))
     for name, shards in groups.make(pool, doing="the Fisher diagonals", on_shard=tell):
         done[name] = _commit_diagonal(context, data, name, models[name], ShardSum(shards))
     return {name: done[name] for name in models}
@@ -67,15 +67,15 @@ def _plans(context: Context, data: Artifact, name: str, model: Artifact) -> dict
 
 def _commit_diagonal(context: Context, data: Artifact, name: str, model: Artifact, total: ShardSum) -> Artifact:
 
-    def fill(making: Making) -> None:
-        write_blocks(making.folder / "diagonal.safetensors", total.shapes, torch.float32, _told(total, making))
-        making.counts.update({"users": total.users, "estimator": context.config.fisher.estimator})
-        making.progress(1, 1, f"{total.users:,} users")
+    def fill(draft: TrackedDraft) -> None:
+        write_blocks(draft.folder / DIAGONAL_FILE, total.shapes, torch.float32, _told(total, draft))
+        draft.counts.update({"users": total.users, "estimator": context.config.fisher.estimator})
+        draft.progress(1, 1, f"{total.users:,} users")
 
-    return context.make(context.run("fisher", name), _key(context, data, model), fill)
+    return context.make(context.run_name("fisher", name), _key(context, data, model), fill)
 
 
-def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:
+def _told(total: ShardSum, draft: TrackedDraft) -> Iterator[Tensor]:
     """Blocks of the diagonal in float32; emits the mean over each parameter at the end."""
     sums = dict.fromkeys(sorted(total.shapes), 0.0)
     for block, mean in total.means():
@@ -83,4 +83,4 @@ def _told(total: ShardSum, making: Making) -> Iterator[Tensor]:
         sums[block.name] += float(diagonal.double().sum())
         yield diagonal
     for name, value in sums.items():
-        making.tell(f"mean.{name}", value / max(1, prod(total.shapes[name])))
+        draft.tell(f"mean.{name}", value / max(1, prod(total.shapes[name])))

@@ -7,7 +7,7 @@ from raymerge.execution.pool import Pool
 from raymerge.merging.distributed import Candidate, validate
 from raymerge.merging.lines import POINTS, coefficients, models_on_lines, pairs
 from raymerge.merging.methods import MergeSetting
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import catalogues_of, model_digest
 
 INTERPOLATION_FILE = "interpolation.json"
@@ -26,12 +26,12 @@ def interpolate(
     partitions = catalogues_of(data)
     urls = tuple(model.file("model") for model in models.values())
 
-    def fill(making: Making) -> None:
+    def fill(draft: TrackedDraft) -> None:
         scores: dict[tuple[float, ...], float] = {}  # a member is the end of several lines but one model
 
         def score(point: tuple[float, ...]) -> float:
             if point not in scores:
-                making.progress(len(scores), models_on_lines(len(names)))
+                draft.progress(len(scores), models_on_lines(len(names)))
                 candidate = Candidate(urls, (), "average", point, MergeSetting())
                 scores[point] = validate(pool, candidate, partitions, filter_seen=filter_seen).mean
             return scores[point]
@@ -41,8 +41,8 @@ def interpolate(
             values = [score(coefficients(names, first, second, t)) for t in POINTS]
             lines.append({"first": first, "second": second, "scores": values})
             for t, value in zip(POINTS, values, strict=True):
-                making.tell(f"{first}.{second}.ndcg@10", value, step=round(100 * t))
-        making.write_json(INTERPOLATION_FILE, {"points": POINTS, "lines": lines})
-        making.progress(1, 1, f"{len(scores)} models validated")
+                draft.tell(f"{first}.{second}.ndcg@10", value, step=round(100 * t))
+        draft.write_json(INTERPOLATION_FILE, {"points": POINTS, "lines": lines})
+        draft.progress(1, 1, f"{len(scores)} models validated")
 
     return context.find_or_make("interpolate", Key("interpolate", inputs, configuration), fill)

@@ -12,11 +12,12 @@ from raymerge.data.prepare import ITEMS_FILE, MARKETS_FILE, PARTITIONS_FOLDER
 from raymerge.data.sequences import Items, Sequences, read_items, read_partition, write_items, write_partition
 from raymerge.data.split import evaluated_users, training_lengths, training_part
 from raymerge.errors import InputError
-from raymerge.stages.context import Context, Making
+from raymerge.names import market_member_name
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import partitions_of
 from raymerge.training.batches import SHORTEST
 
-Part = Callable[[Sequences], Sequences]
+Selection = Callable[[Sequences], Sequences]
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ def divide(context: Context, data: Artifact) -> TrainingData:
         return TrainingData(data, dict.fromkeys(config.members, data), [data])
     check_division(settings, data)
     markets = {
-        label: _part(context, data, f"market-{label}", partial(seen_by_market, market=number, config=settings))
+        label: _selected(context, data, f"market-{label}", partial(seen_by_market, market=number, config=settings))
         for number, label in enumerate(settings.labels, start=1)
     }
     base = data
     if config.base is not None and settings.base != "all":
-        base = _part(context, data, f"base-{settings.base}", partial(seen_by_base, config=settings))
-    members = {f"{name}-{label}": market for name in config.members for label, market in markets.items()}
+        base = _selected(context, data, f"base-{settings.base}", partial(seen_by_base, config=settings))
+    members = {market_member_name(name, label): market for name in config.members for label, market in markets.items()}
     return TrainingData(base, members, list(markets.values()))
 
 
@@ -72,7 +73,7 @@ def check_division(settings: MarketsConfig | None, data: Artifact) -> None:
         )
 
 
-def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
+def _selected(context: Context, data: Artifact, name: str, select: Selection) -> Artifact:
     """The data that `part` keeps of all partitions."""
     settings = context.config.markets
     assert isinstance(settings, MarketsConfig)
@@ -80,24 +81,24 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
     configuration = {"part": name, "held_out": "what validates the whole", **asdict(settings)}
     partitions = partitions_of(data)
 
-    def cut(making: Making) -> None:
-        (making.folder / PARTITIONS_FOLDER).mkdir()
+    def cut(draft: TrackedDraft) -> None:
+        (draft.folder / PARTITIONS_FOLDER).mkdir()
         whole = read_items(data.file(ITEMS_FILE))
         had, training = torch.zeros(2, len(whole) + 1, dtype=torch.int64)
         learnable = False
         counts = {"users": 0, "items": len(whole), "interactions": 0, "partitions": len(partitions)}
         counts["validation_users"] = 0
         for number, partition in enumerate(partitions):
-            making.progress(number, len(partitions))
-            kept = part(read_partition(partition))
-            write_partition(kept, making.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
+            draft.progress(number, len(partitions))
+            kept = select(read_partition(partition))
+            write_partition(kept, draft.folder / PARTITIONS_FOLDER / partition.rpartition("/")[2])
             counts["users"] += len(kept)
             counts["interactions"] += len(kept.items)
             counts["validation_users"] += len(evaluated_users(kept, "validation"))
             learnable |= bool((training_lengths(kept) >= SHORTEST).any())
             had += kept.items.bincount(minlength=len(had))
             training += training_part(kept).items.bincount(minlength=len(had))
-        write_items(Items(whole.ids, training[1:], had[1:] > 0), making.folder / ITEMS_FILE)
+        write_items(Items(whole.ids, training[1:], had[1:] > 0), draft.folder / ITEMS_FILE)
         if not learnable:
             raise InputError(
                 f"no user of {name} has {SHORTEST} training items besides the held-out ones "
@@ -109,10 +110,10 @@ def _part(context: Context, data: Artifact, name: str, part: Part) -> Artifact:
                 "leave the market out, merge it in later, or raise prepare.validation_users"
             )
         counts["offered"] = int((had[1:] > 0).sum())
-        making.counts.update(counts)
+        draft.counts.update(counts)
         for key, value in counts.items():
-            making.tell(key, value)
+            draft.tell(key, value)
         users, items, interactions = (f"{counts[key]:,}" for key in ("users", "offered", "interactions"))
-        making.progress(1, 1, f"{users} users, {items} items, {interactions} interactions")
+        draft.progress(1, 1, f"{users} users, {items} items, {interactions} interactions")
 
     return context.find_or_make(run, Key("markets", inputs, configuration), cut)

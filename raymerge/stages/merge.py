@@ -20,7 +20,7 @@ from raymerge.merging.distributed import Candidate, forget, merged_model, valida
 from raymerge.merging.held_out import FoldedScore
 from raymerge.merging.methods import MergeConfig, MergeSetting, Trial
 from raymerge.models.encoder import SequenceEncoder
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import catalogues_of, model_digest
 
 
@@ -76,28 +76,28 @@ def merge(
         assert pool is not None, "there are data to validate on"
         return validate(pool, candidate(setting, point), partitions, filter_seen=filter_seen)
 
-    def fill(making: Making) -> None:
-        making.progress(0, settings.trials)
+    def fill(draft: TrackedDraft) -> None:
+        draft.progress(0, settings.trials)
         members = len(models)
-        setting, point = _chosen(making, settings, score, members) if data else settings.given(members)
-        _write_model(making, merged_model(candidate(setting, point)), models.values())
-        making.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
-        making.progress(1, 1, f"validation NDCG@10 {making.counts[SCORE]:.4f}" if data else "nothing to choose")
+        setting, point = _chosen(draft, settings, score, members) if data else settings.given(members)
+        _write_model(draft, merged_model(candidate(setting, point)), models.values())
+        draft.counts.update({"method": settings.method, "coefficients": list(point), **asdict(setting)})
+        draft.progress(1, 1, f"validation NDCG@10 {draft.counts[SCORE]:.4f}" if data else "nothing to choose")
 
     key = Key("merge", inputs, {**asdict(settings), "filter_seen": filter_seen})
-    return context.find_or_make(context.run("merge", name or settings.label), key, fill)
+    return context.find_or_make(context.run_name("merge", name or settings.label), key, fill)
 
 
-def _write_model(making: Making, module: SequenceEncoder, members: Iterable[Artifact]) -> None:
+def _write_model(draft: TrackedDraft, module: SequenceEncoder, members: Iterable[Artifact]) -> None:
     """Write the merged model with the catalogue of all members, which are then released from memory."""
     items = [model.file("model", ITEMS_FILE) for model in members]
-    save_model(module, making.folder / "model", items_url=items[0])
+    save_model(module, draft.folder / "model", items_url=items[0])
     forget()
-    write_items(merged_items([read_items(url) for url in items]), making.folder / "model" / ITEMS_FILE)
+    write_items(merged_items([read_items(url) for url in items]), draft.folder / "model" / ITEMS_FILE)
 
 
 def _chosen(
-    making: Making, settings: MergeConfig, score: Callable[[MergeSetting, Point], FoldedScore], members: int
+    draft: TrackedDraft, settings: MergeConfig, score: Callable[[MergeSetting, Point], FoldedScore], members: int
 ) -> Trial:
     """The setting and the coefficients that validate best; each trial's score is emitted and kept."""
     trials: list[dict[str, object]] = []
@@ -105,19 +105,17 @@ def _chosen(
     def scored(setting: MergeSetting, point: Point) -> FoldedScore:
         value = score(setting, point)
         trials.append({"coefficients": point, **asdict(setting), "score": value.mean})
-        making.tell(f"trial.{METRIC}", value.mean, step=len(trials))
-        making.progress(
-            min(len(trials), settings.trials - 0.5), settings.trials, f"validation NDCG@10 {value.mean:.4f}"
-        )
+        draft.tell(f"trial.{METRIC}", value.mean, step=len(trials))
+        draft.progress(min(len(trials), settings.trials - 0.5), settings.trials, f"validation NDCG@10 {value.mean:.4f}")
         return value
 
     chosen = choose(scored, settings, members=members)
-    making.write_json("trials.json", trials)
-    making.counts[SCORE] = chosen.score
-    making.tell(SCORE, chosen.score)
+    draft.write_json("trials.json", trials)
+    draft.counts[SCORE] = chosen.score
+    draft.tell(SCORE, chosen.score)
     if len(trials) > 1:
-        making.counts |= {"held_out_gain": chosen.held_out_gain, "held_out_gain_error": chosen.gain_error}
-        making.tell(f"held_out_gain.{METRIC}", chosen.held_out_gain)
+        draft.counts |= {"held_out_gain": chosen.held_out_gain, "held_out_gain_error": chosen.gain_error}
+        draft.tell(f"held_out_gain.{METRIC}", chosen.held_out_gain)
     return chosen.trial
 
 

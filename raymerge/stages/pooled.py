@@ -10,9 +10,9 @@ from pydantic import TypeAdapter
 from raymerge.artifacts import Artifact, open_artifact
 from raymerge.config import leaves
 from raymerge.errors import InputError
-from raymerge.evaluation import reported
+from raymerge.evaluation import report_schema
 from raymerge.evaluation.config import EvaluationConfig
-from raymerge.evaluation.reported import Kind, Report, Results
+from raymerge.evaluation.report_schema import Kind, Report, Results
 from raymerge.files import storage
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.report import (
@@ -43,7 +43,7 @@ class Run:
         artifact = open_artifact(folder, "report")
         if "recipe" not in artifact.manifest["configuration"]:
             raise InputError(f"{place} was made by another version: run its command again")
-        return cls(folder.rsplit("/", 2)[0], artifact, reported.read(place))
+        return cls(folder.rsplit("/", 2)[0], artifact, report_schema.read(place))
 
     @property
     def measured(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from raymerge.data.prepare import catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
 from raymerge.errors import InputError
 from raymerge.files import storage
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 
 
 def source(context: Context, given: str | None) -> list[str]:
@@ -24,10 +24,10 @@ def source(context: Context, given: str | None) -> list[str]:
     inputs = {"recipe": name, "made by": file_digest(inspect.getfile(entry.source))}  # other code may make another log
     write_log = entry.source
 
-    def fetch(making: Making) -> None:
-        making.progress(0, 1, "the log of the recipe")
-        making.counts["log"] = write_log(making.folder).relative_to(making.folder).as_posix()
-        making.progress(1, 1)
+    def fetch(draft: TrackedDraft) -> None:
+        draft.progress(0, 1, "the log of the recipe")
+        draft.counts["log"] = write_log(draft.folder).relative_to(draft.folder).as_posix()
+        draft.progress(1, 1)
 
     made = context.find_or_make("source", Key("source", inputs), fetch)
     return [made.file(made.counts["log"])]
@@ -49,18 +49,18 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
     configuration = asdict(settings)
     del configuration["catalogue"]  # it is among the inputs
 
-    def fill(making: Making) -> None:
+    def fill(draft: TrackedDraft) -> None:
         passes = ["read", "sort", "filter", "write"]
 
         def tell(what: str, done: int, total: int) -> None:
-            making.progress(passes.index(what) + min(done / max(total, 1), 0.99), len(passes), what)
+            draft.progress(passes.index(what) + min(done / max(total, 1), 0.99), len(passes), what)
 
-        making.progress(0, len(passes))
-        counts = prepare_log(list(files), settings, making.folder, progress=tell)
-        making.counts.update(counts)
+        draft.progress(0, len(passes))
+        counts = prepare_log(list(files), settings, draft.folder, progress=tell)
+        draft.counts.update(counts)
         for key, value in counts.items():
-            making.tell(key, value)
+            draft.tell(key, value)
         summary = f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions"
-        making.progress(1, 1, summary)
+        draft.progress(1, 1, summary)
 
     return context.find_or_make("prepare", Key("prepare", inputs, configuration), fill)

@@ -15,11 +15,22 @@ from raymerge.config import Config
 from raymerge.evaluation.config import EvaluationConfig
 from raymerge.evaluation.metrics import per_user
 from raymerge.evaluation.overlap import by_agreement
-from raymerge.evaluation.reported import SCHEMA, Comparison, Group, Kind, Measured, Overlap, Protocol, Report, Row
+from raymerge.evaluation.report_schema import (
+    REPORT_FILE,
+    SCHEMA,
+    Comparison,
+    Group,
+    Kind,
+    Measured,
+    Overlap,
+    Protocol,
+    Report,
+    Row,
+)
 from raymerge.evaluation.significance import Bootstrap, holm
 from raymerge.evaluation.validation import METRIC, SCORE
 from raymerge.files import storage
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.evaluate import Entry
 from raymerge.stages.inputs import items_on_offer, partitions_of, restricted_catalogue
 from raymerge.stages.interpolate import INTERPOLATION_FILE
@@ -54,22 +65,22 @@ def report(
     names = [[entry.name, entry.kind] for entry in entries]
     configuration = {"recipe": recipe, "entries": names, "references": REFERENCES}
 
-    def compare(making: Making) -> None:
+    def compare(draft: TrackedDraft) -> None:
         kinds = {entry.name: entry.kind for entry in entries}
         ranks = with_mean(kinds, {entry.name: [entry.ranks] for entry in entries})
-        bootstrap = bootstrap_of(partitions_of(data), ranks, settings, progress=making.progress)
+        bootstrap = bootstrap_of(partitions_of(data), ranks, settings, progress=draft.progress)
         rows = [row(name, kinds.get(name, "mean"), bootstrap, settings) for name in ranks]
         content = _content(context, data, entries, rows, merge, diagonals, bootstrap)
         if MEAN in ranks:
             content["overlap"] = _overlap(partitions_of(data), entries, settings.rankings[0])
         if interpolation is not None:
             content["interpolation"] = interpolation.json(INTERPOLATION_FILE)
-        making.write_json("report.json", content)
+        draft.write_json(REPORT_FILE, content)
         for one in rows:
             for ranking, metrics in one["metrics"].items():
                 for metric, value in metrics.items():
-                    making.tell(f"{one['name']}.{ranking}.{metric}", value["mean"])
-        making.progress(1, 1)
+                    draft.tell(f"{one['name']}.{ranking}.{metric}", value["mean"])
+        draft.progress(1, 1)
 
     return context.find_or_make("report", Key("report", inputs, configuration), compare)
 

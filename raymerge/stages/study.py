@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from raymerge.artifacts import Artifact, Key, Output
+from raymerge.artifacts import DIAGONAL_FILE, Artifact, Key, Output
 from raymerge.errors import InputError
 from raymerge.events import Progress
 from raymerge.execution.pool import Pool
@@ -15,12 +15,11 @@ from raymerge.files.blocks import TensorFile, write_blocks
 from raymerge.fisher.distributed import Shard, ShardPlan
 from raymerge.fisher.study import SCHEMA, Agreement, Measured, Study, backward_passes, candidates, line_of, rows
 from raymerge.fisher.weights import FisherConfig
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import items_on_offer, model_digest, partitions_of
 from raymerge.stages.shards import Rate, ShardGroups, ShardSum, plan_shard
 
 RESULT = "study-result"
-EXACT_FILE = "diagonal.safetensors"
 
 
 def run_of(model: str) -> str:
@@ -38,12 +37,12 @@ def fisher_study(context: Context, pool: Pool, data: Artifact, name: str, model:
     like = context.config.fisher
     configuration = asdict(context.config.study) | {"temperature": like.temperature, "precision": like.precision}
 
-    def compare(making: Making) -> None:
+    def compare(draft: TrackedDraft) -> None:
         content = _content(task, _measure(task, _exact(task)))
-        making.write_json("study.json", content)
-        _tell(making, content)
-        making.counts.update({"users": content["users"], "rows": len(content["rows"])})
-        making.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")
+        draft.write_json("study.json", content)
+        _tell(draft, content)
+        draft.counts.update({"users": content["users"], "rows": len(content["rows"])})
+        draft.progress(1, 1, f"{content['users']:,} users, {len(content['rows'])} rows")
 
     return context.find_or_make(task.run, Key("study", task.inputs, configuration), compare)
 
@@ -109,9 +108,9 @@ def _exact(task: _Task) -> Artifact:
     task.context.emit(Progress(run, groups.done[run], total))
     [(_, shards)] = groups.make(task.pool, doing="the exact diagonal", on_shard=tell)
     summed = ShardSum(shards)
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         means = (mean for _, mean in summed.means())
-        write_blocks(draft.folder / EXACT_FILE, summed.shapes, torch.float64, means)
+        write_blocks(draft.folder / DIAGONAL_FILE, summed.shapes, torch.float64, means)
         draft.counts["users"] = summed.users
     _remove(shards)
     task.context.emit(Progress(run, 1, 1, f"{summed.users:,} users, float64"))
@@ -152,11 +151,11 @@ def _title(config: FisherConfig) -> str:
 
 def _commit_result(task: _Task, config: FisherConfig, exact: Artifact, total: ShardSum) -> None:
     """Compare the diagonal of a candidate with the exact one, block by block; only the comparison is kept."""
-    reference = TensorFile(exact.file(EXACT_FILE))
+    reference = TensorFile(exact.file(DIAGONAL_FILE))
     agreement = dict.fromkeys(total.shapes, Agreement())
     for block, mean in total.means():
         agreement[block.name] += Agreement.of(mean, reference.read(block))
-    with task.context.output.stage(task.key(RESULT, config)) as draft:
+    with task.context.output.draft(task.key(RESULT, config)) as draft:
         draft.write_json("agreement.json", {name: asdict(found) for name, found in agreement.items()})
         draft.counts.update({"users": total.users, "seconds_per_user": total.seconds_per_user})
 
@@ -193,10 +192,10 @@ def _content(task: _Task, measured: Sequence[Measured]) -> Study:
     }
 
 
-def _tell(making: Making, content: Study) -> None:
+def _tell(draft: TrackedDraft, content: Study) -> None:
     """Emit the figures of each line, by number of samples."""
     for row in content["rows"]:
         line, step = row["line"], row["samples"] or 0
         for metric in ("error", "scaled_error", "cosine"):
-            making.tell(f"{line}.{metric}", row["overall"][metric]["mean"], step=step)
-        making.tell(f"{line}.ms_per_user", 1000 * row["seconds_per_user"], step=step)
+            draft.tell(f"{line}.{metric}", row["overall"][metric]["mean"], step=step)
+        draft.tell(f"{line}.ms_per_user", 1000 * row["seconds_per_user"], step=step)

@@ -11,7 +11,8 @@ from raymerge.evaluation.validation import SCORE
 from raymerge.files import storage
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, complete_settings
-from raymerge.stages.context import Context, Making
+from raymerge.names import fine_tuned_name
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.inputs import partitions_of, restricted_catalogue
 from raymerge.training.config import TrainingConfig
 from raymerge.training.distributed import TrainingJob, epoch_events, train_all
@@ -65,7 +66,7 @@ def train_members(
     settings, members = config.fine_tuning if start else config.training, config.all_members
     trainings = [
         Training(
-            context.run("train", name),
+            context.run_name("train", name),
             objective,
             seeded(config, settings, member=after * len(members) + number),
             data[name],
@@ -76,7 +77,7 @@ def train_members(
         for number, (name, objective) in enumerate(members.items(), start=1)
     ]
     trained = train(context, trainings)
-    return {name: trained[context.run("train", name)] for name in data}
+    return {name: trained[context.run_name("train", name)] for name in data}
 
 
 def train_ceiling(context: Context, data: Artifact, base: Artifact | None) -> dict[str, Artifact]:
@@ -114,7 +115,7 @@ def train_after_merge(
     def training(name: str, start: Artifact, settings: TrainingConfig) -> Training:
         return Training(f"train/{name}", objective, seeded(config, settings), data, start, workers, threads)
 
-    starts = {"fine-tuned": merged} | {f"{name}-fine-tuned": rival for name, rival in rivals.items()}
+    starts = {"fine-tuned": merged} | {fine_tuned_name(name): rival for name, rival in rivals.items()}
     trainings = [training(name, start, config.after_merge) for name, start in starts.items()]
     trained = train(context, [*trainings, training("control", first_members[best], config.control_training)])
     return {name: trained[f"train/{name}"] for name in starts}, {"control": trained["train/control"]}
@@ -212,16 +213,16 @@ def _job(context: Context, training: Training) -> TrainingJob:
 
 
 def _commit_model(context: Context, training: Training, state: TrainingState) -> Artifact:
-    def fill(making: Making) -> None:
+    def fill(draft: TrackedDraft) -> None:
         module = SequenceEncoder.of(training.data.counts["items"], context.config.encoder, state.best)
-        save_model(module, making.folder / "model", items_url=training.data.file(ITEMS_FILE))
-        making.write_json("history.json", [asdict(report) for report in state.history])
+        save_model(module, draft.folder / "model", items_url=training.data.file(ITEMS_FILE))
+        draft.write_json("history.json", [asdict(report) for report in state.history])
         for event in (event for report in state.history for event in epoch_events(training.run, report)):
-            making.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded them
-        making.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
-        making.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
+            draft.tell(event.key, event.value, step=event.step)  # again: a killed driver may not have recorded them
+        draft.counts.update({SCORE: state.best_ndcg, "epochs": state.epoch, "best_epoch": state.best_epoch})
+        draft.counts["seconds"] = round(sum(_seconds(report) for report in state.history), 1)
         note = f"best validation NDCG@10 {state.best_ndcg:.4f} in epoch {state.best_epoch}"
-        making.progress(1, 1, note)
+        draft.progress(1, 1, note)
 
     return context.make(training.run, training.key(context.config), fill)
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from raymerge.evaluation.reported import Interpolation, Kind, Overlap, Results, seen_items
+from raymerge.evaluation.report_schema import Interpolation, Kind, Overlap, Results, seen_items
 from raymerge.evaluation.validation import METRIC
 from raymerge.fisher.study import Spread, Study
 from raymerge.models.layers import by_layer

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from raymerge.evaluation.reported import (
+from raymerge.evaluation.report_schema import (
     NOT_SERVED,
     Comparison,
     Kind,

@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from raymerge.artifacts import Artifact, load_diagonal, open_artifact
-from raymerge.evaluation.reported import Merge, Report
+from raymerge.evaluation.report_schema import REPORT_FILE, Merge, Report
 from raymerge.files import storage
 from raymerge.merging.methods import shares
 from raymerge.redaction import redact
@@ -66,11 +66,11 @@ def log_results(
     """Upload report, configuration and plots to the pipeline's run and register the model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "report.json").write_bytes(storage.read_bytes(report_url))
+        (folder / REPORT_FILE).write_bytes(storage.read_bytes(report_url))
         (folder / "configuration.yaml").write_text(
             redact(yaml.safe_dump(dict(configuration), sort_keys=False)), encoding="utf-8"
         )
-        tracker.log_artifacts(PIPELINE, [folder / "report.json", folder / "configuration.yaml"])
+        tracker.log_artifacts(PIPELINE, [folder / REPORT_FILE, folder / "configuration.yaml"])
         tracker.log_artifacts(PIPELINE, plots.save_pngs(drawn, folder), "plots")
         copy = storage.fetch_folder(model.file("model"), folder / "model")
         return register(tracker, PIPELINE, copy, name=model_name, score=score)

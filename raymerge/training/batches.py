@@ -21,8 +21,8 @@ from raymerge.models.draws import hashed, uniform
 from raymerge.splitmix import Stream
 from raymerge.training.same_target import SameTargetIndex
 
-POOL_STEPS = 16  # windows of at least this many steps are sorted by length together,
-POOL_WINDOWS = 256  # and at least this many windows per partition
+BUCKET_STEPS = 16  # windows of at least this many steps are sorted by length together,
+BUCKET_WINDOWS = 256  # and at least this many windows per partition
 SHORTEST = 2  # one item and one to predict
 
 
@@ -101,25 +101,25 @@ class EpochPlan:
     widths: list[int]  # S, items of the longest window of each step
 
 
-def pool_steps(*, partitions: int, batch_size: int) -> int:
+def bucket_steps(*, partitions: int, batch_size: int) -> int:
     """The number of steps whose windows are sorted by length together, so that little padding is computed.
 
-    >>> pool_steps(partitions=8, batch_size=128), pool_steps(partitions=8, batch_size=8)
+    >>> bucket_steps(partitions=8, batch_size=128), bucket_steps(partitions=8, batch_size=8)
     (16, 256)
     """
-    return max(POOL_STEPS, math.ceil(POOL_WINDOWS * partitions / batch_size))
+    return max(BUCKET_STEPS, math.ceil(BUCKET_WINDOWS * partitions / batch_size))
 
 
-def plan_epoch(windows: Windows, *, steps: int, pool: int, seed: int, epoch: int) -> EpochPlan:
-    """Shuffle each partition's windows, split them evenly over the steps, and sort them within pools of steps."""
+def plan_epoch(windows: Windows, *, steps: int, bucket: int, seed: int, epoch: int) -> EpochPlan:
+    """Shuffle each partition's windows, split them evenly over the steps, and sort them within buckets of steps."""
     ends, seeds = windows.ends(seed, epoch), windows.row_seeds(seed, epoch)
     length = ends.clamp(max=windows.width)
     partition = windows.partitions[windows.users]
     order = hashed(Stream.ORDER, seeds).argsort(stable=True)
     order = order[partition[order].argsort(stable=True)]
     step = _even_steps(partition[order], windows.phases, steps=steps, seed=seed, epoch=epoch)
-    pools = partition[order] * steps + step // pool
-    order = order[(pools * (windows.width + 1) + length[order]).argsort(stable=True)]  # pools stay in place
+    buckets = partition[order] * steps + step // bucket
+    order = order[(buckets * (windows.width + 1) + length[order]).argsort(stable=True)]  # buckets stay in place
     visit = hashed(Stream.ORDER, seed, epoch, torch.arange(steps, device=order.device)).argsort().argsort()
     step = visit[step]
     order = order[step.argsort(stable=True)]

@@ -38,7 +38,7 @@ from raymerge.files.retries import disk_errors
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
 from raymerge.training.config import TrainingConfig
-from raymerge.training.event_log import EventLog, Mistake
+from raymerge.training.event_log import EventLog, UserFailure
 from raymerge.training.loop import BadStep, StepReport, train
 from raymerge.training.state import EpochReport, TrainingState
 
@@ -93,7 +93,7 @@ def train_all(
             deadline.check("training")
             done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for message in ray.get(log.take.remote()):
-                if not isinstance(message, Mistake):
+                if not isinstance(message, UserFailure):
                     emit(message)
                 elif cluster.keep_going and isinstance(message.error, ScoreError):
                     failed.setdefault(message.run, message.error)
@@ -186,11 +186,11 @@ def _work(arguments: dict[str, Any]) -> None:
         with chunking.chunks(smaller):
             _train_rank(**arguments)
     except UserError as error:
-        ray.get(log.add.remote([Mistake(run, error)]))
+        ray.get(log.add.remote([UserFailure(run, error)]))
     except Exception as error:
         if not (smaller and chunking.is_exhausted(error)):
             raise
-        ray.get(log.add.remote([Mistake(run, _exhaustion(reason(error)))]))
+        ray.get(log.add.remote([UserFailure(run, _exhaustion(reason(error)))]))
 
 
 def _train_rank(job: TrainingJob, checkpoints: str, log: Any) -> None:
@@ -251,7 +251,7 @@ class Reporter:
 
     def __init__(self, job: TrainingJob, checkpoints: str, log: Any | None) -> None:
         self._job, self._checkpoints, self._log = job, checkpoints, log
-        self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if chunking.pieces() > 1 else "")
+        self._pace = "tokens/s" + (", in smaller chunks after running out of memory" if chunking.divisor() > 1 else "")
         self._note = ""
 
     def step(self, report: StepReport) -> None:

@@ -7,7 +7,7 @@ from raymerge.events import Event, Progress
 
 
 @dataclass(frozen=True)
-class Mistake:
+class UserFailure:
     """An error found by a worker that the user can correct."""
 
     run: str
@@ -21,14 +21,14 @@ class EventLog:
     """
 
     def __init__(self) -> None:
-        self._messages: list[Event | Progress | Mistake] = []
+        self._messages: list[Event | Progress | UserFailure] = []
         self._exhausted: set[str] = set()
 
-    def add(self, messages: list[Event | Progress | Mistake]) -> None:
+    def add(self, messages: list[Event | Progress | UserFailure]) -> None:
         """Keep messages in the order of arrival."""
         self._messages += messages
 
-    def take(self) -> list[Event | Progress | Mistake]:
+    def take(self) -> list[Event | Progress | UserFailure]:
         """All messages since the last call."""
         messages, self._messages = self._messages, []
         return messages

@@ -34,7 +34,15 @@ from raymerge.models.draws import hashed
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import Objective
 from raymerge.splitmix import Stream
-from raymerge.training.batches import SHORTEST, EpochPlan, Windows, epoch_batches, make_windows, plan_epoch, pool_steps
+from raymerge.training.batches import (
+    SHORTEST,
+    EpochPlan,
+    Windows,
+    bucket_steps,
+    epoch_batches,
+    make_windows,
+    plan_epoch,
+)
 from raymerge.training.collectives import index_of_all_ranks, start_alike, sum_over_ranks, world
 from raymerge.training.config import TrainingConfig, averaged_before, averaged_from, learning_rate
 from raymerge.training.same_target import SameTargetIndex, index_same_targets
@@ -96,7 +104,7 @@ def train(
     """
     device = encoder.item_embedding.weight.device
     start_alike(encoder, objective.to(device))
-    windows, steps, pool = _windows(encoder, objective, partitions, config)
+    windows, steps, bucket = _windows(encoder, objective, partitions, config)
     same_target = _same_target(objective, partitions, config, device)
     offered = None if offered is None else offered.to(device)
     stepper = Stepper(encoder, objective, config)
@@ -104,7 +112,7 @@ def train(
     if resume is not None:
         resume.load_into(encoder, objective, stepper.optimizer)
     while not is_finished(state, config):
-        epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps, pool=pool)
+        epoch = Epoch(stepper, windows, same_target, offered, number=state.epoch, steps=steps, bucket=bucket)
         epoch.run(on_step, on_bad_step)
         began = time.perf_counter()
         average = state.averaged_with(encoder, averaged_before(config, state.epoch + 1))
@@ -174,16 +182,16 @@ def _windows(
             f"training needs users with at least {SHORTEST} items besides those held out "
             "(the test item, and one more if the user validates), found none"
         )
-    pool = pool_steps(partitions=parts, batch_size=config.batch_size)
-    return windows, math.ceil(count / config.batch_size), pool
+    bucket = bucket_steps(partitions=parts, batch_size=config.batch_size)
+    return windows, math.ceil(count / config.batch_size), bucket
 
 
 def _same_target(
     objective: Objective, partitions: Sequence[Sequences], config: TrainingConfig, device: torch.device
 ) -> SameTargetIndex | None:
-    if not objective.uses_same_target:
+    length, candidates = objective.window - 1, objective.same_target_candidates
+    if candidates is None:
         return None
-    length, candidates = objective.window - 1, objective.settings.candidates
     return index_of_all_ranks(
         index_same_targets(partitions, length=length, candidates=candidates, seed=config.seed), device
     )
@@ -201,12 +209,12 @@ class Epoch:
         *,
         number: int,
         steps: int,
-        pool: int,
+        bucket: int,
     ) -> None:
         self.stepper, self.windows, self.same_target = stepper, windows, same_target
         self.offered_columns = None if offered is None else offered.nonzero().squeeze(1)
         self.config = stepper.config
-        self.number, self.steps, self.pool = number, steps, pool  # epochs count from 0 here, from 1 in reports
+        self.number, self.steps, self.bucket = number, steps, bucket  # epochs count from 0 here, from 1 in reports
         self.done, self.seconds = 0, 0.0
         self._terms: list[Term] = []
         self._recent: list[StepFigures] = []  # not checked yet
@@ -219,14 +227,14 @@ class Epoch:
         self.stepper.encoder.train()
         self.stepper.objective.train()
         began = told = time.perf_counter()
-        plan = plan_epoch(self.windows, steps=self.steps, pool=self.pool, seed=seed, epoch=self.number)
+        plan = plan_epoch(self.windows, steps=self.steps, bucket=self.bucket, seed=seed, epoch=self.number)
         for batch in epoch_batches(self.windows, plan, self.same_target, self.offered_columns):
             figures = self.stepper.step(batch, rate=self._rate(self.done))
             self.done += 1
             self._recent.append(figures)
             self.seconds = time.perf_counter() - began
             if len(self._recent) == CHECK_STEPS or self.done == self.steps:
-                self._look(plan, on_bad_step)
+                self._check_losses(plan, on_bad_step)
             if on_step is not None and began + self.seconds - told > SECONDS_BETWEEN_REPORTS:
                 told = began + self.seconds
                 on_step(self._progress())
@@ -235,7 +243,7 @@ class Epoch:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.number * self.steps + step, self.config.epochs * self.steps)
 
-    def _look(self, plan: EpochPlan, on_bad_step: OnBadStep | None) -> None:
+    def _check_losses(self, plan: EpochPlan, on_bad_step: OnBadStep | None) -> None:
         """Add up the recent steps; raises ScoreError if one of their losses is not finite."""
         losses = torch.stack([figures.loss for figures in self._recent]).tolist()
         for step, loss in enumerate(losses, start=self.done - len(losses) + 1):

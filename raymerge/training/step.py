@@ -102,7 +102,7 @@ class Stepper:
         mixed = config.precision == "bf16" or (config.precision == "auto" and multiplies_bf16(device))
         before = encoder.casts_layers, encoder.training_chunks
         encoder.casts_layers = config.batch_size * encoder.config.max_length >= CAST_POSITIONS
-        encoder.training_chunks = chunking.pieces()
+        encoder.training_chunks = chunking.divisor()
         try:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
                 yield

@@ -171,7 +171,7 @@ def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
     models = [model_artifact(tmp_path / "a"), model_artifact(tmp_path / "b")]
     output = Output(str(tmp_path / "fisher")).open()
     key = Key("fisher", {"model": "another"})
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         save_tensors({"x": torch.ones(1)}, draft.folder / "diagonal.safetensors")
     diagonal = output.locate(key)
     arguments = [part for folder in models for part in ("--model", str(folder), "--diagonal", diagonal)]

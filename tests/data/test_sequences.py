@@ -170,7 +170,7 @@ def test_validating_users_and_markets_read_back_as_written(tmp_path: Path) -> No
 
 def test_no_altered_byte_of_an_artifact_s_partition_or_catalogue_goes_unnoticed(tmp_path: Path) -> None:
     output, key = Output(str(tmp_path / "out")), Key("prepare", {})
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         (draft.folder / "partitions").mkdir()
         write_partition(from_lists([[1, 2], [3]]), draft.folder / "partitions" / "0.parquet")
         write_items(Items(pa.array(["a", "b", "c"]), torch.tensor([3, 0, 1])), draft.folder / "items.parquet")
@@ -192,7 +192,7 @@ def test_a_catalogue_next_to_the_manifest_of_another_program_is_read(tmp_path: P
 
 def test_a_file_put_into_an_artifact_is_refused(tmp_path: Path) -> None:
     output, key = Output(str(tmp_path / "out")), Key("prepare", {})
-    with output.stage(key):
+    with output.draft(key):
         pass
     write_items(Items(pa.array(["a"]), torch.tensor([3])), Path(output.locate(key), "items.parquet"))
     with pytest.raises(ArtifactError, match="items.parquet is not part of the artifact"):

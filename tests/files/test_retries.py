@@ -7,7 +7,7 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from s3fs.errors import translate_boto_error
 
 from raymerge.errors import InputError, LostError, ResourceError, UserError
-from raymerge.files.retries import is_passing, plain_errors
+from raymerge.files.retries import is_transient, plain_errors
 
 
 def of_s3(code: str, status: int) -> BaseException:
@@ -49,5 +49,5 @@ def test_what_an_answer_says_decides_whether_it_is_worth_a_retry(error: Exceptio
     with pytest.raises(UserError) as raised, plain_errors("gs://shop/x"):
         raise error
     assert type(raised.value) is kind
-    assert is_passing(error) is (kind is LostError)
+    assert is_transient(error) is (kind is LostError)
     assert "\n" not in str(raised.value)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raymerge.fisher.draws import streams, uniforms
-from raymerge.fisher.factor import Choice, Probes, covariance, from_all, from_choice
+from raymerge.fisher.factor import ChosenItems, Probes, covariance, from_all, from_choice
 from raymerge.fisher.rows import InputRows
 from raymerge.fisher.scores import Head, Scores
 from raymerge.fisher.threads import in_order
@@ -65,7 +65,7 @@ def test_chosen_items_give_the_covariance_with_at_most_d_probes(chosen: int, rep
     found = scores(items=20, dim=6, repeats=repeats)
     items = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(i))[:chosen] for i in range(3)])
     weights = torch.rand(3, chosen, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    probes = from_choice(found, Choice(items[:, None], weights), None)
+    probes = from_choice(found, ChosenItems(items[:, None], weights), None)
     assert probes.cotangents.shape[1] == min(chosen, 6)
     expected = by_definition(found, torch.zeros(3, 20, dtype=torch.float64).scatter(1, items, weights))
     torch.testing.assert_close(product(probes), expected)

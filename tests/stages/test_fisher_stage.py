@@ -21,7 +21,7 @@ from raymerge.data.sequences import Sequences, read_partition
 from raymerge.data.split import examples
 from raymerge.errors import InputError
 from raymerge.events import Event, Progress
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.fisher import fisher
 from raymerge.stages.inputs import partitions_of
 
@@ -121,11 +121,11 @@ def shards(context: Context) -> list[Path]:
 def added_to(context: Context, data: Artifact) -> Artifact:
     """The data with more users, in a new partition."""
 
-    def add(making: Making) -> None:
-        shutil.copytree(data.url, making.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        table = pq.read_table(making.folder / "partitions" / "part-00000.parquet").slice(0, 20)
-        pq.write_table(table, making.folder / "partitions" / "part-00003.parquet")
-        making.counts.update(data.counts)
+    def add(draft: TrackedDraft) -> None:
+        shutil.copytree(data.url, draft.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        table = pq.read_table(draft.folder / "partitions" / "part-00000.parquet").slice(0, 20)
+        pq.write_table(table, draft.folder / "partitions" / "part-00003.parquet")
+        draft.counts.update(data.counts)
 
     return context.make("prepare", Key("prepare", {"more": data.digest}), add)
 
@@ -135,10 +135,10 @@ def test_data_without_a_user_to_validate_is_refused(
 ) -> None:
     context = make_context("out", "cluster.actors=1")
 
-    def empty(making: Making) -> None:
-        (making.folder / "partitions").mkdir()
+    def empty(draft: TrackedDraft) -> None:
+        (draft.folder / "partitions").mkdir()
         table = pq.read_table(partitions_of(data)[0]).slice(0, 0)
-        pq.write_table(table, making.folder / "partitions" / "part-00000.parquet")
+        pq.write_table(table, draft.folder / "partitions" / "part-00000.parquet")
 
     nobody = context.make("prepare", Key("prepare", {}), empty)
     with context.pool() as pool, pytest.raises(InputError, match="no user has 3 items or more"):

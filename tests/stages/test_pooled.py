@@ -15,7 +15,7 @@ from raymerge.errors import InputError
 from raymerge.evaluation.distributed import Ranks
 from raymerge.evaluation.metrics import ndcg
 from raymerge.evaluation.validation import SCORE
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.evaluate import Entry
 from raymerge.stages.inputs import partitions_of
 from raymerge.stages.prepare import prepare
@@ -34,10 +34,10 @@ MERGE = {
 
 
 def made(context: Context, stage: str, run: str, counts: dict, ranks: dict[str, Ranks] | None = None) -> Artifact:
-    def fill(making: Making) -> None:
-        making.counts.update({SCORE: 0.1, "seconds": 1.0, **counts})
+    def fill(draft: TrackedDraft) -> None:
+        draft.counts.update({SCORE: 0.1, "seconds": 1.0, **counts})
         for file, found in (ranks or {}).items():
-            pq.write_table(found.table(), making.folder / file)
+            pq.write_table(found.table(), draft.folder / file)
 
     return context.make(run, Key(stage, {"run": run, "output": context.output.url}), fill)
 

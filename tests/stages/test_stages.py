@@ -29,7 +29,7 @@ from raymerge.execution.runtime import cluster_capacity
 from raymerge.files import storage
 from raymerge.merging.methods import merge
 from raymerge.models.objectives import ObjectiveConfig
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.evaluate import evaluate, metrics_of
 from raymerge.stages.fisher import fisher
 from raymerge.stages.inputs import model_digest, partitions_of
@@ -227,10 +227,10 @@ def test_nan_loss_ends_the_training_in_one_line(
 ) -> None:
     context = make_context("out")
 
-    def spoil(making: Making) -> None:
+    def spoil(draft: TrackedDraft) -> None:
         module = load_model(models["first"].url)
         module.item_embedding.weight.data[5] = float("nan")
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        save_model(module, draft.folder / "model", items_url=data.file(ITEMS_FILE))
 
     start = context.make("diverged", Key("train", {}), spoil)
     training = Training(

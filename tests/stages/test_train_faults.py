@@ -19,7 +19,7 @@ from raymerge.errors import ResourceError, ScoreError
 from raymerge.events import Message, Progress
 from raymerge.models.encoder import SequenceEncoder
 from raymerge.models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
-from raymerge.stages.context import Context, Making
+from raymerge.stages.context import Context, TrackedDraft
 from raymerge.stages.train import Training, train
 from raymerge.training import loop
 from raymerge.training.config import TrainingConfig
@@ -119,9 +119,9 @@ def test_nan_loss_stops_its_model_and_saves_the_batch_while_the_other_continues(
 def poisoned(context: Context, data: Artifact, model: Artifact) -> Artifact:
     """The model with one NaN parameter."""
 
-    def spoil(making: Making) -> None:
+    def spoil(draft: TrackedDraft) -> None:
         module = load_model(model.url)
         torch.nn.init.constant_(module.output_bias[:1], torch.nan)
-        save_model(module, making.folder / "model", items_url=data.file(ITEMS_FILE))
+        save_model(module, draft.folder / "model", items_url=data.file(ITEMS_FILE))
 
     return context.make("spoilt", Key("train", {"spoilt": model.digest}), spoil)

@@ -32,7 +32,7 @@ def model_artifact(folder: Path, *, num_items: int = 3, ids: list[str] | None = 
     write_items(Items(pa.array(ids), torch.ones(len(ids), dtype=torch.int64)), items)
     output = Output(str(folder)).open()
     key = Key("train", {"name": folder.name}, {**settings, "objective": {"name": "bert4rec"}})
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         config = EncoderConfig(max_length=4, dim=8, feed_forward=8, **{"heads": 2, **settings})
         save_model(SequenceEncoder(num_items, config), draft.folder / "model", items_url=str(items))
     found = output.find(key)
@@ -44,7 +44,7 @@ def diagonal_artifact(folder: Path, of: Path, value: float) -> str:
     """A diagonal of a model with the same number everywhere."""
     key = Key("fisher", {"model": model_digest(open_artifact(str(of)))})
     output = Output(str(folder / "diagonals")).open()
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         module = load_model(str(of))
         tensors = {name: torch.full_like(p, value) for name, p in module.named_parameters()}
         save_tensors(tensors, draft.folder / "diagonal.safetensors")

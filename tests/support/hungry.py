@@ -16,7 +16,7 @@ class TooMuchAtOnce(NextItem):
     """Runs out of memory unless in smaller chunks."""
 
     def forward(self, encoder: SequenceEncoder, batch: Batch) -> list[Term]:
-        if chunking.pieces() == 1:
+        if chunking.divisor() == 1:
             bytearray(MORE_THAN_THERE_IS)
         return super().forward(encoder, batch)
 

@@ -1,6 +1,6 @@
 """A configuration, a data set, a report and a score like those of a run."""
 
-from raymerge.evaluation.reported import Comparison, Kind, Measured, Report, Row
+from raymerge.evaluation.report_schema import Comparison, Kind, Measured, Report, Row
 from raymerge.tracking.registration import Score
 
 CONFIGURATION = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tracking.examples import example_report
 
-from raymerge.evaluation.reported import Interpolation, Overlap
+from raymerge.evaluation.report_schema import Interpolation, Overlap
 from raymerge.merging.methods import shares as merge_shares
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.tracking import plots

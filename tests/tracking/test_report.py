@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from rich.console import Console
 from tracking.examples import comparison, example_report
 
-from raymerge.evaluation.reported import Report
+from raymerge.evaluation.report_schema import Report
 from raymerge.tracking import plots, report
 
 

@@ -11,7 +11,7 @@ from random_models import save_random_model
 from tracking.examples import example_report, scored
 
 from raymerge.artifacts import Artifact, Key, Output, load_model, save_tensors
-from raymerge.evaluation.reported import Report
+from raymerge.evaluation.report_schema import Report
 from raymerge.tracking.results import figures, log_results
 from raymerge.tracking.runs import Tracker
 
@@ -25,7 +25,7 @@ def output(tmp_path: Path) -> Output:
 
 def make_artifact(output: Output, stage: str, name: str, write: Callable[[Path], object]) -> Artifact:
     key = Key(stage, {"name": name})
-    with output.stage(key) as draft:
+    with output.draft(key) as draft:
         write(draft.folder)
     found = output.find(key)
     assert found is not None

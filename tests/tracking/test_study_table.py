@@ -83,7 +83,7 @@ def test_each_layer_has_its_plot() -> None:
 
 def made(output: Output, **changes: object) -> Artifact:
     key = Key("study", {})
-    with output.open().stage(key) as draft:
+    with output.open().draft(key) as draft:
         draft.write_json("study.json", {**example(), **changes})
     artifact = output.find(key)
     assert isinstance(artifact, Artifact)

@@ -11,7 +11,7 @@ from partitions import dealt, from_lists, random_histories
 
 from raymerge.data.sequences import Sequences
 from raymerge.models.batch import Batch
-from raymerge.training.batches import Windows, epoch_batches, make_windows, plan_epoch, pool_steps
+from raymerge.training.batches import Windows, bucket_steps, epoch_batches, make_windows, plan_epoch
 
 CPU = torch.device("cpu")
 
@@ -20,8 +20,8 @@ def windows_of(parts: list[Sequences], width: int = 6, stride: int = 5, last_onl
     return make_windows(parts, width=width, stride=stride, last_only=last_only, device=CPU)
 
 
-def batches_of(windows: Windows, *, steps: int, pool: int = 16, seed: int = 0, epoch: int = 0) -> list[Batch]:
-    return list(epoch_batches(windows, plan_epoch(windows, steps=steps, pool=pool, seed=seed, epoch=epoch)))
+def batches_of(windows: Windows, *, steps: int, bucket: int = 16, seed: int = 0, epoch: int = 0) -> list[Batch]:
+    return list(epoch_batches(windows, plan_epoch(windows, steps=steps, bucket=bucket, seed=seed, epoch=epoch)))
 
 
 def rows_of(batch: Batch) -> list[tuple[int, ...]]:
@@ -80,8 +80,8 @@ def test_batches_do_not_depend_on_how_partitions_are_held(split: list[list[int]]
 @pytest.mark.parametrize(("size", "partitions", "share"), [(65, 8, 0.88), (8, 8, 0.88), (65, 64, 0.84)])
 def test_batches_are_even_with_little_padding(size: int, partitions: int, share: float) -> None:
     parts = dealt(random_histories(2000, 50, longest=30, shortest=4, seed=2), partitions)
-    windows, pool = windows_of(parts, width=20, stride=20), pool_steps(partitions=partitions, batch_size=size)
-    batches = batches_of(windows, steps=-(-len(windows) // size), pool=pool)
+    windows, bucket = windows_of(parts, width=20, stride=20), bucket_steps(partitions=partitions, batch_size=size)
+    batches = batches_of(windows, steps=-(-len(windows) // size), bucket=bucket)
     sizes = torch.tensor([len(batch.seeds) for batch in batches])
     assert int(sizes.max() - sizes.min()) <= max(8, partitions // 3)
     columns = sum(batch.windows.numel() for batch in batches)

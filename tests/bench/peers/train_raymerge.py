@@ -17,7 +17,7 @@ from turns import Turns
 from raymerge.data.sequences import Sequences
 from raymerge.models.encoder import EncoderConfig, SequenceEncoder
 from raymerge.models.objectives import ObjectiveConfig, build_objective
-from raymerge.training.batches import epoch_batches, make_windows, plan_epoch, pool_steps
+from raymerge.training.batches import bucket_steps, epoch_batches, make_windows, plan_epoch
 from raymerge.training.collectives import sum_over_ranks
 from raymerge.training.config import TrainingConfig
 from raymerge.training.same_target import index_same_targets
@@ -39,13 +39,13 @@ def main(log: str, what: str, batch_size: int, threads: int, rank: int = 0) -> N
     stride = config.max_length
     windows = make_windows([histories], width=objective.window, stride=stride, device=torch.device("cpu"))
     same_target = None
-    if objective.uses_same_target:
-        candidates = objective.settings.candidates
+    candidates = objective.same_target_candidates
+    if candidates is not None:
         same_target = index_same_targets([histories], length=objective.window - 1, candidates=candidates, seed=0)
     steps = math.ceil(int(sum_over_ranks(torch.tensor(len(windows)))) / batch_size)
-    pool = pool_steps(partitions=threads, batch_size=batch_size)
+    bucket = bucket_steps(partitions=threads, batch_size=batch_size)
     for epoch in count():
-        plan = plan_epoch(windows, steps=steps, pool=pool, seed=0, epoch=epoch)
+        plan = plan_epoch(windows, steps=steps, bucket=bucket, seed=0, epoch=epoch)
         for batch in epoch_batches(windows, plan, same_target):
             figures = stepper.step(batch, rate=1e-3)
             if turns is not None:

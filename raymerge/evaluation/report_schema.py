@@ -9,6 +9,7 @@ from typing_extensions import NotRequired, TypedDict
 from raymerge.errors import ArtifactError
 from raymerge.files import storage
 
+REPORT_FILE = "report.json"
 SCHEMA = 1  # raised when a key changes its meaning or a required key is added
 Kind = Literal["base", "member", "mean", "control", "average", "round", "merged", "fine-tuned", "ceiling", "ensemble"]
 NOT_SERVED: tuple[Kind, ...] = ("mean", "ensemble")  # rows that cannot be served as one model at the cost of one

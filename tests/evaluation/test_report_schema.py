@@ -9,7 +9,7 @@ import pytest
 from tracking.examples import example_report
 
 from raymerge.errors import ArtifactError
-from raymerge.evaluation.reported import loads
+from raymerge.evaluation.report_schema import loads
 
 
 def test_a_report_survives_its_file() -> None:
