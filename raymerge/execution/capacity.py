@@ -69,7 +69,7 @@ class Capacity:
     def check(self, config: ClusterConfig) -> None:
         """Raise ResourceError for what could never be scheduled and would wait for ever, LostError without a CPU."""
         if self.cpus < 1:
-            raise LostError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed: does a node start?")
+            raise LostError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed: is one starting?")
         if config.gpus is not None and config.gpus > self.gpus:
             raise ResourceError(f"cluster.gpus is {config.gpus}, but the cluster has {self.gpus:g} GPUs")
 

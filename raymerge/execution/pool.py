@@ -102,7 +102,7 @@ class _Work:
         """Requeue a piece whose process died or was ended; LostError after too many attempts."""
         if self._attempts[call.key] >= MAX_ATTEMPTS:
             raise LostError(
-                f"{self.doing}: {call.key} was given up after {MAX_ATTEMPTS} attempts; its last process "
+                f"{self.doing}: {call.key} was abandoned after {MAX_ATTEMPTS} attempts; its last process "
                 f"{call.ended or f'died ({first_line(error)})'}"
             ) from error
         self.waiting.appendleft(call.key)

@@ -28,14 +28,14 @@ class TrainingConfig:
     __pydantic_config__ = {"extra": "forbid"}  # a plain dict: the class needs no pydantic to exist
 
     epochs: int = 30
-    average_epochs: int = 1  # in this many last epochs their average so far validates; the best epoch is kept
+    average_epochs: int = 1  # final epochs in which the weights' running average is validated instead; 1: none
     batch_size: int = 128  # windows per step, over all ranks
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of AdamW, on matrices only
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # linear and cosine end at 0
     clip_norm: float = 5.0  # of the gradient; 0: no clipping
-    patience: int = 10  # epochs without a better NDCG@10 before it stops, from the first averaged one on; 0 never stops
+    patience: int = 10  # epochs without a better NDCG@10 before stopping, from the first averaged one on; 0: never stop
     windows: Literal["all", "last"] = "all"  # over the whole history, or only each user's last window
     stride: int | None = None  # items between the ends of a history's windows; null: encoder.max_length
     precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16 autocast of products; auto: where it is faster

@@ -128,7 +128,7 @@ def _result(future: "Future[TrainingState]", *, exhausted: bool) -> TrainingStat
     last = str(error).strip().rpartition("\n")[2]
     if exhausted:
         raise _exhaustion(last) from error
-    raise LostError(f"training was given up after {MAX_FAILURES} restarts of its workers: {last}") from error
+    raise LostError(f"training was abandoned after {MAX_FAILURES} restarts of its workers: {last}") from error
 
 
 def _exhaustion(what: str) -> ResourceError:

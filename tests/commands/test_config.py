@@ -50,7 +50,7 @@ def test_printed_configuration_explains_settings(capsys: pytest.CaptureFixture[s
     cli(["config", "--recipe", "demo"], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
     assert "  norm: pre  # pre | post; before or after attention and feed-forward" in lines
-    assert any(line.startswith("  patience: ") and line.endswith("; 0 never stops") for line in lines)
+    assert any(line.startswith("  patience: ") and line.endswith("; 0: never stop") for line in lines)
     assert "  epsilon: 1.0e-06  # ε, in units of a diagonal's mean: a number or search" in lines
 
 

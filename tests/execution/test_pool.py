@@ -126,7 +126,7 @@ def test_dead_processes_are_replaced_and_their_work_is_retried(capacity: Capacit
 
 
 def test_work_that_always_kills_its_process_is_given_up(capacity: Capacity) -> None:
-    with pytest.raises(LostError, match=r"a was given up after 4 attempts; its last process died \("):
+    with pytest.raises(LostError, match=r"a was abandoned after 4 attempts; its last process died \("):
         collect(capacity, die, {"a": (1,)}, actors=1)
 
 
@@ -200,7 +200,7 @@ def test_busy_process_gives_signs_of_life(
 def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.execution.pool.MAX_ATTEMPTS", 2)
     with pytest.raises(
-        ResourceError, match=r"given up after 2 attempts; .* no result in 1 s: raise cluster.piece_hours"
+        ResourceError, match=r"abandoned after 2 attempts; .* no result in 1 s: raise cluster.piece_hours"
     ):
         collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=1 / 3600)
 
