@@ -18,6 +18,9 @@ class ClusterConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     address: str | None = None  # cluster to join; null: RAY_ADDRESS, else Ray is started on this machine
+    min_cpus: int | None = None  # a cluster that has fewer is asked to grow, and waited for; null: take what is there
+    min_gpus: int | None = None  # likewise
+    wait_minutes: float = 10.0  # for nodes to join, whether asked for or the first one with CPUs
     gpus: int | None = None  # GPUs to use at most; null: all of the cluster
     actors: int | None = None  # processes for Fisher and evaluation; null: one per GPU, else per CPU
     base_workers: int | None = None  # data-parallel processes of the base; null: two on CPUs, one on GPUs
@@ -30,8 +33,9 @@ class ClusterConfig:
     deadline_hours: float = 48.0  # of the whole command
 
     def __post_init__(self) -> None:
-        check_ranges(self, "cluster", **dict.fromkeys(("actors", *PROCESSES), (1, 4096)), gpus=(0, math.inf))
-        for name in ("piece_hours", "deadline_hours"):
+        counts = dict.fromkeys(("actors", *PROCESSES), (1, 4096)) | dict.fromkeys(("min_cpus", "min_gpus"), (1, 10**5))
+        check_ranges(self, "cluster", **counts, gpus=(0, math.inf))
+        for name in ("wait_minutes", "piece_hours", "deadline_hours"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"cluster.{name} must be positive, got {getattr(self, name)}")
 
@@ -66,10 +70,20 @@ class Capacity:
         """Of all nodes together."""
         return sum(node.gpus for node in self.nodes)
 
+    def shortage(self, config: ClusterConfig) -> str:
+        """Which CPUs or GPUs are missing to begin, in words; empty if none are."""
+        cpus, gpus = config.min_cpus or 1, config.min_gpus or 0
+        if self.cpus < cpus:
+            wanted = "at least 1 is needed" if config.min_cpus is None else f"cluster.min_cpus is {cpus}"
+            return f"the cluster has {self.cpus:g} CPUs for tasks; {wanted}"
+        if self.gpus < gpus:
+            return f"the cluster has {self.gpus:g} GPUs; cluster.min_gpus is {gpus}"
+        return ""
+
     def check(self, config: ClusterConfig) -> None:
-        """Raise ResourceError for what could never be scheduled and would wait for ever, LostError without a CPU."""
-        if self.cpus < 1:
-            raise LostError(f"the cluster has {self.cpus:g} CPUs for tasks; at least 1 is needed: is one starting?")
+        """Raise LostError for nodes that are missing, ResourceError for what could never be scheduled."""
+        if shortage := self.shortage(config):
+            raise LostError(f"{shortage}: are nodes starting, and can the cluster grow?")
         if config.gpus is not None and config.gpus > self.gpus:
             raise ResourceError(f"cluster.gpus is {config.gpus}, but the cluster has {self.gpus:g} GPUs")
 

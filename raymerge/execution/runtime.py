@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util import placement_group, remove_placement_group
 
 from raymerge.errors import LostError, ResourceError, first_line
 from raymerge.execution.capacity import Capacity, ClusterConfig, Node
@@ -23,7 +24,6 @@ from raymerge.files.retries import disk_errors
 from raymerge.redaction import redact
 
 POLL_S = 0.25
-NODES_TIMEOUT_S = 300.0  # for a first node with CPUs, or one that takes the place of the last
 WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # busy waiting made steps 2 to 7 times slower where processes share CPUs
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process without a GPU share sees no GPU
@@ -46,7 +46,7 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
         with _as_lost_error():
             yield cluster_capacity(config, deadline)
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = _address(config)
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
@@ -67,6 +67,11 @@ def session(config: ClusterConfig) -> Iterator[Capacity]:
             yield cluster_capacity(config, deadline)
     finally:
         ray.shutdown()
+
+
+def _address(config: ClusterConfig) -> str | None:
+    """The cluster to join; None: Ray is started on this machine, which then has all that it will ever have."""
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -110,20 +115,43 @@ class _LogStream(io.TextIOBase):
 
 
 def cluster_capacity(config: ClusterConfig, deadline: Deadline) -> Capacity:
-    """What the cluster has, once it has a CPU: just started, or while its only worker is replaced, it has none.
+    """What the cluster has, once that is enough to begin: at least one CPU, or as many CPUs and GPUs as configured.
 
-    ResourceError if that is less than the configuration requires; LostError if no node with a CPU joins in minutes.
+    A cluster without a CPU has just started, or its only worker is being replaced. One with an autoscaler grows if
+    asked to. LostError if the nodes do not join in time, ResourceError for what could never be scheduled.
     """
-    end = time.monotonic() + NODES_TIMEOUT_S
     capacity = Capacity(tuple(cluster_nodes()))
-    if capacity.cpus < 1:
-        log.warning("the cluster has no CPU for tasks; waiting up to %.0f minutes for a node", NODES_TIMEOUT_S / 60)
-    while capacity.cpus < 1 and time.monotonic() < end:
-        deadline.check("waiting for a node")
-        time.sleep(POLL_S)
-        capacity = Capacity(tuple(cluster_nodes()))
+    if shortage := capacity.shortage(config):
+        if not _address(config):
+            raise ResourceError(f"{shortage}: lower it, or join a cluster that can grow with --address")
+        log.warning("%s; waiting up to %g minutes for nodes", shortage, config.wait_minutes)
+        with _asked_to_grow(config):
+            end = time.monotonic() + config.wait_minutes * 60
+            while capacity.shortage(config) and time.monotonic() < end:
+                deadline.check("waiting for nodes")
+                time.sleep(POLL_S)
+                capacity = Capacity(tuple(cluster_nodes()))
     capacity.check(config)
     return capacity
+
+
+@contextmanager
+def _asked_to_grow(config: ClusterConfig) -> Iterator[None]:
+    """Ask an autoscaler for the configured CPUs and GPUs inside the block, by a placement group that waits for them.
+
+    It ends with the job, unlike Ray's own `request_resources`, which is one number for all jobs of a cluster. Nodes
+    that have joined stay for the autoscaler's idle time.
+    """
+    gpus, cpus = config.min_gpus or 0, config.min_cpus or 0
+    bundles = [{"GPU": 1.0, "CPU": 1.0}] * gpus + [{"CPU": 1.0}] * max(0, cpus - gpus)
+    if not bundles:
+        yield
+        return
+    group = placement_group(bundles)
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
 
 
 def cluster_nodes() -> list[Node]:

@@ -1,5 +1,6 @@
 """A real Ray head with token authentication, as a process with its own home and ports."""
 
+import json
 import os
 import secrets
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray.util import get_node_ip_address
 
@@ -58,11 +60,17 @@ class Head:
 
     def workers(self) -> list[str]:
         """Processes of jobs: those that Ray has named after their work, and drivers; Ray's own are left out."""
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         processes = [line.split(maxsplit=1) for line in listed.splitlines()[1:]]
         of_jobs = [(pid, name) for pid, name in processes if name.startswith("ray::") and not name.startswith(OF_RAY)]
         drivers = [(pid, name) for pid, name in processes if "-m raymerge train" in name]
         return [f"{pid} {name}" for pid, name in of_jobs + drivers if self._is_ours(pid)]
+
+    def node_processes(self) -> list[int]:
+        """Raylets and their agents, also of nodes that an autoscaler has started, which outlive it."""
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        processes = [line.split(maxsplit=1) for line in listed.splitlines()]
+        return [int(pid) for pid, command in processes if "/ray/" in command and self._is_ours(pid)]
 
     def _is_ours(self, pid: str) -> bool:
         """Other heads may run on this machine."""
@@ -73,8 +81,8 @@ class Head:
 
 
 @contextmanager
-def start_head(folder: Path, home: Path) -> Iterator[Head]:
-    """Start it, wait until it answers, and end it and all that it started."""
+def start_head(folder: Path, home: Path, autoscaler: dict[str, Any] | None = None) -> Iterator[Head]:
+    """Start it, wait until it answers, and end it and all that it started; `autoscaler` configures one."""
     ports = free_ports(4)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -86,8 +94,15 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
     command += ["--dashboard-agent-listen-port", str(ports[2]), "--num-cpus", "2", "--temp-dir", str(folder)]
     command += ["--ray-client-server-port", str(ports[3])]
     command += ["--include-dashboard", "true", "--object-store-memory", str(200 * 2**20)]
+    own = dict[str, str]()
+    if autoscaler is not None:
+        file = home / "autoscaler.json"
+        provider = {"type": "fake_multinode", "gcs_address": f"{get_node_ip_address()}:{ports[0]}"}
+        file.write_text(json.dumps(autoscaler | {"provider": provider | {"disable_node_updaters": True}}))
+        command += ["--autoscaling-config", str(file)]
+        own = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # a driver would take itself for the head
     with open(home / "head.log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment | own, stdout=log, stderr=log, start_new_session=True)
     at = "127.0.0.1"
     doors = (
         f"http://{at}:{ports[1]}",
@@ -105,6 +120,8 @@ def start_head(folder: Path, home: Path) -> Iterator[Head]:
             process.wait(8)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        for pid in head.node_processes():
+            os.kill(pid, signal.SIGKILL)
 
 
 def _wait_until_it_answers(head: Head) -> None:

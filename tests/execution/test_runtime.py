@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_ray_that_does_not_start_is_one_line_and_a_slow_start_is_worth_a_retry(
     assert type(raised.value) is kind
 
 
+JOINED = ClusterConfig(address="127.0.0.1:1")
 HEAD, WORKER = Node(0, 0, 2**33, has_driver=True), Node(4, 0, 2**33, has_driver=False)
 
 
@@ -99,16 +101,24 @@ def test_a_cluster_whose_first_worker_is_still_starting_is_waited_for(
 ) -> None:
     seen = iter([[HEAD], [HEAD], [HEAD, WORKER]])
     monkeypatch.setattr(runtime, "cluster_nodes", lambda: next(seen))
-    assert cluster_capacity(ClusterConfig(), Deadline(60)).cpus == 4
-    assert caplog.messages == ["the cluster has no CPU for tasks; waiting up to 5 minutes for a node"]
+    assert cluster_capacity(JOINED, Deadline(60)).cpus == 4
+    said = "the cluster has 0 CPUs for tasks; at least 1 is needed; waiting up to 10 minutes for nodes"
+    assert caplog.messages == [said]
 
 
 def test_a_cluster_that_stays_without_a_cpu_is_worth_a_retry_unless_the_deadline_has_passed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runtime, "cluster_nodes", lambda: [HEAD])
-    with pytest.raises(ResourceError, match="waiting for a node was not done within 0 hours"):
-        cluster_capacity(ClusterConfig(), Deadline(0))
-    monkeypatch.setattr(runtime, "NODES_TIMEOUT_S", 0.5)
+    with pytest.raises(ResourceError, match="waiting for nodes was not done within 0 hours"):
+        cluster_capacity(JOINED, Deadline(0))
     with pytest.raises(LostError, match="the cluster has 0 CPUs for tasks"):
-        cluster_capacity(ClusterConfig(gpus=1), Deadline(60))
+        cluster_capacity(replace(JOINED, wait_minutes=0.01), Deadline(60))
+
+
+def test_more_cpus_than_this_machine_has_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cluster_nodes", lambda: [WORKER])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ResourceError, match="has 4 CPUs for tasks; cluster.min_cpus is 5: lower it, or join") as raised:
+        cluster_capacity(ClusterConfig(min_cpus=5), Deadline(60))
+    assert type(raised.value) is ResourceError
