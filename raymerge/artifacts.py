@@ -31,6 +31,7 @@ from raymerge.redaction import without_credentials
 
 FORMAT = 4  # raised when a change of numerics or files invalidates older artifacts
 MARKER = "raymerge.json"
+MODEL_STAGES = ("train", "merge")
 DIAGONAL_FILE = "diagonal.safetensors"
 
 
@@ -316,7 +317,8 @@ def load_model(url: str) -> SequenceEncoder:
         return SequenceEncoder.of(settings.pop("num_items"), EncoderConfig(**settings), parameters)
     except MissingError:
         raise ArtifactError(
-            f"no model at {without_credentials(url)}: config.json or model.safetensors is missing"
+            f"no model at {without_credentials(url)}, which has no config.json or model.safetensors: name a folder in "
+            "train/ or merge/ of an output, or an output whose run has ended"
         ) from None
     except (ConfigError, RuntimeError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"the model at {without_credentials(url)} cannot be read: {first_line(error)}") from None
@@ -327,7 +329,7 @@ def model_folder(url: str) -> str:
     url = storage.absolute(url)
     for artifact in (url, url.rpartition("/")[0]):
         if storage.exists(storage.join(artifact, storage.LAST_FILE)):
-            open_artifact(artifact)
+            open_artifact(artifact, *MODEL_STAGES)
     return storage.join(url, "model") if storage.exists(storage.join(url, "model")) else url
 
 

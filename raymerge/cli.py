@@ -125,7 +125,7 @@ def fisher_study(data: str, model: str, users: int | None, picture: str | None, 
 @cli.command(short_help="Merge models, of this or other runs, into one.")
 @click.option("--data", help="URL of prepared data; needed if the merge makes a choice on its validation split.")
 @click.option("--model", "models", multiple=True, required=True, help="URL of a model (repeatable; at least two).")
-@click.option("--diagonal", "diagonals", multiple=True, help="URL of a diagonal, one per model, in the same order.")
+@click.option("--diagonal", "diagonals", multiple=True, help="URL of a diagonal (one per model, in any order).")
 @click.option("--start", help="URL of the model that they started from; needed for a merge.step other than 1.")
 @stage_options
 def merge(

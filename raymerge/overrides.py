@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from raymerge.config import Config
 from raymerge.errors import ConfigError
 from raymerge.redaction import redact
+from raymerge.registry import known
 from raymerge.settings_checks import class_in
 
 TYPE_NAMES = ("float", "int", "bool", "str")  # pydantic's names for the alternatives of a type; not keys
@@ -19,6 +20,8 @@ REUSED_SECTIONS = (
     "fisher",
 )  # names that settings use in messages although several sections consist of them
 PLAIN_WORDS = (
+    (r"a valid integer(, .*)?", "a whole number"),
+    (r"a valid number(, .*)?", "a number"),
     (r"a valid (tuple|list)", "a list, such as [1, 2]"),
     (r"a (valid )?dictionary.*", "a section: set the keys below it"),
 )
@@ -76,10 +79,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for section in sections:
         if not isinstance(tree.get(section), dict):
             if tree.get(section, {}) is not None or section not in tree:
-                known = ", ".join(key for key, value in tree.items() if isinstance(value, dict))
+                names = [key for key, value in tree.items() if value is None or isinstance(value, dict)]
                 cure = f"; to replace all: --set '{sections[0]}={{…}}'" if sections[0] in ("members", "rivals") else ""
                 raise ConfigError(
-                    f"unknown section {section!r} in --set {redact(override)}; known: {known or 'none'}{cure}"
+                    f"unknown section {section!r} in --set {redact(override)}; {known(section, names)}{cure}"
                 )
             tree[section] = {}
         tree = tree[section]
@@ -96,7 +99,7 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"] if str(part) not in TYPE_NAMES and "[" not in str(part))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown configuration key {where}; known there: {', '.join(_known(first['loc'][:-1]))}"
+        return f"unknown configuration key {where}; {known(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         section, dot, rest = message.partition(".")
@@ -118,7 +121,7 @@ def _as_yaml(value: Any) -> str:
     return repr(value)
 
 
-def _known(location: tuple[int | str, ...]) -> list[str]:
+def _keys(location: tuple[int | str, ...]) -> list[str]:
     kind: Any = Config
     for part in location:
         fields = getattr(kind, "model_fields", None) or {}

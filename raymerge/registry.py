@@ -1,11 +1,23 @@
 """Named choices: objectives, estimators and merge methods are registered where they are defined."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from raymerge.errors import UnknownNameError
 
 T = TypeVar("T")
+
+
+def known(name: str, names: Iterable[str]) -> str:
+    """What an error says about names that exist, the most similar one first.
+
+    >>> known("tranining", ["base", "training"]), known("x", ["base", "training"]), known("x", [])
+    ('did you mean training? known: base, training', 'known: base, training', 'known: none')
+    """
+    names = list(names)
+    similar = get_close_matches(name, names, n=1, cutoff=0.75)
+    return "".join(f"did you mean {one}? " for one in similar) + f"known: {', '.join(names) or 'none'}"
 
 
 class Registry(Generic[T]):
@@ -38,7 +50,7 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise UnknownNameError(f"unknown {self.kind} {name!r}; known: {', '.join(self._entries)}") from None
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {known(name, self._entries)}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -32,8 +32,14 @@ def test_temporary_failure_has_its_own_exit_code(
         (["run", "--input", "none.csv"], "no such file"),
         (["run", "--recipe", "nope"], "unknown recipe 'nope'; known: demo"),
         (["run", "--recipe", "beauty"], "recipe beauty needs a log: give it with --input"),
-        (["run", "--set", "training.epoch=3"], "unknown configuration key training.epoch; known there: epochs"),
-        (["run", "--set", "trainin.epochs=3"], "unknown section 'trainin'"),
+        (
+            ["run", "--set", "training.epoch=3"],
+            "unknown configuration key training.epoch; did you mean epochs? known: epochs",
+        ),
+        (
+            ["run", "--set", "trainin.epochs=3"],
+            "'trainin' in --set trainin.epochs=3; did you mean training?",
+        ),
         (["run", "--set", "members={control: {name: next_item}}"], "two models of the run would be named 'control'"),
         (["run", "--set", "rivals={duorec: {estimator: target}}"], "two models of the run would be named 'duorec'"),
         (
@@ -73,7 +79,12 @@ def test_temporary_failure_has_its_own_exit_code(
         ),
         (["run", "--set", "nonsense"], "--set takes key=value"),
         (["run", "--set", "training.epochs=-1"], "training.epochs must be between 1 and 1,000,000, got -1"),
-        (["run", "--set", "training.epochs=many"], "training.epochs"),
+        (["run", "--set", "training.epochs=many"], "training.epochs: input should be a whole number, got 'many'"),
+        (["run", "--set", "training.epochs=1.5"], "training.epochs: input should be a whole number, got 1.5"),
+        (["run", "--input", ""], "a path is empty: name a file, a folder or a URL"),
+        (["run", "--recipe", "defualt"], "unknown recipe 'defualt'; did you mean default? known: demo"),
+        (["plan", "--data", "x", "--input", "y"], "plan takes a log with --input or prepared --data, not both"),
+        (["config", "--list", "--set", "seed=1"], "--list and --set cannot be combined"),
         (["run", "--set", "training.epochs=true"], "training.epochs: should be a number, got true"),
         (["run", "--set", "cluster.actors=true"], "cluster.actors: should be a number, got true"),
         (["run", "--set", "evaluation.ks=[true,10,20]"], "evaluation.ks: should be a number, got true"),
@@ -116,7 +127,7 @@ def test_temporary_failure_has_its_own_exit_code(
         ),
         (["run", "--set", "fine_tuning.epochs=-1"], "fine_tuning.epochs must be between 1 and 1,000,000, got -1"),
         (["run", "--set", "rivals={t: {estimator: model, samples: 0}}"], "rivals.t.samples must be"),
-        (["run", "--set", "merge.epsilon=abc"], "merge.epsilon: input should be a valid number"),
+        (["run", "--set", "merge.epsilon=abc"], "merge.epsilon: input should be a number"),
         (["run", "--set", "evaluation.ks=10"], "evaluation.ks: input should be a list, such as [1, 2], got 10"),
         (["run", "--set", "training=3"], "training: input should be a section: set the keys below it, got 3"),
         (["run", "--set", "members={}"], "members: at least one is needed, got none"),
@@ -162,7 +173,11 @@ def test_temporary_failure_has_its_own_exit_code(
 def test_user_error_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    output = ["--output", str(tmp_path / "out")] if arguments[0] not in ("recommend", "report", "log") else []
+    output = (
+        ["--output", str(tmp_path / "out")]
+        if arguments[0] not in ("recommend", "report", "log", "plan", "config")
+        else []
+    )
     assert expected in mistake(capsys, *arguments, *output)
     assert not (tmp_path / "out" / "train").exists()
 

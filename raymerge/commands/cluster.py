@@ -207,6 +207,8 @@ def run_plan(
 
 
 def _size(config: Config, log: str | None, data: str | None) -> DataSize:
+    if data is not None and log is not None:
+        raise InputError("plan takes a log with --input or prepared --data, not both: leave one out")
     if data is not None:
         return DataSize.of(open_artifact(data, "prepare").counts)
     if log is not None:

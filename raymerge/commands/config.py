@@ -23,8 +23,8 @@ def print_config(
     recipe: str, overrides: Sequence[str], listing: bool, objective: str | None, estimator: str | None
 ) -> None:
     """`raymerge config`."""
-    if (objective or estimator) and (listing or overrides):
-        raise ConfigError("--objective and --estimator cannot be combined with --list or --set")
+    if sum(map(bool, (objective, estimator, listing, overrides))) > 1:
+        raise ConfigError("--objective, --estimator, --list and --set cannot be combined: give one of them")
     if listing:
         for name in RECIPES:
             click.echo(f"{name:<10} {RECIPES[name].about}")

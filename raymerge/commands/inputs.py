@@ -5,20 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raymerge.artifacts import Artifact, digest_of, file_digest, open_artifact
+from raymerge.artifacts import MODEL_STAGES, Artifact, digest_of, file_digest, open_artifact
 from raymerge.data.prepare import ITEMS_FILE
 from raymerge.data.sequences import read_items
-from raymerge.errors import ConfigError, InputError
+from raymerge.errors import ConfigError, InputError, MergeError
 from raymerge.evaluation import report_schema
 from raymerge.evaluation.report_schema import REPORT_FILE
 from raymerge.files import storage
 from raymerge.redaction import without_credentials
 from raymerge.stages.context import Context
+from raymerge.stages.inputs import model_digest
 from raymerge.stages.prepare import check_logs, source
 from raymerge.tracking.record import newest_place
 
 DATA_STAGES = ("prepare", "markets")
-MODEL_STAGES = ("train", "merge")
 
 
 def log_files(context: Context, log: str | None) -> list[str]:
@@ -73,6 +73,15 @@ def _name_of(model: Artifact) -> str:
     configuration = model.manifest["configuration"]
     maker = configuration["method"] if model.manifest["stage"] == "merge" else configuration["objective"]["name"]
     return f"{maker}-{model.digest[:8]}"
+
+
+def open_diagonals(urls: Sequence[str], models: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The diagonal of each model, by its name, from diagonals in any order."""
+    found = {artifact.manifest["inputs"]["model"]: artifact for artifact in (open_artifact(u, "fisher") for u in urls)}
+    for model in models.values():
+        if model_digest(model) not in found:
+            raise MergeError(f"none of the diagonals is of {model.url}: `raymerge report` lists those of a run")
+    return {name: found[model_digest(model)] for name, model in models.items()}
 
 
 def open_start(context: Context, data: Artifact, url: str) -> Artifact:

@@ -33,7 +33,7 @@ def print_rows(shown: Console, rows: Mapping[str, str]) -> None:
 def print_artifacts(artifacts: Mapping[str, Artifact]) -> None:
     """A line of JSON for each artifact: its name, URL and counts."""
     for name, artifact in artifacts.items():
-        click.echo(json.dumps({"name": name, "url": artifact.url, **artifact.counts}))
+        click.echo(json.dumps({"name": name, "url": artifact.url, **artifact.counts}, ensure_ascii=False))
 
 
 def print_metrics(config: Config, metrics: Mapping[str, Mapping[str, float]]) -> None:

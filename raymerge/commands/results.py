@@ -28,7 +28,10 @@ def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> 
 
     model = chosen_model(model)
     module, items = load_model(model), read_items(storage.join(model_folder(model), ITEMS_FILE))
-    best = recommend(module, items, [_items_in(history)], top_k=top, exclude_seen=exclude_seen)[0]
+    wanted = _items_in(history)
+    if not wanted:
+        raise InputError(f"--history is empty; name at least one item, such as {items.ids[0]}")
+    best = recommend(module, items, [wanted], top_k=top, exclude_seen=exclude_seen)[0]
     table = Table("item", "score")
     for item, score in zip(best["items"], best["scores"], strict=True):
         table.add_row(Text(str(item)), f"{score:.3f}")  # unchanged: an id may look like rich's markup
@@ -56,7 +59,9 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
     if html is None:
         shown = console()
         shown.print(reports.render(content))
-        print_rows(shown, {name: storage.join(output, at) for name, at in content["artifacts"]["models"].items()})
+        artifacts = content["artifacts"]
+        located = artifacts["models"] | {f"diagonal of {name}": at for name, at in artifacts["diagonals"].items()}
+        print_rows(shown, {name: storage.join(output, at) for name, at in located.items()})
         return
     drawn = figures(content, output)
     page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})

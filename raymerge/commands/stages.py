@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raymerge.artifacts import Artifact, open_artifact
+from raymerge.artifacts import Artifact
 from raymerge.commands.context import CommandContext, command_context, tracked, tracked_pool
 from raymerge.commands.inputs import (
     check_catalogue,
@@ -16,6 +16,7 @@ from raymerge.commands.inputs import (
     dataset_of_models,
     log_files,
     open_data,
+    open_diagonals,
     open_models,
     open_start,
 )
@@ -65,7 +66,7 @@ def run_pipeline(log: str | None, *, recipe: str | None, **options: Any) -> None
         "report": result.report.file(REPORT_FILE),
         "registered": registered,
         "MLflow": ui_command(tracker.uri),
-        "try it": f"raymerge recommend --model {result.final.url} --history {_some_items(result.data)}",
+        "try it": f"raymerge recommend --model {shlex.quote(result.final.url)} --history {_some_items(result.data)}",
     }
     print_rows(shown, rows)
 
@@ -88,7 +89,7 @@ def _register(context: Context, tracker: Tracker, report: Artifact) -> str:
 
 def _not_yet(context: Context, tracker: Tracker, error: TrackingError) -> str:
     """What to do about a server that is gone by now: the results are in the output folder."""
-    later = f"raymerge log {context.output.url} --tracking-uri {redact(tracker.uri)}"
+    later = f"raymerge log {shlex.quote(context.output.url)} --tracking-uri {shlex.quote(redact(tracker.uri))}"
     return f"not yet: {error}; once the server is up: {later}"
 
 
@@ -197,7 +198,7 @@ def run_merge(
             raise MergeError(f"a merge needs at least two models, got {len(members)}: give --model for each")
         if diagonals and len(diagonals) != len(models):
             raise MergeError(f"give one --diagonal for each --model, or none: got {len(diagonals)} for {len(models)}")
-        weights = dict(zip(members, (open_artifact(url, "fisher") for url in diagonals), strict=False))
+        weights = open_diagonals(diagonals, members) if diagonals else {}
         if settings.needs_start and start is None:
             raise MergeError(f"merge.step is {settings.step}: name the model that they started from with --start")
         if start is not None and not settings.needs_start:

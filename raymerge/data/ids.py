@@ -34,8 +34,8 @@ def is_text(kind: pa.DataType) -> bool:
 def encode_ids(column: pa.Array) -> tuple[pa.StringArray, np.ndarray]:
     """Distinct ids as text, and which of them each row holds: n rows → (text[k], int64[n] with −1 for none).
 
-    Missing, blank and NaN ids are none; blanks around an id are stripped. Whole numbers that missing values have turned
-    into floats are read as whole numbers; fractions raise InputError.
+    Missing and blank ids, and NaN among numbers, are none; blanks around an id are stripped. Whole numbers that missing
+    values have turned into floats are read as whole numbers; fractions raise InputError.
     """
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     texts = pc.utf8_trim_whitespace(_text(encoded.dictionary))

@@ -173,9 +173,11 @@ def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig
             evaluated += int((histories.lengths >= MIN_LENGTH).sum())
         if not left.any():
             raise InputError(
-                f"no item with {least} interactions and user with {config.min_user_count} is left; "
+                f"nothing is left: no user has {config.min_user_count} interactions with items that have {least}; "
                 "lower prepare.min_item_count and prepare.min_user_count"
             )
+        if np.count_nonzero(left) < 2:
+            raise InputError("one item is left, so there is nothing to rank; lower prepare.min_item_count")
         if config.core == "once" or left.sum() == counts.sum():
             return left, evaluated
         counts = left

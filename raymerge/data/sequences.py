@@ -89,7 +89,10 @@ class Items:
         found = pc.index_in(wanted, value_set=self.ids.cast(pa.string()))
         if found.null_count:
             unknown = wanted.filter(found.is_null()).to_pylist()
-            raise InputError(f"the catalogue of {len(self)} items has no item {', '.join(map(repr, unknown[:5]))}")
+            raise InputError(
+                f"the catalogue of {len(self)} items has no item {', '.join(map(repr, unknown[:5]))}; "
+                f"items are named as in the log, such as {self.ids[0].as_py()!r}"
+            )
         return torch.tensor(found.to_pylist(), dtype=torch.int64) + 1
 
 

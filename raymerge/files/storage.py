@@ -26,8 +26,10 @@ T = TypeVar("T")
 def absolute(url: str) -> str:
     """The URL in a form that does not depend on the working directory: local paths become absolute.
 
-    InputError for a URL that contains a secret, see `refuse_secrets`.
+    InputError for none at all, such as an unset variable of a shell, and for one with a secret, see `refuse_secrets`.
     """
+    if not url.strip():
+        raise InputError("a path is empty: name a file, a folder or a URL")
     refuse_secrets(url)
     return local_path(url) if is_local(url) else url.rstrip("/")
 

@@ -34,7 +34,10 @@ def source(context: Context, given: str | None) -> list[str]:
 
 
 def check_logs(context: Context, files: Sequence[str]) -> None:
-    """Raise InputError unless each file is a log with the configured columns."""
+    """Raise InputError unless each file is a log with the configured columns, and a given catalogue exists."""
+    catalogue = context.config.prepare.catalogue
+    if catalogue and not storage.exists(file := catalogue_file(storage.absolute(catalogue))):
+        raise InputError(f"prepare.catalogue names no prepared data or items.parquet: there is no {file}")
     for file in files:
         check_log(file, context.config.prepare)
 

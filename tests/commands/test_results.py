@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_cases import mistake, model_artifact
+from command_cases import diagonal_artifact, mistake, model_artifact
 from tracking.examples import example_report
 
 from raymerge.cli import cli
@@ -18,7 +18,14 @@ def test_recommend_names_an_unknown_item(capsys: pytest.CaptureFixture[str], tmp
     line = mistake(
         capsys, "recommend", "--model", model_artifact(tmp_path / "a"), "--history", "film 1,film 9", "--top", 2
     )
-    assert "no item 'film 9'" in line
+    assert "no item 'film 9'; items are named as in the log, such as 'film 0'" in line
+
+
+def test_recommend_refuses_what_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    of = model_artifact(tmp_path / "a")
+    line = mistake(capsys, "recommend", "--model", diagonal_artifact(tmp_path, of, 1.0), "--history", "film 1")
+    assert "is an artifact of stage 'fisher', not 'train' or 'merge'" in line
+    assert "--history is empty" in mistake(capsys, "recommend", "--model", of, "--history", " ")
 
 
 def test_recommend_gives_own_ids_and_leaves_out_the_history(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def data(capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path) -> str:
         ("user,item,item,timestamp\n1,2,3,4\n", "has 2 columns 'item'"),
         ("user,item,timestamp\n", "the interaction log has no rows"),
         ("user,item,timestamp\n1,2,soon\n3,4,later\n", "rows are bad"),
+        ("user,item,timestamp\n" + "u,i,1\n" * 3, "no user has 5 interactions with items that have 5"),
+        ("user,item,timestamp\n" + "u,i,1\n" * 9, "one item is left, so there is nothing to rank"),
     ],
 )
 def test_file_that_is_no_log_is_refused(
@@ -106,6 +108,29 @@ def test_models_merge_without_data_if_no_setting_is_open(capsys: pytest.CaptureF
     merged = load_model(json.loads(capsys.readouterr().out)["url"])
     first, second = (load_model(str(folder)).item_embedding.weight for folder in models)
     torch.testing.assert_close(merged.item_embedding.weight, first / 4 + second * 3 / 4, rtol=0, atol=1e-5)
+
+
+def test_diagonals_are_given_in_any_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = [model_artifact(tmp_path / "a"), model_artifact(tmp_path / "b")]
+    diagonals = [diagonal_artifact(tmp_path, folder, value) for folder, value in zip(models, (1.0, 3.0), strict=True)]
+    urls = []
+    for order in (diagonals, diagonals[::-1]):
+        arguments = [part for folder in models for part in ("--model", str(folder))]
+        arguments += [part for url in order for part in ("--diagonal", url)]
+        settled = ["--output", str(tmp_path / "out"), "--set", "merge.normalise=none"]
+        cli(["merge", *arguments, *settled], standalone_mode=False)
+        urls.append(json.loads(capsys.readouterr().out)["url"])
+    assert urls[0] == urls[1]
+
+
+def test_a_catalogue_that_does_not_exist_is_named_by_its_setting(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, log: Path
+) -> None:
+    setting = ["--set", f"prepare.catalogue={tmp_path / 'none'}"]
+    line = mistake(capsys, "run", "--input", log, "--output", tmp_path / "out", *setting)
+    assert (
+        f"prepare.catalogue names no prepared data or items.parquet: there is no {tmp_path}/none/items.parquet" in line
+    )
 
 
 def test_a_start_is_named_just_if_the_step_needs_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -175,4 +200,4 @@ def test_diagonal_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]
         save_tensors({"x": torch.ones(1)}, draft.folder / "diagonal.safetensors")
     diagonal = output.locate(key)
     arguments = [part for folder in models for part in ("--model", str(folder), "--diagonal", diagonal)]
-    assert "of a model other than" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
+    assert "none of the diagonals is of" in mistake(capsys, "merge", *arguments, "--output", tmp_path / "out")
