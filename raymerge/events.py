@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Event:
-    """One figure of one run, recorded once per (run, key, step).
+    """One metric of one run, recorded once per (run, key, step).
 
     `run` is its stage and model ("prepare", "train/duorec", "merge"), or "" for the pipeline as a whole; `key` names
-    the figure ("loss", "ndcg@10"); `step` is the epoch or trial from 1, percent of the way along a line between
+    the metric ("loss", "ndcg@10"); `step` is the epoch or trial from 1, percent of the way along a line between
     members, or 0 for a single value.
     """
 

@@ -63,7 +63,7 @@ def test_mlflow_that_is_down_for_a_while_gets_all_figures_later(
     server.start()
     table, progress = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, progress
-    assert "figures are kept and sent later" in progress
+    assert "metrics are kept and sent later" in progress
     assert "raymerge-demo/1" in table
     assert report_in(output) == expected
     check_mlflow(server.uri, expected)

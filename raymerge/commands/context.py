@@ -34,7 +34,7 @@ class Announcer:
         self.record: Record | None = None
 
     def __call__(self, message: Message) -> None:
-        """Show the message; track figures, URLs of artifacts, and ends of runs."""
+        """Show the message; track metrics, URLs of artifacts, and ends of runs."""
         self.display(message)
         if self.record and isinstance(message, Place):
             self.record.note(message.run, message.url)

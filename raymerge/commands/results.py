@@ -19,7 +19,7 @@ from raymerge.files import storage
 from raymerge.stages.pooled import pool_reports
 from raymerge.tracking import report as reports
 from raymerge.tracking.plots import to_png
-from raymerge.tracking.results import figures
+from raymerge.tracking.results import plots_of
 
 
 def run_recommend(model: str, history: str, *, top: int, exclude_seen: bool) -> None:
@@ -63,7 +63,7 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
         located = artifacts["models"] | {f"diagonal of {name}": at for name, at in artifacts["diagonals"].items()}
         print_rows(shown, {name: storage.join(output, at) for name, at in located.items()})
         return
-    drawn = figures(content, output)
+    drawn = plots_of(content, output)
     page = reports.to_html(content, {title: to_png(one) for title, one in drawn.items()})
     storage.write_bytes(html, page.encode())
     click.echo(html)

@@ -1,4 +1,4 @@
-"""What is logged to MLflow besides figures, at the end of a run or, by `raymerge log`, at any time later."""
+"""What is logged to MLflow besides metrics, at the end of a run or, by `raymerge log`, at any time later."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from raymerge.stages.context import EVENTS
 from raymerge.tracking import study as studies
 from raymerge.tracking.record import Record, read_all
 from raymerge.tracking.registration import RegisteredVersion, Score
-from raymerge.tracking.results import figures, log_results
+from raymerge.tracking.results import log_results, plots_of
 from raymerge.tracking.runs import Tracker
 from raymerge.tracking.store import resolve_uri, ui_command
 
@@ -51,7 +51,7 @@ def _send(record: Record, tracker: Tracker) -> dict[str, Any]:
         tracker.finish(run)
         if not tracker.flush():
             raise TrackingError(
-                f"MLflow at {redact(tracker.uri)} did not accept the figures of {run} (see the log above); "
+                f"MLflow at {redact(tracker.uri)} did not accept the metrics of {run} (see the log above); "
                 "run the same command again"
             )
     for run, artifact in artifacts.items():
@@ -89,7 +89,7 @@ def send_report(tracker: Tracker, output: str, configuration: Mapping[str, Any],
         tracker,
         configuration=configuration,
         report_url=report.file(REPORT_FILE),
-        drawn=figures(content, output),
+        drawn=plots_of(content, output),
         model=model,
         score=Score(model.counts[SCORE], metric, content["data"]["digest"]),
         model_name=configuration["tracking"]["model_name"] or default_name(configuration["recipe"]),

@@ -193,7 +193,7 @@ def _content(task: _Task, measured: Sequence[Measured]) -> Study:
 
 
 def _tell(draft: TrackedDraft, content: Study) -> None:
-    """Emit the figures of each line, by number of samples."""
+    """Emit the metrics of each line, by number of samples."""
     for row in content["rows"]:
         line, step = row["line"], row["samples"] or 0
         for metric in ("error", "scaled_error", "cosine"):

@@ -18,7 +18,7 @@ from raymerge.tracking.registration import RegisteredVersion, Score, register
 from raymerge.tracking.runs import PIPELINE, Tracker
 
 
-def figures(content: Report, output: str) -> dict[str, plots.Figure]:
+def plots_of(content: Report, output: str) -> dict[str, plots.Figure]:
     """Plots of a run by title, drawn from its report and the artifacts that it names in the output folder."""
     models, diagonals = (
         {name: open_artifact(storage.join(output, place)) for name, place in content["artifacts"][kind].items()}

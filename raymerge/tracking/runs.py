@@ -102,7 +102,7 @@ class Tracker:
             if not self._terminate(name, "FAILED" if name in self._waiting else status):
                 break  # if the store is down, do not try every run
         if self.pending:
-            log.warning("%d figures did not reach MLflow at %s", self.pending, redact(self.uri))
+            log.warning("%d metrics did not reach MLflow at %s", self.pending, redact(self.uri))
 
     def __call__(self, event: Event) -> None:
         """Take an event once per (run, key, step); send the buffer if it was last sent some seconds ago."""
@@ -140,7 +140,7 @@ class Tracker:
 
     @property
     def pending(self) -> int:
-        """How many figures are waiting to be sent."""
+        """How many metrics are waiting to be sent."""
         return sum(map(len, self._waiting.values()))
 
     def flush(self) -> bool:
@@ -200,7 +200,7 @@ class Tracker:
 
     def _report_outage(self, error: Exception) -> None:
         if not self._away:
-            log.warning("MLflow at %s: %s; figures are kept and sent later", redact(self.uri), reason(innermost(error)))
+            log.warning("MLflow at %s: %s; metrics are kept and sent later", redact(self.uri), reason(innermost(error)))
         self._away = True
         self._due = time.monotonic() + OUTAGE_INTERVAL_S
 

@@ -82,7 +82,7 @@ def _cell(row: Row | None) -> str:
     return f"{number}{1000 * row['seconds_per_user']:.2f} ms"
 
 
-def figures(study: Study) -> dict[str, plots.Figure]:
+def plots_of(study: Study) -> dict[str, plots.Figure]:
     """Plots of a study by title."""
     return {"error over cost": plots.error_over_cost(study), "error by layer": plots.error_over_cost_by_layer(study)}
 
@@ -95,7 +95,7 @@ def log_study(tracker: Tracker, run: str, artifact: Artifact) -> None:
         (folder / "study.json").write_bytes(storage.read_bytes(artifact.file("study.json")))
         write_table(study, folder / "study.csv")
         tracker.log_artifacts(run, [folder / "study.json", folder / "study.csv"])
-        tracker.log_artifacts(run, plots.save_pngs(figures(study), folder), "plots")
+        tracker.log_artifacts(run, plots.save_pngs(plots_of(study), folder), "plots")
 
 
 def write_table(study: Study, file: Path) -> None:

@@ -12,7 +12,7 @@ from tracking.examples import example_report, scored
 
 from raymerge.artifacts import Artifact, Key, Output, load_model, save_tensors
 from raymerge.evaluation.report_schema import Report
-from raymerge.tracking.results import figures, log_results
+from raymerge.tracking.results import log_results, plots_of
 from raymerge.tracking.runs import Tracker
 
 MEMBERS = ("bert4rec", "duorec")
@@ -49,19 +49,19 @@ def test_plots_depend_on_the_artifacts_there_are(output: Output) -> None:
     models = {name: trained(output, name) for name in MEMBERS}
     diagonals = {"bert4rec": 1.0, "duorec": 4.0}
     estimates = {name: estimated(output, name, value, models[name]) for name, value in diagonals.items()}
-    drawn = figures(report_of(output, models, estimates), output.url)
+    drawn = plots_of(report_of(output, models, estimates), output.url)
     assert len(drawn) == 4
     [axes] = drawn["weights by layer"].axes
     assert {text.get_text() for text in axes.texts} == {"14%", "86%"}, "0.4 · 1 against 0.6 · 4, in every layer"
     content = report_of(output, models, {})
-    assert list(figures(content, output.url)) == ["NDCG@10 with intervals", "training curves"]
+    assert list(plots_of(content, output.url)) == ["NDCG@10 with intervals", "training curves"]
     content["overlap"] = {
         "k": 10,
         "ranking": "full",
         "groups": [{"members": "all members", "users": 3, "hits": {content["final"]: 2}}] * 2,
     }
     content["interpolation"] = {"points": [0, 1], "lines": [{"first": "a", "second": "b", "scores": [0.1, 0.2]}]}
-    assert list(figures(content, output.url))[2:] == ["users by the members that hit them", "lines between members"]
+    assert list(plots_of(content, output.url))[2:] == ["users by the members that hit them", "lines between members"]
 
 
 def report_of(output: Output, models: dict[str, Artifact], diagonals: dict[str, Artifact]) -> Report:
@@ -84,7 +84,7 @@ def test_results_are_found_in_the_pipeline_run_and_the_model_in_the_registry(
             tracker,
             configuration={"recipe": "demo"},
             report_url=str(tmp_path / "report.json"),
-            drawn=figures(report_of(output, {"duorec": model}, {}), output.url),
+            drawn=plots_of(report_of(output, {"duorec": model}, {}), output.url),
             model=model,
             score=scored(0.15),
             model_name="results",

@@ -149,7 +149,7 @@ def test_a_deleted_run_does_not_hold_up_the_others(new_tracker: NewTracker, capl
     assert [len(history(tracker, found[name], "loss")) for name in ("train/b", "train/c")] == [3, 3]
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert tracker.pending == 2
-    assert "refuses run train/a" in caplog.text and "2 figures did not reach MLflow" in caplog.text
+    assert "refuses run train/a" in caplog.text and "2 metrics did not reach MLflow" in caplog.text
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
