@@ -15,6 +15,7 @@ from raymerge.splitmix import GAMMA, mix_
 
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,18})$"
 LARGEST = str(2**63 - 1)
+EXACT = 2**53  # below it floats hold all whole numbers
 HASHED_AT_ONCE = 1 << 14  # they stay in a core's cache, and are too few for torch to use threads
 
 
@@ -51,6 +52,10 @@ def _codes(indices: pa.Array) -> np.ndarray:
 def _text(ids: pa.Array) -> pa.StringArray:
     if pa.types.is_floating(ids.type):
         ids = pc.if_else(pc.is_finite(ids), ids, pa.scalar(None, ids.type))
+        if (pc.max(pc.abs(ids)).as_py() or 0) >= EXACT:
+            raise InputError(
+                "ids in a column of floats reach 2^53, where different ids become equal: store them as text"
+            )
         try:
             ids = ids.cast(pa.int64())
         except pa.ArrowInvalid as error:

@@ -44,6 +44,8 @@ class Intake:
         if catalogue is None:
             return cls(spill)
         codes = {text: code for code, text in enumerate(catalogue.ids.cast(pa.string()).to_pylist())}
+        if len(codes) < len(catalogue):
+            raise InputError(f"the catalogue lists {len(catalogue)} items, but only {len(codes)} different ones")
         return cls(spill, True, item_codes=codes, whole_number_items=pa.types.is_integer(catalogue.ids.type))
 
     @property
@@ -125,6 +127,8 @@ class Intake:
                 f"{bad} of {rows} rows are bad ({found}), more than prepare.max_bad_share={max_share} allows; "
                 "correct the columns or the log, or raise prepare.max_bad_share"
             )
+        if bad == rows:
+            raise InputError(f"all {rows} rows are bad: correct the columns or the log")
         if not self.good and self.unknown_item is not None:
             raise InputError(
                 f"the catalogue lists no item of the log, such as {self.unknown_item!r}: prepare.item must name the "

@@ -5,6 +5,7 @@ The last two exist if the configuration names them.
 A log is streamed: memory holds one batch, whatever the size of the log.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from pyarrow import compute as pc
@@ -30,7 +32,7 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
-BLANK_LINES = 10  # that a file may have before an open quote is suspected
+LINES_OF_A_VALUE = 10  # and 1% of a file's: more between two quotes are taken for rows that a stray quote swallowed
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
 
@@ -223,7 +225,8 @@ def _read_delimited(
 ) -> LogReader:
     """Delimited text from the stream's position on; `wanted` are the columns by role.
 
-    A quote that is never closed takes everything after it as its value: InputError if that is over 1% of the lines.
+    A quote that is not closed takes what follows, up to the next quote, as its value: InputError if that is over 1% of
+    the lines.
     """
     log = LogReader(pa.schema([(role, pa.string()) for role in wanted]))
     counted = _Counted(stream)
@@ -251,7 +254,7 @@ def _read_delimited(
                 raise _never_closed(url) from error
             raise
         swallowed = counted.lines - rows - log.malformed
-        if options.quote_char and counted.quotes % 2 and swallowed > max(BLANK_LINES, counted.lines / 100):
+        if options.quote_char and min(swallowed, counted.longest) > max(LINES_OF_A_VALUE, counted.lines / 100):
             raise _never_closed(url)
 
     log.batches = batches()
@@ -259,23 +262,33 @@ def _read_delimited(
 
 
 class _Counted:
-    """A stream that counts quotes and lines as they are read."""
+    """A stream that counts lines, and the most between an odd quote and the next one, as they are read."""
 
     closed = False  # Arrow requires this of a file
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
-        self.quotes = self.lines = 0
+        self.lines = self.longest = 0
+        self._inside, self._since = False, 0  # whether a quote is open, and the lines since then
 
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read(size)
-        self.quotes += data.count(b'"')
         self.lines += data.count(b"\n")
+        if self._inside or b'"' in data:
+            content = np.frombuffer(data, np.uint8)
+            quotes, ends = (np.flatnonzero(content == ord(mark)) for mark in '"\n')
+            lines = np.bincount(
+                np.searchsorted(quotes, ends), minlength=len(quotes) + 1
+            )  # before each quote, and after
+            lines[0] += self._since
+            self.longest = max(self.longest, *lines[not self._inside :: 2].tolist(), 0)
+            self._inside ^= bool(len(quotes) % 2)
+            self._since = int(lines[-1]) if self._inside else 0
         return data
 
 
 def _never_closed(url: str) -> InputError:
-    return InputError(f'{url} cannot be read: a quote (") that begins a value is never closed; fix its line')
+    return InputError(f'{url} cannot be read: a quote (") that begins a value is not closed on its line; fix it')
 
 
 @FORMATS.register("parquet")
@@ -293,6 +306,8 @@ def read_parquet(stream: io.BufferedReader, config: LogConfig, url: str) -> LogR
 def read_sequences(stream: io.BufferedReader, config: LogConfig, url: str) -> LogReader:
     """Sequence text: one line per user, `user item item …`, separated by blanks, oldest first."""
     _refuse_markets(config, url, "sequences")
+    if stream.peek(3)[:3] == codecs.BOM_UTF8:
+        stream.read(3)
     lines = iter(lambda: stream.readlines(BLOCK_BYTES), [])
     schema = pa.schema([("user", pa.string()), ("item", pa.string())])
     return LogReader(schema, (_explode(block, schema) for block in lines))

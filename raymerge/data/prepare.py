@@ -94,7 +94,7 @@ def prepare(sources: list[str], config: PrepareConfig, folder: Path, *, progress
     column of markets, how many `markets` are left.
 
     Raises InputError for a log that cannot be read, before anything is written, for too many bad rows or markets, and
-    if no row or nobody to validate is left.
+    if no row is left or nobody was drawn to validate.
     """
     tell = progress or (lambda what, done, total: None)
     catalogue = read_items(catalogue_file(config.catalogue)) if config.catalogue else None
@@ -176,8 +176,6 @@ def _keep_core(partitions: list[Path], counts: np.ndarray, config: PrepareConfig
                 f"nothing is left: no user has {config.min_user_count} interactions with items that have {least}; "
                 "lower prepare.min_item_count and prepare.min_user_count"
             )
-        if np.count_nonzero(left) < 2:
-            raise InputError("one item is left, so there is nothing to rank; lower prepare.min_item_count")
         if config.core == "once" or left.sum() == counts.sum():
             return left, evaluated
         counts = left
@@ -221,10 +219,12 @@ def _write(partitions: list[Path], kept: _Kept, folder: Path, tell: Tell) -> dic
 
 
 def _catalogue(kept: _Kept) -> tuple[pa.Array, np.ndarray]:
-    """The catalogue's own ids, sorted, and the intake's code of each: V ids, int64[V]."""
+    """The catalogue's ids, as given or else sorted, and the intake's code of each: V ids, int64[V]."""
     codes = np.arange(len(kept.counts)) if kept.intake.closed else np.flatnonzero(kept.counts)
     texts = pa.array(list(kept.intake.item_codes), pa.string()).take(pa.array(codes))
     ids = own_ids(texts, whole_numbers=kept.intake.whole_number_items)
+    if kept.intake.closed:
+        return ids, codes
     order = pc.sort_indices(ids)
     return ids.take(order), codes[order.to_numpy()]
 

@@ -1,5 +1,8 @@
 """Points in time in any form that logs use, as (whole, fraction): comparable, and exact for large integers."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
@@ -9,9 +12,11 @@ from raymerge.errors import InputError
 
 INTEGER = r"^-?[0-9]{1,19}$"
 DECIMAL = r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
-DAY = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+DAYS = r"((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|[12][0-9]))"
+DAY = rf"^[0-9]{{4}}-{DAYS}"
 CLOCK = r"([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?)"
 LOCAL_ISO, ZONED_ISO = (f"{DAY}{CLOCK}?$", f"{DAY}{CLOCK}(Z|[+-][0-9]{{2}}(:?[0-9]{{2}})?)$")
+POINT = r"\.[0-9]+"
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 Moments = tuple[np.ndarray, np.ndarray, np.ndarray]  # whole int64[n], fraction float64[n] in [0, 1], parsed bool[n]
@@ -70,26 +75,34 @@ def _from_text(column: pa.StringArray) -> Moments:
     texts = pc.utf8_trim_whitespace(column)
     whole, fraction = np.zeros(len(texts), np.int64), np.zeros(len(texts))
     parsed = np.zeros(len(texts), bool)
-    for pattern, kind, read in _TEXT_FORMS:
+    for pattern, read in _TEXT_FORMS:
         matches = pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False) & ~parsed
         if matches.any():
-            values = _cast_or_null(texts.filter(pa.array(matches)), kind)
-            whole[matches], fraction[matches], parsed[matches] = read(values)
+            whole[matches], fraction[matches], parsed[matches] = read(texts.filter(pa.array(matches)))
         if parsed.all():
             break
     return whole, fraction, parsed
 
 
-_TEXT_FORMS = (
-    (INTEGER, pa.int64(), _from_integers),
-    (DECIMAL, pa.float64(), _from_floats),
-    (LOCAL_ISO, pa.timestamp("ns"), _from_moments),
-    (ZONED_ISO, pa.timestamp("ns", "UTC"), _from_moments),
+def _from_iso(texts: pa.StringArray, zone: str | None) -> Moments:
+    """Whole seconds apart from what is after the point: in nanoseconds only the years 1677 to 2262 would fit."""
+    whole, _, parsed = _from_moments(
+        _cast_or_null(pc.replace_substring_regex(texts, POINT, ""), pa.timestamp("s", zone))
+    )
+    digits = pc.struct_field(pc.extract_regex(texts, f"(?P<digits>{POINT})"), "digits")
+    return whole, _filled(digits.cast(pa.float64())), parsed
+
+
+_TEXT_FORMS: tuple[tuple[str, Callable[[pa.StringArray], Moments]], ...] = (
+    (INTEGER, lambda texts: _from_integers(_cast_or_null(texts, pa.int64()))),
+    (DECIMAL, lambda texts: _from_floats(_cast_or_null(texts, pa.float64()))),
+    (LOCAL_ISO, partial(_from_iso, zone=None)),
+    (ZONED_ISO, partial(_from_iso, zone="UTC")),
 )
 
 
 def _cast_or_null(texts: pa.StringArray, kind: pa.DataType) -> pa.Array:
-    """Cast that turns text that cannot be cast (30 February) into null; such text is found by halving."""
+    """Cast that turns text that cannot be cast (29 February 2001) into null; such text is found by halving."""
     try:
         return texts.cast(kind)
     except pa.ArrowInvalid:

@@ -99,7 +99,8 @@ class Bootstrap:
 
         The p value is two-sided: twice the share of replicates whose difference has the other sign or is 0, with 1
         added to both counts (Davison and Hinkley, "Bootstrap methods and their application", 1997, eq. 4.11), so it
-        is never below 2 / (replicates + 1).
+        is never below 2 / (replicates + 1). Nor is it below what a sign test of as many users can give, 2^(1 − users):
+        of a handful of users the bootstrap is too sure.
         """
         mean_a, replicated_a = self._mean(a)
         mean_b, replicated_b = self._mean(b)
@@ -112,7 +113,7 @@ class Bootstrap:
             relative=(mean_a - mean_b) / mean_b if mean_b else None,
             low=low,
             high=high,
-            p_value=min(1.0, 2 * (1 + opposite) / (1 + len(replicated))),
+            p_value=min(1.0, max(2 * (1 + opposite) / (1 + len(replicated)), 2.0 ** (1 - self.users))),
         )
 
     def _mean(self, column: str) -> tuple[float, Tensor]:

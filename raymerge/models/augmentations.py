@@ -40,6 +40,11 @@ def _columns(histories: Tensor) -> Tensor:
     return torch.arange(histories.shape[1], device=histories.device)
 
 
+def _share_of(histories: Tensor, share: float) -> Tensor:
+    """⌊share · n⌋ of each history of n items: int64[B]; .59 of 100 are 59, although .59 · 100 is a little less."""
+    return (lengths(histories).double() * share + 1e-9).long()
+
+
 def _segment(histories: Tensor, seeds: Tensor, size: Tensor) -> Tensor:
     """First column of a run of `size` items, uniform over all possible places: int64[B]."""
     spare = lengths(histories) - size
@@ -49,7 +54,7 @@ def _segment(histories: Tensor, seeds: Tensor, size: Tensor) -> Tensor:
 @AUGMENTATIONS.register("crop")
 def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
     """Keep a run of ⌊share · n⌋ successive items (at least one) of each history of n."""
-    size = (lengths(histories) * share).long().clamp(min=1)
+    size = _share_of(histories, share).clamp(min=1)
     columns, width = _columns(histories), histories.shape[1]
     source = columns + (_segment(histories, seeds, size) + size - width)[:, None]
     kept = columns >= (width - size)[:, None]
@@ -60,14 +65,14 @@ def crop(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0)
 def mask(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int) -> Tensor:
     """Replace ⌊share · n⌋ items of each history, drawn without replacement, by the mask."""
     keys = column_draws(histories, seeds, Stream.VIEW_COLUMNS).masked_fill(histories == 0, 2.0)
-    chosen = keys.argsort(1).argsort(1) < (lengths(histories) * share).long()[:, None]
+    chosen = keys.argsort(1).argsort(1) < _share_of(histories, share)[:, None]
     return histories.masked_fill(chosen, mask_index)
 
 
 @AUGMENTATIONS.register("reorder")
 def reorder(histories: Tensor, seeds: Tensor, *, share: float, mask_index: int = 0) -> Tensor:
     """Shuffle a run of ⌊share · n⌋ successive items of each history."""
-    size = (lengths(histories) * share).long()[:, None]
+    size = _share_of(histories, share)[:, None]
     first = _segment(histories, seeds, size[:, 0])[:, None]
     columns = _columns(histories)
     inside = (columns >= first) & (columns < first + size)

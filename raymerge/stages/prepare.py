@@ -1,13 +1,14 @@
 """From an interaction log, given or the recipe's own, to user partitions."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from raymerge import recipes
 from raymerge.artifacts import Artifact, Key, file_digest
 from raymerge.data.prepare import catalogue_file, check_log
 from raymerge.data.prepare import prepare as prepare_log
+from raymerge.data.split import MIN_LENGTH
 from raymerge.errors import InputError
 from raymerge.files import storage
 from raymerge.stages.context import Context, TrackedDraft
@@ -60,6 +61,7 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
 
         draft.progress(0, len(passes))
         counts = prepare_log(list(files), settings, draft.folder, progress=tell)
+        _check_enough(counts)
         draft.counts.update(counts)
         for key, value in counts.items():
             draft.tell(key, value)
@@ -67,3 +69,11 @@ def prepare(context: Context, files: Sequence[str]) -> Artifact:
         draft.progress(1, 1, summary)
 
     return context.find_or_make("prepare", Key("prepare", inputs, configuration), fill)
+
+
+def _check_enough(counts: Mapping[str, int]) -> None:
+    """Raise InputError for a log that nothing could be learned or chosen on."""
+    if counts["items"] < 2:
+        raise InputError("one item is left, so there is nothing to rank; lower prepare.min_item_count")
+    if not counts["validation_users"]:
+        raise InputError(f"none of the {counts['users']:,} users has the {MIN_LENGTH} items that it takes to validate")

@@ -111,7 +111,7 @@ def bucket_steps(*, partitions: int, batch_size: int) -> int:
 
 
 def plan_epoch(windows: Windows, *, steps: int, bucket: int, seed: int, epoch: int) -> EpochPlan:
-    """Shuffle each partition's windows, split them evenly over the steps, and sort them within buckets of steps."""
+    """Shuffle each partition's windows, split each evenly over the steps, and sort them within buckets of steps."""
     ends, seeds = windows.ends(seed, epoch), windows.row_seeds(seed, epoch)
     length = ends.clamp(max=windows.width)
     partition = windows.partitions[windows.users]

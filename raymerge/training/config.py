@@ -29,7 +29,7 @@ class TrainingConfig:
 
     epochs: int = 30
     average_epochs: int = 1  # final epochs in which the weights' running average is validated instead; 1: none
-    batch_size: int = 128  # windows per step, over all ranks
+    batch_size: int = 128  # windows per step on average, over all ranks
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # of AdamW, on matrices only
     warmup_steps: int = 0

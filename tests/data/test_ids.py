@@ -74,6 +74,12 @@ def test_fractions_are_refused_as_ids() -> None:
         encode_ids(pa.array([1.0, 1.5]))
 
 
+def test_floats_that_may_have_lost_digits_are_refused_as_ids() -> None:
+    with pytest.raises(InputError, match=r"reach 2\^53, where different ids become equal"):
+        encode_ids(pa.array([1.0, 2.0**53 + 1]))
+    assert encode_ids(pa.array([2.0**53 - 1, None]))[0].to_pylist() == [str(2**53 - 1)]
+
+
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.list_(pa.int64()), pa.timestamp("s"), pa.binary()])
 def test_columns_that_cannot_hold_ids_are_refused_by_name(kind: pa.DataType) -> None:
     with pytest.raises(InputError, match="column 'user' of log.parquet holds"):

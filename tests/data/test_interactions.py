@@ -93,8 +93,24 @@ def test_quoted_lines_are_one_value_wherever_a_block_ends(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("row", "rows"), [('1,x,"3\n', 2_000), ('1,x,"3\n', 1_500_000), ('1,"x,3\n', 1_500_000)])
 def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path, row: str, rows: int) -> None:
     path = write(tmp_path / "log.csv", "user,item,timestamp\n" + "1,x,3\n" * 1000 + row + "2,y,4\n" * rows)
-    with pytest.raises(InputError, match=r"log\.csv cannot be read: a quote .* is never closed"):
+    with pytest.raises(InputError, match=r"log\.csv cannot be read: a quote .* is not closed on its line"):
         read(path)
+
+
+@pytest.mark.parametrize("between", [500, 300_000])
+def test_rows_between_two_stray_quotes_are_not_taken_for_one_value(tmp_path: Path, between: int) -> None:
+    few = "1,x,3\n" * 1000
+    path = write(
+        tmp_path / "log.csv", "user,item,timestamp\n" + few + '1,"x,3\n' + "2,y,4\n" * between + '3,"z,5\n' + few
+    )
+    with pytest.raises(InputError, match="is not closed on its line"):
+        read(path)
+
+
+def test_values_of_several_lines_are_read_however_many_there_are(tmp_path: Path) -> None:
+    row = '1,x,3,"so\n""good""\n, I say"\n'
+    rows, _ = read(write(tmp_path / "log.csv", "user,item,timestamp,review\n" + row * 100_000))
+    assert len(rows) == 100_000
 
 
 def test_all_lines_of_a_malformed_row_are_counted(tmp_path: Path) -> None:
@@ -216,3 +232,9 @@ def test_an_error_in_the_code_that_reads_a_log_is_not_blamed_on_the_log(tmp_path
         for _ in log.batches:
             raise OSError("disk full")
     assert Path(path).exists()
+
+
+def test_a_byte_order_mark_of_sequences_is_no_part_of_an_id(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("\ufeff1 5 6\n", encoding="utf-8")
+    rows, _ = read(tmp_path / "log.txt", format="sequences")
+    assert rows == [("1", "5"), ("1", "6")]

@@ -9,6 +9,7 @@ import numpy as np
 import oracles_data as naive
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from partitions import concatenate
@@ -16,7 +17,7 @@ from pyarrow import parquet as pq
 
 from raymerge.data.cleaning import Duplicates
 from raymerge.data.prepare import Core, PrepareConfig, prepare
-from raymerge.data.sequences import read_items, read_partition
+from raymerge.data.sequences import Items, read_items, read_partition, write_items
 from raymerge.data.spill import Spill, partition_of
 from raymerge.errors import ConfigError, InputError
 
@@ -103,10 +104,6 @@ def test_partitions_equal_the_naive_ones(
         with pytest.raises(InputError, match="lower prepare.min_item_count and prepare.min_user_count"):
             prepare([source], config, folder / "out")
         return
-    if len(expected[1]) == 1:
-        with pytest.raises(InputError, match="one item is left"):
-            prepare([source], config, folder / "out")
-        return
     counts = prepare([source], config, folder / "out")
     assert prepared(folder / "out") == expected
     assert counts["users"] == len(expected[0]) and counts["items"] == len(expected[1])
@@ -135,6 +132,17 @@ def test_a_given_catalogue_keeps_its_indices_and_other_items_are_dropped(tmp_pat
     assert ours["offered"].to_pylist() == [True, True, False]
     assert (counts["offered"], "offered" in theirs.column_names) == (2, False)
     assert prepared(tmp_path / "second")[0] == {2: [2, 1, 2]}
+
+
+def test_a_given_catalogue_need_not_be_sorted_but_has_each_item_once(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "log.csv", [(1, item, time) for time, item in enumerate("amz")])
+    for name, ids in (("some", ["z", "a", "m"]), ("twice", ["z", "a", "z"])):
+        write_items(Items(pa.array(ids), torch.ones(3, dtype=torch.int64)), tmp_path / f"{name}.parquet")
+    counts = prepare([source], loose(catalogue=str(tmp_path / "some.parquet")), tmp_path / "out")
+    assert counts["unknown_items"] == 0
+    assert prepared(tmp_path / "out")[0] == {1: [2, 3, 1]}
+    with pytest.raises(InputError, match="lists 3 items, but only 2 different ones"):
+        prepare([source], loose(catalogue=str(tmp_path / "twice.parquet")), tmp_path / "refused")
 
 
 def test_a_log_without_items_of_the_catalogue_is_refused_with_an_example(tmp_path: Path) -> None:
@@ -250,7 +258,7 @@ def test_nobody_drawn_to_validate_is_an_error(tmp_path: Path) -> None:
 
 def test_a_log_of_only_bad_rows_is_refused(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "log.csv", [("", "", "")])
-    with pytest.raises(InputError, match="nothing is left: no user has 1 interactions"):
+    with pytest.raises(InputError, match="all 1 rows are bad"):
         prepare([source], loose(max_bad_share=1.0), tmp_path / "out")
 
 

@@ -116,6 +116,11 @@ def test_very_few_users_give_finite_intervals() -> None:
     assert (found.low, found.high) == (0.5, 0.5)
 
 
+@pytest.mark.parametrize(("users", "p"), [(1, 1.0), (4, 0.125)])
+def test_a_handful_of_users_proves_no_more_than_a_sign_test_of_them(users: int, p: float) -> None:
+    assert compared(torch.full((users,), 0.3), torch.full((users,), 0.1)).p_value == p
+
+
 def test_incomparable_values_are_refused() -> None:
     bootstrap = Bootstrap(["a"], replicates=100)
     with pytest.raises(InputError, match="no users"):

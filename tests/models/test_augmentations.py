@@ -59,6 +59,14 @@ def test_reorder_shuffles_one_run_of_the_share(histories: list[list[int]], share
         assert not moved or moved[-1] - moved[0] < math.floor(share * len(history))
 
 
+@pytest.mark.parametrize(("share", "length", "expected"), [(0.59, 100, 59), (0.53, 100, 53), (0.6, 5, 3), (0.3, 9, 2)])
+def test_a_share_is_rounded_down_from_its_decimal_value(share: float, length: int, expected: int) -> None:
+    [view] = items(
+        mask(padded([list(range(1, length + 1))]), torch.zeros(1, dtype=torch.int64), share=share, mask_index=MASK)
+    )
+    assert view.count(MASK) == expected
+
+
 def test_every_position_is_equally_likely() -> None:
     histories = torch.arange(1, 5).expand(6000, 4)
     row_seeds = torch.arange(6000)
