@@ -190,8 +190,8 @@ def beauty_config() -> Config:
 def markets_config() -> Config:
     """Members of one objective, each on its own market's data, from a base of older data; merges share no data.
 
-    Three rounds validate better than one with as many epochs. Merges have no searched settings, because no market sees
-    how well a merge does on the others' data.
+    Three rounds validate better than one with as many epochs. λ is searched, because a market may be far behind the
+    others: each reports how well a merge does on its own validation items, and only their sums are compared.
     For other logs: --set prepare.user=… etc.; to divide differently: --set markets.…
     """
     config = default_config()
@@ -204,7 +204,7 @@ def markets_config() -> Config:
             "members": {"market": ObjectiveConfig("next_item")},
             "fine_tuning": TrainingConfig(epochs=2),
             "rounds": 3,
-            "merge": MergeConfig(normalise="none"),
+            "merge": MergeConfig(coefficients="search", normalise="none"),
             "after_merge": None,
         }
     )
