@@ -1,6 +1,7 @@
 """Own ids of users and items: compared as text, kept as whole numbers if all are, hashed the same on any machine.
 
-So a log gives the same partitions whether its ids arrive as `12` or as `"12"`, from CSV or from Parquet.
+So a log gives the same partitions whether its ids arrive as `12` or as `"12"`, from CSV or from Parquet. Floats that
+missing values have made of whole numbers are whole numbers again; as text, `12.0` is another id than `12`.
 """
 
 import hashlib

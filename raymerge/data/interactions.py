@@ -127,7 +127,8 @@ def _reading(shown: str) -> Iterator[None]:
     try:
         yield
     except CANNOT_READ as error:
-        raise InputError(f"{shown} cannot be read: {first_line(error)}; set prepare.format to its format") from error
+        what = f"{shown} cannot be read: {first_line(error)}"
+        raise InputError(f"{what}; is it whole, and text in UTF-8? Else set prepare.format to its format") from error
 
 
 def _guarded(batches: Iterable[pa.RecordBatch], shown: str) -> Iterator[pa.RecordBatch]:
