@@ -95,7 +95,7 @@ class Config(BaseModel):
     def _check_names(self) -> None:
         merge = self.merge.label
         early = [round_suffix(number) for number in range(1, self.rounds)]
-        names = [*{*RESERVED, merge}, *(merge + suffix for suffix in early)]
+        names = [*dict.fromkeys((*RESERVED, merge)), *(merge + suffix for suffix in early)]  # it may be the average
         names += [*self.all_members, *self.rivals, *(fine_tuned_name(rival) for rival in self.rivals)]
         suffixes = [*early, *(f"-{rival}" for rival in self.rivals)]
         names += [member + suffix for member in self.all_members for suffix in suffixes]

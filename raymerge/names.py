@@ -1,8 +1,8 @@
-"""Names of a run's models that are put together from others: also checked before they are used."""
+"""Names of a run's models that are made of other names: checked for duplicates before they are used."""
 
 
 def round_suffix(number: int) -> str:
-    """Of the merge and the members of a round before the last, which counts from 1.
+    """What tells the merge and the members of an early round, counted from 1, from those of the last.
 
     >>> "fisher" + round_suffix(1)
     'fisher-round-1'

@@ -15,10 +15,7 @@ from raymerge.registry import known
 from raymerge.settings_checks import class_in
 
 TYPE_NAMES = ("float", "int", "bool", "str")  # pydantic's names for the alternatives of a type; not keys
-REUSED_SECTIONS = (
-    "training",
-    "fisher",
-)  # names that settings use in messages although several sections consist of them
+REUSED_SECTIONS = ("training", "fisher")  # as settings name theirs, though other sections consist of the same
 PLAIN_WORDS = (
     (r"a valid integer(, .*)?", "a whole number"),
     (r"a valid number(, .*)?", "a number"),

@@ -32,7 +32,7 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 4 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet"}
-LINES_OF_A_VALUE = 10  # and 1% of a file's: more between two quotes are taken for rows that a stray quote swallowed
+LINES_OF_A_VALUE = 10  # or 1% of a file's: with more between two quotes, a stray one has swallowed rows
 CANNOT_READ = (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError)
 
 
@@ -278,9 +278,7 @@ class _Counted:
         if self._inside or b'"' in data:
             content = np.frombuffer(data, np.uint8)
             quotes, ends = (np.flatnonzero(content == ord(mark)) for mark in '"\n')
-            lines = np.bincount(
-                np.searchsorted(quotes, ends), minlength=len(quotes) + 1
-            )  # before each quote, and after
+            lines = np.bincount(np.searchsorted(quotes, ends), minlength=len(quotes) + 1)  # before each, then after
             lines[0] += self._since
             self.longest = max(self.longest, *lines[not self._inside :: 2].tolist(), 0)
             self._inside ^= bool(len(quotes) % 2)
