@@ -63,12 +63,12 @@ def command_context(
     changes += [f"cluster.address={address}"] if address else []
     changes += [f"tracking.uri={tracking_uri}"] if tracking_uri else []
     config = configure(recipe, changes)
-    place = Output(output)
-    place.check()
-    check_server(_tracking_uri(config, place))
+    target = Output(output)
+    target.check()
+    check_server(_tracking_uri(config, target))
     announcer = Announcer(Console(stderr=True))
     with announcer.display:
-        yield CommandContext(config, place, announcer, Deadline(config.cluster.deadline_hours * 3600))
+        yield CommandContext(config, target, announcer, Deadline(config.cluster.deadline_hours * 3600))
 
 
 @contextmanager

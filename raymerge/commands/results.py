@@ -46,16 +46,16 @@ def _items_in(history: str) -> list[str]:
 
 def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> None:
     """`raymerge report`."""
-    places = [find_report(url) for url in urls]
-    if len(places) > 1:
-        _report_runs(places, html, json_file)
+    files = [find_report(url) for url in urls]
+    if len(files) > 1:
+        _report_runs(files, html, json_file)
         return
-    [place] = places
-    text = storage.read_bytes(place)
+    [file] = files
+    text = storage.read_bytes(file)
     content = report_schema.loads(text)
     if json_file is not None:
         storage.write_bytes(json_file, text)
-    output = place.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
+    output = file.rsplit("/", 3)[0]  # <output>/report/<digest>/report.json
     if html is None:
         shown = console()
         shown.print(reports.render(content))
@@ -69,10 +69,10 @@ def run_report(urls: Sequence[str], html: str | None, json_file: str | None) -> 
     click.echo(html)
 
 
-def _report_runs(places: Sequence[str], html: str | None, json_file: str | None) -> None:
+def _report_runs(files: Sequence[str], html: str | None, json_file: str | None) -> None:
     if html is not None:
-        raise InputError(f"--html shows one run, got {len(places)}: leave it out to print their table, or name one run")
-    pooled = pool_reports(places)
+        raise InputError(f"--html shows one run, got {len(files)}: leave it out to print their table, or name one run")
+    pooled = pool_reports(files)
     if json_file is not None:
         storage.write_bytes(json_file, json.dumps(pooled, indent=1).encode())
     console().print(reports.render(pooled))

@@ -29,13 +29,13 @@ class ClusterConfig:
     member_threads: int = 1
     actor_threads: int = 1
     keep_going: bool = False  # if a model's loss is not finite, finish training the others first
-    piece_hours: float = 4.0  # in Fisher or evaluation a partition that takes longer counts as hung and is retried
+    partition_hours: float = 4.0  # in Fisher or evaluation a partition that takes longer counts as hung and is retried
     deadline_hours: float = 48.0  # of the whole command
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("actors", *PROCESSES), (1, 4096)) | dict.fromkeys(("min_cpus", "min_gpus"), (1, 10**5))
         check_ranges(self, "cluster", **counts, gpus=(0, math.inf))
-        for name in ("wait_minutes", "piece_hours", "deadline_hours"):
+        for name in ("wait_minutes", "partition_hours", "deadline_hours"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"cluster.{name} must be positive, got {getattr(self, name)}")
 

@@ -141,7 +141,7 @@ class _Work:
             if call.beat is not None and now - call.asked > SILENCE_S:
                 call.ended = f"gave no sign of life for {SILENCE_S:.0f} s: is its machine overloaded?"
             elif now - call.began > limit_s:
-                call.ended = f"had no result in {limit_s:.0f} s: raise cluster.piece_hours if it needs longer"
+                call.ended = f"had no result in {limit_s:.0f} s: raise cluster.partition_hours if it needs longer"
             if call.ended:
                 log.warning("%s: the process for %s %s; the piece is retried", self.doing, call.key, call.ended)
                 ray.kill(call.actor)
@@ -217,7 +217,7 @@ class Pool:
             while work.waiting or work.under_way:
                 self._deadline.check(doing)
                 self._hand_out(work)
-                work.end_hanging(self._config.piece_hours * 3600)
+                work.end_hanging(self._config.partition_hours * 3600)
                 if work.stands_still():
                     self._explain_wait(doing)
                 for reference in ray.wait([*self._starting, *work.under_way], timeout=POLL_S)[0]:

@@ -115,14 +115,14 @@ def disk_errors(url: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place, number = without_credentials(url), error.errno
+        shown, number = without_credentials(url), error.errno
         if number in FULL:
             raise ResourceError(
-                f"no space left for {place} ({reason(error)}); free some or choose another location"
+                f"no space left for {shown} ({reason(error)}); free some or choose another location"
             ) from error
         if number in FORBIDDEN or isinstance(error, PermissionError):
             raise ResourceError(
-                f"no permission for {place} ({reason(error)}); choose another location or other credentials"
+                f"no permission for {shown} ({reason(error)}); choose another location or other credentials"
             ) from error
         raise
 
@@ -136,16 +136,16 @@ def plain_errors(url: str) -> Iterator[None]:
     except (UserError, *MISSING, IsADirectoryError, FileExistsError):
         raise
     except Exception as error:
-        place, names = without_credentials(url), _names(error)
+        shown, names = without_credentials(url), _names(error)
         if is_transient(error):
             raise LostError(
-                f"{place} did not answer ({reason(error)}); run the same command again once it does"
+                f"{shown} did not answer ({reason(error)}); run the same command again once it does"
             ) from error
         if CREDENTIALS & names:
             raise InputError(
-                f"no credentials for {place} ({reason(error)}); set those of the store in the environment, "
+                f"no credentials for {shown} ({reason(error)}); set those of the store in the environment, "
                 "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
             ) from error
         if isinstance(error, OSError | ValueError) or REFUSALS & names:
-            raise ResourceError(f"{place} cannot be used: {reason(error)}") from error
+            raise ResourceError(f"{shown} cannot be used: {reason(error)}") from error
         raise

@@ -73,8 +73,8 @@ class _Task:
         partitions, users = partitions_of(self.data), self.context.config.study.users
         if users is None:
             return dict.fromkeys(partitions)
-        most, more = divmod(users, len(partitions))
-        return {url: most + (place < more) for place, url in enumerate(partitions)}
+        share, rest = divmod(users, len(partitions))
+        return {url: share + (number < rest) for number, url in enumerate(partitions)}
 
     def plans(self, name: str, config: FisherConfig, *, double: bool = False) -> dict[str, ShardPlan]:
         """Shards of a candidate."""
@@ -127,7 +127,7 @@ def _measure(task: _Task, exact: Artifact) -> list[Measured]:
             _clear(output, task.plans(_title(config), config).values())
     costs = {config: backward_passes(config, dim=size["dim"]) + 1 for config in configs}
     missing = sorted((config for config in configs if found[config] is None), key=lambda one: -costs[one])
-    names = {f"{place:04d} {_title(config)}": config for place, config in enumerate(missing)}
+    names = {f"{number:04d} {_title(config)}": config for number, config in enumerate(missing)}
     groups = ShardGroups(output, {name: task.plans(name, config) for name, config in names.items()})
     total = sum(costs.values()) * len(task.bounds)
 

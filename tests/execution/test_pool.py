@@ -200,9 +200,9 @@ def test_busy_process_gives_signs_of_life(
 def test_work_that_always_hangs_is_given_up(capacity: Capacity, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymerge.execution.pool.MAX_ATTEMPTS", 2)
     with pytest.raises(
-        ResourceError, match=r"abandoned after 2 attempts; .* no result in 1 s: raise cluster.piece_hours"
+        ResourceError, match=r"abandoned after 2 attempts; .* no result in 1 s: raise cluster.partition_hours"
     ):
-        collect(capacity, hang, {"a": (1,)}, actors=1, piece_hours=1 / 3600)
+        collect(capacity, hang, {"a": (1,)}, actors=1, partition_hours=1 / 3600)
 
 
 def test_processes_killed_while_idle_are_replaced_and_cost_a_piece_one_attempt(
