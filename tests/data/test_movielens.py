@@ -83,10 +83,16 @@ def test_without_network_the_error_names_the_alternatives(tmp_path: Path, error:
     )
 
 
-def test_a_wrong_digest_insecure_addresses_and_too_many_bytes_are_refused(tmp_path: Path) -> None:
+def test_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, ML_1M, Site(GOOD), "has sha256 .*, not a6898adb")
+
+
+def test_insecure_addresses_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, replace(ML_1M, url="http://example.org/x.zip"), Site(GOOD), "only https")
     refused(tmp_path, expected(GOOD), Site(GOOD, moved_to="http://example.org/ml-1m.zip"), "only https")
+
+
+def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, expected(GOOD, max_bytes=len(GOOD) - 1), Site(GOOD), "is larger than")
 
 

@@ -193,7 +193,7 @@ def by_rank(ranks: Tensor, p: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("samples", [3, ITEMS])
 @pytest.mark.parametrize("align", ["identity", "rank"])
-def test_batchwise_topk(samples: int, align: str) -> None:
+def test_batchwise_topk_equals_the_naive_sum(samples: int, align: str) -> None:
     module, users = encoder(8, dim=3, heads=1), histories()
 
     def choose(p: Tensor, _: int) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ def test_batchwise_topk(samples: int, align: str) -> None:
 
 @pytest.mark.parametrize("align", ["identity", "rank"])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_batchwise_random(align: str, weighted: bool) -> None:
+def test_batchwise_random_equals_the_naive_sum(align: str, weighted: bool) -> None:
     module, users, samples = encoder(8), histories(), 4
 
     def choose(p: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ def test_batchwise_draws_from_the_model_are_aligned_by_probability() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_batchwise_target_of_a_recurrent_model(tied: bool) -> None:
+def test_batchwise_target_of_a_recurrent_model_equals_the_naive_sum(tied: bool) -> None:
     module = randomised(Recurrent(tied=tied, bias=True).double(), 3)
     users, targets = histories(), torch.tensor([1, 1, 4, 4, 7])
     found = estimate(module, users, estimator="target", targets=targets, batch_size=2)
@@ -414,12 +414,18 @@ def test_one_certain_item_leaves_no_information_and_no_nan() -> None:
         assert all((value == 0).all() for value in estimate(module, users, **arguments).values())
 
 
-def test_modes_and_flags_are_restored_and_frozen_parameters_left_out_on_request() -> None:
+def test_modes_and_flags_are_restored() -> None:
     module = randomised(Recurrent(tied=True, bias=True).double(), 0)
     module.gru.train()
     module.bias.requires_grad_(False)
-    whole = estimate(module, histories())
+    estimate(module, histories())
     assert module.gru.training and not module.embedding.training and not module.bias.requires_grad
+
+
+def test_frozen_parameters_of_any_module_are_left_out_on_request() -> None:
+    module = randomised(Recurrent(tied=True, bias=True).double(), 0)
+    module.bias.requires_grad_(False)
+    whole = estimate(module, histories())
     partial = estimate(module, histories(), skip_frozen=True)
     assert whole["bias"].any() and "bias" not in partial
     assert_close(partial, {name: value for name, value in whole.items() if name != "bias"})

@@ -7,7 +7,7 @@ from raymerge.models.dropout import Dropout, keep_scale
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
-def test_share_dropped_and_expectation(rate: float) -> None:
+def test_the_mask_drops_its_rate_and_keeps_the_mean(rate: float) -> None:
     torch.manual_seed(0)
     scale = keep_scale(torch.empty(500_001, dtype=torch.float64), rate)
     assert float((scale == 0).double().mean()) == pytest.approx(rate, abs=1 / 512 + 0.003)
@@ -31,7 +31,7 @@ def test_eval_mode_and_rate_zero_change_nothing() -> None:
     assert Dropout(0.0)(x) is x
 
 
-def test_same_seed_same_mask() -> None:
+def test_the_same_seed_gives_the_same_mask() -> None:
     masks = []
     for _ in range(2):
         torch.manual_seed(7)

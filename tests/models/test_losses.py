@@ -39,7 +39,7 @@ def had_by(rows: int, items: int, share: float, draw: torch.Generator) -> torch.
     st.sampled_from([None, 0.0, 0.3, 1.0]),
     st.integers(0, 10**6),
 )
-def test_cross_entropy_and_its_gradients(
+def test_cross_entropy_and_its_gradients_equal_the_formula(
     rows: int, items: int, chunk: int, with_bias: bool, repeated: float | None, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -95,7 +95,7 @@ def test_no_gradients_are_computed_if_none_are_needed() -> None:
     st.sampled_from([None, 0.0, 0.3, 1.0]),
     st.integers(0, 10**6),
 )
-def test_sampled_cross_entropy_and_its_gradients(
+def test_sampled_cross_entropy_and_its_gradients_equal_the_formula(
     rows: int, items: int, draws: int, with_bias: bool, repeated: float | None, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -141,7 +141,9 @@ def test_the_sampled_sum_over_the_catalogue_is_unbiased() -> None:
     st.booleans(),
     st.integers(0, 10**6),
 )
-def test_info_nce_and_its_gradients(rows: int, similarity: str, temperature: float, labelled: bool, seed: int) -> None:
+def test_info_nce_and_its_gradients_equal_the_formula(
+    rows: int, similarity: str, temperature: float, labelled: bool, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     leaves = [torch.randn(rows, 3, dtype=torch.float64, generator=draw) for _ in range(2)]
     targets = torch.randint(0, 3, (rows,), generator=draw) if labelled else None
