@@ -22,7 +22,7 @@ def random_model(context: Context, data: Artifact, *, name: str = "random", seed
         save_model(module, draft.folder / "model", items_url=data.file(ITEMS_FILE))
         draft.counts[SCORE] = 0.1
 
-    return context.make(name, Key("train", {"seed": seed}), draw)
+    return context.make(name, Key("train", {"seed": seed}, {"objective": {"name": "next_item"}}), draw)
 
 
 def save_random_model(folder: Path, item_ids: list[int] | list[str], *, seed: int = 0) -> Path:
