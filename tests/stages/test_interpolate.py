@@ -1,6 +1,7 @@
 """Models between members, compared with models averaged and validated here."""
 
 import pytest
+from stages.contexts import MakeContext
 
 from raymerge.artifacts import Artifact, load_model
 from raymerge.data.sequences import Sequences
@@ -8,7 +9,6 @@ from raymerge.merging.lines import POINTS
 from raymerge.merging.methods import merge
 from raymerge.stages.interpolate import INTERPOLATION_FILE, interpolate
 from raymerge.training.loop import validate
-from tests.stages.conftest import MakeContext
 
 pytestmark = pytest.mark.usefixtures("capacity")
 
